@@ -1,0 +1,95 @@
+//! Telemetry attribute and metric names: OpenTelemetry semantic conventions where they have a word, `weft.`
+//! where they have none.
+//!
+//! Both the reporter in the sidecar and the receiver in the control plane spell names only through this
+//! module, so a name cannot drift on one side.
+
+// --- resource attributes (who reports) -------------------------------------------------------------------
+
+/// The workload that reports, for instance the Deployment's name.
+pub const SERVICE_NAME: &str = "service.name";
+/// The workload's namespace.
+pub const SERVICE_NAMESPACE: &str = "service.namespace";
+/// The workload's version, when known.
+pub const SERVICE_VERSION: &str = "service.version";
+/// One start of one proxy. A restarted proxy has a new one, so report sequences never collide.
+pub const SERVICE_INSTANCE_ID: &str = "service.instance.id";
+/// The pod's name.
+pub const K8S_POD_NAME: &str = "k8s.pod.name";
+
+// --- metrics ---------------------------------------------------------------------------------------------
+
+/// Outbound HTTP and gRPC requests, seconds, exponential histogram.
+pub const HTTP_CLIENT_REQUEST_DURATION: &str = "http.client.request.duration";
+/// Inbound HTTP and gRPC requests, seconds, exponential histogram.
+pub const HTTP_SERVER_REQUEST_DURATION: &str = "http.server.request.duration";
+/// Bytes of an outbound edge, sum, split by [`NETWORK_IO_DIRECTION`] as the *caller* sees it.
+pub const CLIENT_IO: &str = "weft.client.io";
+/// Bytes of an inbound edge, sum, split by [`NETWORK_IO_DIRECTION`] as the *server* sees it.
+pub const SERVER_IO: &str = "weft.server.io";
+/// Outbound connections that were not HTTP and have ended (or failed: see [`ERROR_TYPE`]), seconds from accept to close,
+/// exponential histogram.
+pub const CLIENT_CONNECTION_DURATION: &str = "weft.client.connection.duration";
+/// Inbound counterpart of [`CLIENT_CONNECTION_DURATION`].
+pub const SERVER_CONNECTION_DURATION: &str = "weft.server.connection.duration";
+/// Outbound connections that were not HTTP and have been opened, sum.
+pub const CLIENT_CONNECTIONS: &str = "weft.client.connections";
+/// Inbound counterpart of [`CLIENT_CONNECTIONS`].
+pub const SERVER_CONNECTIONS: &str = "weft.server.connections";
+/// Requests whose route was folded into [`ROUTE_OVERFLOW`] because the cap on route templates was reached, sum.
+/// Carries the peer attributes of the edge it happened on.
+pub const ROUTE_FOLDED: &str = "weft.http.route.folded";
+/// Data points that a proxy lost because its report buffer was full, sum.
+pub const REPORT_DROPPED: &str = "weft.report.dropped";
+/// How long protocol detection took, seconds, exponential histogram.
+pub const DETECT_DURATION: &str = "weft.detect.duration";
+
+// --- metric attributes -----------------------------------------------------------------------------------
+
+/// Request method; methods outside RFC 9110 and PATCH are reported as `_OTHER`.
+pub const HTTP_REQUEST_METHOD: &str = "http.request.method";
+/// Response status as a number.
+pub const HTTP_RESPONSE_STATUS_CODE: &str = "http.response.status_code";
+/// Path template, for instance `/users/{id}`.
+pub const HTTP_ROUTE: &str = "http.route";
+/// Present iff the request or connection failed: a [`Reason`](crate::Reason) word when the proxy answered,
+/// else the HTTP status (`500`) or gRPC status name in lower_snake (`unavailable`).
+pub const ERROR_TYPE: &str = "error.type";
+/// `http`, `tls` or `tcp`.
+pub const NETWORK_PROTOCOL_NAME: &str = "network.protocol.name";
+/// `1.0`, `1.1` or `2`.
+pub const NETWORK_PROTOCOL_VERSION: &str = "network.protocol.version";
+/// `transmit` or `receive`.
+pub const NETWORK_IO_DIRECTION: &str = "network.io.direction";
+/// `grpc` for gRPC requests; absent otherwise.
+pub const RPC_SYSTEM: &str = "rpc.system";
+/// gRPC status as a number.
+pub const RPC_GRPC_STATUS_CODE: &str = "rpc.grpc.status_code";
+/// The host that was asked for: a service's name, an SNI, an authority or an address.
+pub const SERVER_ADDRESS: &str = "server.address";
+/// The port that was asked for.
+pub const SERVER_PORT: &str = "server.port";
+/// The caller's address as the inbound side saw it; only where no verified identity names the caller.
+pub const CLIENT_ADDRESS: &str = "client.address";
+
+/// The workload on the other side of the edge.
+pub const PEER_WORKLOAD: &str = "weft.peer.workload";
+/// The namespace of the workload on the other side of the edge.
+pub const PEER_NAMESPACE: &str = "weft.peer.namespace";
+/// The version of the workload on the other side of the edge.
+pub const PEER_VERSION: &str = "weft.peer.version";
+/// The service that was called, as `name.namespace`. On both sides of an edge.
+pub const PEER_SERVICE: &str = "weft.peer.service";
+/// How the bytes were protected: `mutual`, `simple` or `none`.
+pub const TLS: &str = "weft.tls";
+
+// --- attribute values ------------------------------------------------------------------------------------
+
+/// The route of every request beyond the cap on route templates.
+pub const ROUTE_OVERFLOW: &str = "__other__";
+/// The method of every request whose method is not a registered one.
+pub const METHOD_OTHER: &str = "_OTHER";
+/// Value of [`NETWORK_IO_DIRECTION`].
+pub const IO_TRANSMIT: &str = "transmit";
+/// Value of [`NETWORK_IO_DIRECTION`].
+pub const IO_RECEIVE: &str = "receive";

@@ -1,0 +1,168 @@
+//! How xDS resources are named and what Weft writes in their metadata.
+//!
+//! A sidecar subscribes by name to what its pod really calls, so the name carries the question: "what is
+//! behind this destination?". Route tables, clusters and endpoint assignments bear the name of the
+//! [`ServicePort`](crate::ServicePort) they belong to (`orders.shop:8080`), or `endpoint/<ip>:<port>` when a
+//! pod was called directly.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+
+/// Key under which Weft's own metadata stands in `filter_metadata` of listeners, clusters and endpoints.
+pub const METADATA_NAMESPACE: &str = "weft.dev";
+
+/// Metadata fields inside [`METADATA_NAMESPACE`]; all values are strings.
+pub mod field {
+    /// The workload of an endpoint, or of an inbound listener.
+    pub const WORKLOAD: &str = "workload";
+    /// The namespace of `workload`.
+    pub const NAMESPACE: &str = "namespace";
+    /// The version of an endpoint's workload.
+    pub const VERSION: &str = "version";
+    /// The pod's name.
+    pub const POD: &str = "pod";
+    /// The service a listener or cluster stands for: `name.namespace`.
+    pub const SERVICE: &str = "service";
+    /// The service's port, decimal.
+    pub const PORT: &str = "port";
+    /// The declared protocol, one of [`Protocol`](super::Protocol); absent when it must be detected.
+    pub const PROTOCOL: &str = "protocol";
+}
+
+/// What a port was declared to speak (`appProtocol`, or the port's name).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// HTTP/1.1, or HTTP/2 when the bytes say so.
+    Http,
+    /// HTTP/2 with prior knowledge, gRPC included.
+    Http2,
+    /// TLS that the app terminates: passed through by SNI.
+    Tls,
+    /// Bytes.
+    Tcp,
+}
+
+impl Protocol {
+    /// The word in metadata.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Http2 => "http2",
+            Self::Tls => "tls",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    /// Reads the word in metadata.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "http" => Some(Self::Http),
+            "http2" => Some(Self::Http2),
+            "tls" => Some(Self::Tls),
+            "tcp" => Some(Self::Tcp),
+            _ => None,
+        }
+    }
+}
+
+/// Where a connection was going: by address as the kernel tells it, or by name as a forward-proxy client says it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Destination {
+    /// `10.96.0.12:8080` or `[fd00::1]:8080`.
+    Address(SocketAddr),
+    /// `orders:8080`, `orders.shop:8080`, `example.org:443`: lower case. The control plane resolves short
+    /// names in the asking workload's namespace.
+    Name {
+        /// The host, lower case.
+        host: Box<str>,
+        /// The port.
+        port: u16,
+    },
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// The name of a Listener resource: the question a sidecar asks.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ListenerName {
+    /// `outbound/<destination>`: what stands behind this destination?
+    Outbound(Destination),
+    /// `inbound/<ip>:<port>`: what is this port of mine?
+    Inbound(SocketAddr),
+}
+
+impl fmt::Display for ListenerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Outbound(destination) => write!(f, "outbound/{destination}"),
+            Self::Inbound(address) => write!(f, "inbound/{address}"),
+        }
+    }
+}
+
+/// The text is not the name of a Listener resource.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not of the form outbound/<host>:<port> or inbound/<ip>:<port>")]
+pub struct InvalidListenerName(String);
+
+impl FromStr for ListenerName {
+    type Err = InvalidListenerName;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || InvalidListenerName(text.chars().take(300).collect());
+        let (direction, rest) = text.split_once('/').ok_or_else(invalid)?;
+        match (direction, rest.parse::<SocketAddr>()) {
+            ("inbound", Ok(address)) => Ok(Self::Inbound(address)),
+            ("outbound", Ok(address)) => Ok(Self::Outbound(Destination::Address(address))),
+            ("outbound", Err(_)) => {
+                let (host, port) = rest.rsplit_once(':').ok_or_else(invalid)?;
+                let host: crate::Host = host.parse().map_err(|_| invalid())?;
+                let port = port.parse().map_err(|_| invalid())?;
+                Ok(Self::Outbound(Destination::Name { host: host.as_str().into(), port }))
+            }
+            _ => Err(invalid()),
+        }
+    }
+}
+
+/// The name of the cluster for a pod that was called directly, by its own address.
+#[must_use]
+pub fn endpoint_cluster(address: SocketAddr) -> String {
+    format!("endpoint/{address}")
+}
+
+/// The address in a cluster name made by [`endpoint_cluster`].
+#[must_use]
+pub fn parse_endpoint_cluster(name: &str) -> Option<SocketAddr> {
+    name.strip_prefix("endpoint/")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listener_names_round_trip() {
+        for text in [
+            "outbound/10.0.0.1:80",
+            "outbound/[fd00::1]:80",
+            "outbound/orders.shop:8080",
+            "inbound/10.0.0.1:8080",
+            "inbound/[fd00::1]:8080",
+        ] {
+            assert_eq!(text.parse::<ListenerName>().map(|n| n.to_string()), Ok(text.to_string()));
+        }
+        for text in ["", "outbound", "outbound/", "outbound/x", "inbound/orders:80", "sideways/1.2.3.4:5"] {
+            assert!(text.parse::<ListenerName>().is_err(), "{text:?}");
+        }
+    }
+}
