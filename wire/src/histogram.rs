@@ -5,9 +5,8 @@
 
 /// OpenTelemetry's advised bounds for HTTP durations plus 1 ms and 2.5 ms, in seconds.
 /// Source: OpenTelemetry semantic conventions, "HTTP metrics".
-pub const BOUNDS_SECONDS: [f64; 16] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-];
+pub const BOUNDS_SECONDS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
 /// Scale of exponential histograms: base = 2^(2^-SCALE) ≈ 1.0443, so a bucket's midpoint is within 2.2 % of
 /// any value in it. Source: OpenTelemetry metrics data model, "ExponentialHistogram".

@@ -164,7 +164,8 @@ impl fmt::Display for ServicePort {
 impl FromStr for ServicePort {
     type Err = InvalidName;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let form = || InvalidName::Form { kind: "service port", text: text.into(), form: "name.namespace:port" };
+        let form =
+            || InvalidName::Form { kind: "service port", text: text.into(), form: "name.namespace:port" };
         let (service, port) = text.rsplit_once(':').ok_or_else(form)?;
         Ok(Self { service: service.parse()?, port: port.parse().map_err(|_| form())? })
     }

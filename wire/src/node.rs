@@ -4,7 +4,7 @@
 //! workload as `namespace/name`. Registrations let a program without Kubernetes be an endpoint of a service
 //! for exactly as long as its sidecar's stream lives.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use envoy_types::pb::google::protobuf::{ListValue, Struct, Value, value::Kind};
@@ -97,7 +97,7 @@ impl NodeMetadata {
     /// The `metadata` field of the `Node` message.
     #[must_use]
     pub fn to_struct(&self) -> Struct {
-        let mut fields = BTreeMap::new();
+        let mut fields = HashMap::new();
         fields.insert(WORKLOAD.into(), text(self.workload.to_string()));
         if let Some(version) = &self.version {
             fields.insert(VERSION.into(), text(version));
@@ -107,7 +107,7 @@ impl NodeMetadata {
         }
         fields.insert(ADDRESSES.into(), list(self.addresses.iter().map(|a| text(a.to_string())).collect()));
         let registrations = self.registrations.iter().map(|registration| {
-            let mut fields = BTreeMap::new();
+            let mut fields = HashMap::new();
             fields.insert("service".into(), text(registration.service.to_string()));
             fields.insert("address".into(), text(registration.address.to_string()));
             if let Some(protocol) = registration.protocol {
@@ -184,6 +184,9 @@ mod tests {
     #[test]
     fn a_missing_workload_is_named() {
         let error = NodeMetadata::from_struct(&Struct::default()).expect_err("no workload");
-        assert_eq!(error.to_string(), "node metadata field \"weft.workload\" is missing or has the wrong type");
+        assert_eq!(
+            error.to_string(),
+            "node metadata field \"weft.workload\" is missing or has the wrong type"
+        );
     }
 }
