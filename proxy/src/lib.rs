@@ -1,1 +1,4 @@
-//! placeholder
+//! The sidecar as a library.
+
+pub mod route;
+pub mod xds;

@@ -1,0 +1,49 @@
+//! What the control plane says: an incremental ADS client and the directory it fills.
+//!
+//! In: destinations that connections ask for ([`Directory::discover`]) and the control plane's answers. Out:
+//! [`Listener`]s with their routes, clusters and endpoints, complete or not at all, readable by every worker
+//! without a lock ([`Directory::lookup`]).
+//!
+//! ```text
+//! worker ── lookup ──► ArcSwap<map>  ◄── publish ── client (pure) ◄── messages ── task (admin thread)
+//!        └─ discover ─► bounded channel ───────────► client       ── requests ──►
+//! ```
+//!
+//! - [`model`]: what workers see. [`directory`]: the map and the waiting room.
+//! - [`parse`]: one resource → draft, or an error that names the field (becomes a NACK).
+//! - [`subscription`]: the protocol of one resource type. [`store`]: drafts → compiled objects, in order.
+//! - [`client`]: the two together as one step function. [`task`]: its sockets and clock.
+//!
+//! Invariant: stale beats none. Nothing that was known is forgotten because a stream ended; only the control
+//! plane's own word (`removed_resources`) or ten idle minutes take a destination away.
+//! Surprise: a listener is visible only when its route table, clusters *and* endpoints have been answered, so a
+//! worker never meets half a configuration.
+//! Non-goal: wildcard subscriptions. A sidecar's memory must not grow with the cluster.
+
+use std::time::Duration;
+
+use weft_wire::node::NodeMetadata;
+
+mod directory;
+mod model;
+
+pub use directory::{Directory, Lookup, Status, TypeStatus};
+pub use model::{Cluster, ClusterSpec, Endpoint, Endpoints, Listener, ListenerSpec};
+
+pub use crate::route::matcher::{Route, RouteTable};
+
+/// What xDS means by an unset `connect_timeout`.
+pub const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+
+/// Who the client is and whom it asks.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The control plane: `http://host:15010`.
+    pub control_plane: http::Uri,
+    /// This start of this proxy; `node.id`.
+    pub instance: String,
+    /// The rest of the node; its workload is `node.cluster`.
+    pub node: NodeMetadata,
+    /// Most destinations subscribed at a time.
+    pub listeners_max: usize,
+}

@@ -1,0 +1,255 @@
+//! What the data path sees of the configuration: listeners, clusters, endpoints.
+//!
+//! In: values that [`super::parse`] made from xDS resources, or that a test or bench made by hand with the
+//! public constructors. Out: cheap, shared, immutable objects whose *moving parts* are behind `arc-swap`, so
+//! a connection that has held a [`Listener`] for an hour still sees today's routes and endpoints.
+//!
+//! Invariant: nothing here is changed by a reader, and a reader never waits.
+//! Surprise: a [`Cluster`]'s endpoints outlive it. When only `connect_timeout` changes, a new `Cluster` is made
+//! around the same endpoint slot, so state that a worker keeps per cluster *name* stays valid.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Guard};
+use weft_wire::xds::{ListenerName, Protocol};
+use weft_wire::{ServicePort, WorkloadId};
+
+use crate::route::matcher::RouteTable;
+
+/// One address that serves a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where to connect to.
+    pub address: SocketAddr,
+    /// Who runs there, when the control plane knows.
+    pub workload: Option<WorkloadId>,
+    /// The workload's version.
+    pub version: Option<Arc<str>>,
+    /// The pod's name.
+    pub pod: Option<Arc<str>>,
+    /// Share of the load relative to its siblings; at least 1.
+    pub weight: u32,
+    /// Whether the control plane calls it ready. A proxy sends to an unhealthy endpoint only in panic.
+    pub healthy: bool,
+}
+
+impl Endpoint {
+    /// A healthy, anonymous endpoint of weight 1.
+    #[must_use]
+    pub fn new(address: SocketAddr) -> Self {
+        Self { address, workload: None, version: None, pod: None, weight: 1, healthy: true }
+    }
+
+    /// The same endpoint, named.
+    #[must_use]
+    pub fn of(self, workload: WorkloadId, version: Option<&str>) -> Self {
+        Self { workload: Some(workload), version: version.map(Arc::from), ..self }
+    }
+}
+
+/// All endpoints of a cluster at one moment.
+#[derive(Debug)]
+pub struct Endpoints {
+    /// Unique in the process and growing: a worker rebuilds its own state iff this number is not the one it
+    /// built from.
+    pub generation: u64,
+    /// In the control plane's order, addresses unique.
+    pub list: Box<[Endpoint]>,
+}
+
+impl Endpoints {
+    /// Endpoints with a generation of their own. A second endpoint at the same address is dropped.
+    #[must_use]
+    pub fn new(mut list: Vec<Endpoint>) -> Self {
+        static GENERATION: AtomicU64 = AtomicU64::new(1);
+        let mut seen = std::collections::HashSet::with_capacity(list.len());
+        list.retain(|endpoint| seen.insert(endpoint.address));
+        Self { generation: GENERATION.fetch_add(1, Ordering::Relaxed), list: list.into() }
+    }
+}
+
+/// Where a cluster's endpoints live: shared by successive [`Cluster`]s of one name.
+pub(crate) type EndpointSlot = Arc<ArcSwap<Endpoints>>;
+
+/// What a [`Cluster`] is apart from its endpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterSpec {
+    /// Unique: `orders.shop:8080` or `endpoint/<ip>:<port>`.
+    pub name: Box<str>,
+    /// The service behind it, when there is one.
+    pub service: Option<ServicePort>,
+    /// What its port was declared to speak; `None` = detected per connection.
+    pub protocol: Option<Protocol>,
+    /// Whether requests go out as HTTP/2 with prior knowledge, whatever the client spoke.
+    pub http2: bool,
+    /// How long an endpoint may take to accept.
+    pub connect_timeout: Duration,
+}
+
+impl ClusterSpec {
+    /// HTTP/1.1 or bytes, five seconds to connect (what xDS means by an unset `connect_timeout`).
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            service: None,
+            protocol: None,
+            http2: false,
+            connect_timeout: super::CONNECT_TIMEOUT_DEFAULT,
+        }
+    }
+}
+
+/// A backend: a set of interchangeable endpoints and how to talk to them.
+pub struct Cluster {
+    spec: ClusterSpec,
+    endpoints: EndpointSlot,
+}
+
+impl Cluster {
+    /// A cluster with endpoints of its own: for tests, benches and pass-through pools.
+    #[must_use]
+    pub fn new(spec: ClusterSpec, endpoints: Vec<Endpoint>) -> Arc<Self> {
+        Self::with_slot(spec, Arc::new(ArcSwap::from_pointee(Endpoints::new(endpoints))))
+    }
+
+    pub(crate) fn with_slot(spec: ClusterSpec, endpoints: EndpointSlot) -> Arc<Self> {
+        Arc::new(Self { spec, endpoints })
+    }
+
+    pub(crate) fn spec(&self) -> &ClusterSpec {
+        &self.spec
+    }
+
+    /// The endpoints of this moment. The guard is for reading now, not for keeping across an `await`.
+    #[must_use]
+    pub fn endpoints(&self) -> Guard<Arc<Endpoints>> {
+        self.endpoints.load()
+    }
+
+    /// Replaces the endpoints in place: for tests. In a sidecar only the xDS client does so.
+    pub fn set_endpoints(&self, endpoints: Vec<Endpoint>) {
+        self.endpoints.store(Arc::new(Endpoints::new(endpoints)));
+    }
+}
+
+/// The parts of its specification read as fields: `cluster.name`, `cluster.http2`.
+impl std::ops::Deref for Cluster {
+    type Target = ClusterSpec;
+    fn deref(&self) -> &ClusterSpec {
+        &self.spec
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let endpoints = self.endpoints.load();
+        f.debug_struct("Cluster")
+            .field("name", &self.spec.name)
+            .field("endpoints", &endpoints.list.len())
+            .finish()
+    }
+}
+
+/// Where a listener's routes live: shared by all listeners that name the same route table.
+pub(crate) type RouteSlot = Arc<ArcSwap<RouteTable>>;
+/// Where the cluster for opaque connections lives.
+pub(crate) type ClusterSlot = Arc<ArcSwap<Cluster>>;
+
+/// What a [`Listener`] is apart from its routes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerSpec {
+    /// The destination it stands for.
+    pub name: ListenerName,
+    /// The service behind the destination, when there is one.
+    pub service: Option<ServicePort>,
+    /// What the port was declared to speak; `None` = detect.
+    pub protocol: Option<Protocol>,
+    /// Inbound: the workload whose port this is. Outbound: the pod that was called directly.
+    pub workload: Option<WorkloadId>,
+}
+
+impl ListenerSpec {
+    /// A listener about which nothing but its destination is known.
+    #[must_use]
+    pub fn new(name: ListenerName) -> Self {
+        Self { name, service: None, protocol: None, workload: None }
+    }
+}
+
+/// The answer to "what stands behind this destination?".
+pub struct Listener {
+    spec: ListenerSpec,
+    routes: RouteSlot,
+    cluster: Option<ClusterSlot>,
+}
+
+impl Listener {
+    /// A listener that is not connected to a control plane: for tests and benches.
+    #[must_use]
+    pub fn new(spec: ListenerSpec, routes: RouteTable, opaque: Option<Arc<Cluster>>) -> Arc<Self> {
+        Self::with_slots(
+            spec,
+            Arc::new(ArcSwap::from_pointee(routes)),
+            opaque.map(|cluster| Arc::new(ArcSwap::new(cluster))),
+        )
+    }
+
+    pub(crate) fn with_slots(
+        spec: ListenerSpec,
+        routes: RouteSlot,
+        cluster: Option<ClusterSlot>,
+    ) -> Arc<Self> {
+        Arc::new(Self { spec, routes, cluster })
+    }
+
+    /// The routes of this moment; empty for a port that speaks no HTTP. The guard is for picking now: clone the
+    /// `Arc<Route>` out of it to keep one.
+    #[must_use]
+    pub fn routes(&self) -> Guard<Arc<RouteTable>> {
+        self.routes.load()
+    }
+
+    /// Where connections go that are not HTTP; `None` when the port was declared to speak HTTP.
+    #[must_use]
+    pub fn cluster(&self) -> Option<Arc<Cluster>> {
+        self.cluster.as_ref().map(|slot| slot.load_full())
+    }
+}
+
+/// The parts of its specification read as fields: `listener.service`, `listener.protocol`.
+impl std::ops::Deref for Listener {
+    type Target = ListenerSpec;
+    fn deref(&self) -> &ListenerSpec {
+        &self.spec
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generation_is_never_reused() {
+        let cluster = Cluster::new(ClusterSpec::new("a.b:1"), vec![]);
+        let first = cluster.endpoints().generation;
+        cluster.set_endpoints(vec![]);
+        assert!(cluster.endpoints().generation > first, "a worker must notice even an equal list");
+    }
+
+    #[test]
+    fn a_repeated_address_counts_once() {
+        let address: SocketAddr = "10.0.0.1:80".parse().expect("valid");
+        assert_eq!(Endpoints::new(vec![Endpoint::new(address), Endpoint::new(address)]).list.len(), 1);
+    }
+}
