@@ -1,3 +1,3 @@
-//! Routing: which rule a request falls under, and what its path is called in metrics.
+//! What a path means: which backend it goes to (`matcher`) and what it is called in telemetry (`template`).
 
-pub mod matcher;
+pub mod template;

@@ -1,0 +1,1 @@
+//! Path templates without configuration.
