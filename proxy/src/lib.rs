@@ -1,4 +1,5 @@
 //! The sidecar as a library.
 
+pub mod record;
 pub mod route;
 pub mod xds;
