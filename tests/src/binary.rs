@@ -1,0 +1,59 @@
+//! Weft's own binaries, built on demand in the same target directory and profile.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The profile to build with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// What tests use.
+    Dev,
+    /// What benches measure.
+    Release,
+}
+
+/// Path of `weft`, the binary that contains the sidecar and the control plane as subcommands.
+///
+/// Cargo is asked on first use, so `cargo test -p weft-tests one_test` never runs against a stale binary.
+///
+/// # Panics
+/// When it does not build: no test can go on without it.
+#[must_use]
+pub fn weft() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| build("weft-cli", "weft", Profile::Dev))
+}
+
+/// Builds one binary of the workspace and answers its path.
+///
+/// # Panics
+/// When it does not build.
+#[must_use]
+pub fn build(package: &str, binary: &str, profile: Profile) -> PathBuf {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace()).args(["build", "--quiet", "--package", package, "--bin", binary]);
+    if profile == Profile::Release {
+        cargo.arg("--release");
+    }
+    let status = cargo.status().expect("cargo runs, for it runs this test");
+    assert!(status.success(), "{binary} does not build");
+    target().join(if profile == Profile::Release { "release" } else { "debug" }).join(binary)
+}
+
+/// The workspace's root.
+#[must_use]
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies inside the workspace")
+}
+
+/// Cargo's target directory, where downloaded peers are kept too.
+///
+/// # Panics
+/// When the running executable is not inside a target directory.
+#[must_use]
+pub fn target() -> PathBuf {
+    let executable = std::env::current_exe().expect("the kernel knows this executable");
+    // <target>/<profile>/deps/<name>
+    executable.ancestors().nth(3).expect("a test lies three levels below target").to_owned()
+}
