@@ -1,1 +1,20 @@
-//! placeholder
+//! The `weft` command: a mesh on one machine, and questions to a running one.
+//!
+//! In: a command line. Out: text for people (or JSON for programs) on standard output, what went wrong and what
+//! to do about it on standard error, an exit code.
+//!
+//! Surprise: `weft demo` and `weft run` need no second binary. This program contains the sidecar and the
+//! control plane and starts itself again for them, by subcommands that `--help` does not list.
+//!
+//! Non-goal: deciding anything about traffic. What the mesh does is decided in `proxy` and `control-plane`.
+
+mod args;
+pub mod fabric;
+
+use std::process::ExitCode;
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    args::run()
+}
