@@ -1,5 +1,11 @@
 //! The sidecar as a library.
 
+pub mod accept;
+pub mod config;
+pub mod connect;
+pub mod detect;
+pub mod drain;
 pub mod record;
 pub mod route;
+pub mod worker;
 pub mod xds;

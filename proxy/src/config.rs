@@ -1,0 +1,529 @@
+//! The sidecar's settings, parsed once.
+//!
+//! In: flags and `WEFT_…` environment variables ([`Arguments`], what clap reads). Out: a [`Config`] whose
+//! values are right by construction; after that nobody reads the environment. Invariant: an error names the
+//! variable, the rejected text and what to write instead. Surprise: addresses here may hold port 0; what was
+//! really bound is in [`accept::Bound`](crate::accept::Bound). Non-goal: settings that the control plane sends.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use weft_wire::xds::{Destination, Protocol};
+use weft_wire::{Host, ServicePort, WorkloadId};
+
+use crate::record;
+
+/// Workers by default: a sidecar shares its pod's CPUs with the app, and one worker saturates a core at tens of
+/// thousands of requests per second.
+const WORKERS_DEFAULT_MAX: usize = 2;
+
+/// Workers at most: each costs a thread, a metric shard and its own upstream connections.
+const WORKERS_MAX: usize = 64;
+
+/// Explicit outbound listeners at most: each is a socket per worker.
+const OUTBOUND_FORWARDS_MAX: usize = 64;
+
+/// Flags and environment as clap reads them. Everything is text here; [`Config::try_from`] gives it meaning.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Arguments {
+    /// The control plane's address, for instance http://weft-control-plane.weft-system:15010. Without it every
+    /// connection passes through to where it was going, still measured
+    #[arg(long, env = "WEFT_CONTROL_PLANE", value_name = "URL")]
+    pub control_plane: Option<String>,
+    /// What runs here: the Deployment's, StatefulSet's or program's name
+    #[arg(long, env = "WEFT_WORKLOAD", value_name = "NAME")]
+    pub workload: Option<String>,
+    /// The workload's namespace
+    #[arg(long, env = "WEFT_NAMESPACE", value_name = "NAMESPACE", default_value = "default")]
+    pub namespace: String,
+    /// The workload's version
+    #[arg(long = "workload-version", env = "WEFT_VERSION", value_name = "VERSION")]
+    pub version: Option<String>,
+    /// The pod's name
+    #[arg(long, env = "WEFT_POD", value_name = "NAME")]
+    pub pod: Option<String>,
+    /// Names this start of this sidecar; a random UUID by default
+    #[arg(long, env = "WEFT_INSTANCE", value_name = "ID")]
+    pub instance: Option<String>,
+    /// The pod's addresses, comma separated; by default the host's addresses that are not loopback
+    #[arg(long, env = "WEFT_POD_IPS", value_name = "IP,…")]
+    pub pod_ips: Option<String>,
+
+    /// Where redirected inbound connections arrive, or `off`
+    #[arg(long, env = "WEFT_INBOUND_LISTEN", value_name = "ADDRESS", default_value = "[::]:15006")]
+    pub inbound_listen: String,
+    /// Where redirected outbound connections arrive, or `off`. A connection that was not redirected finds an
+    /// HTTP forward proxy here
+    #[arg(long, env = "WEFT_OUTBOUND_LISTEN", value_name = "ADDRESS", default_value = "[::]:15001")]
+    pub outbound_listen: String,
+    /// Where /live, /ready and /metrics are served, or `off`
+    #[arg(long, env = "WEFT_METRICS_LISTEN", value_name = "ADDRESS", default_value = "[::]:15020")]
+    pub metrics_listen: String,
+    /// Where the admin interface is served (loopback only), or `off`
+    #[arg(long, env = "WEFT_ADMIN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
+    pub admin_listen: String,
+    /// The app's address, for inbound connections that come to the inbound listener itself
+    #[arg(long, env = "WEFT_INBOUND_FORWARD", value_name = "ADDRESS")]
+    pub inbound_forward: Option<String>,
+    /// Extra outbound listeners, each standing for one destination: 127.0.0.1:9001=orders.shop:8080
+    #[arg(long, env = "WEFT_OUTBOUND_FORWARD", value_name = "LISTEN=AUTHORITY,…")]
+    pub outbound_forward: Option<String>,
+    /// Services that the app is an endpoint of while this sidecar lives: orders.shop:8080/http
+    #[arg(long, env = "WEFT_REGISTER", value_name = "SERVICE.NAMESPACE:PORT[/PROTOCOL],…")]
+    pub register: Option<String>,
+
+    /// Worker threads; by default the CPUs this process may use, at most 2
+    #[arg(long, env = "WEFT_WORKERS", value_name = "N")]
+    pub workers: Option<String>,
+    /// Mark for the sidecar's own upstream sockets, where interception excludes a mark and not a uid
+    #[arg(long, env = "WEFT_SOCKET_MARK", value_name = "N")]
+    pub socket_mark: Option<String>,
+    /// Connections at most, for each direction; by default what the file descriptor limit carries
+    #[arg(long, env = "WEFT_CONNECTIONS_MAX", value_name = "N")]
+    pub connections_max: Option<String>,
+    /// Log filter: off, error, warn, info, debug, trace, or target=level,…
+    #[arg(long, env = "WEFT_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+    /// How long connections may take to finish after SIGTERM
+    #[arg(long, env = "WEFT_DRAIN_DEADLINE", value_name = "DURATION", default_value = "30s")]
+    pub drain_deadline: String,
+    /// How long bytes that may or may not be HTTP or TLS are held back until they count as neither
+    #[arg(long, env = "WEFT_DETECT_TIMEOUT", value_name = "DURATION", default_value = "1s")]
+    pub detect_timeout: String,
+    /// How long a new destination waits for the control plane's answer until it passes through
+    #[arg(long, env = "WEFT_DISCOVERY_TIMEOUT", value_name = "DURATION", default_value = "500ms")]
+    pub discovery_timeout: String,
+    /// How long connecting to an endpoint may take, where its cluster does not say
+    #[arg(long, env = "WEFT_CONNECT_TIMEOUT", value_name = "DURATION", default_value = "5s")]
+    pub connect_timeout: String,
+    /// How long an opaque connection may be silent in both directions
+    #[arg(long, env = "WEFT_TCP_IDLE_TIMEOUT", value_name = "DURATION", default_value = "1h")]
+    pub tcp_idle_timeout: String,
+    /// A file that receives the bound addresses as JSON once the sidecar serves
+    #[arg(long, env = "WEFT_READY_FILE", value_name = "PATH")]
+    pub ready_file: Option<PathBuf>,
+    /// Telemetry.
+    #[command(flatten)]
+    pub record: record::Config,
+}
+
+/// Who this sidecar speaks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The workload.
+    pub workload: WorkloadId,
+    /// Its version, when known.
+    pub version: Option<Arc<str>>,
+    /// The pod's name, when there is a pod.
+    pub pod: Option<Arc<str>>,
+    /// One start of one sidecar.
+    pub instance: Arc<str>,
+    /// The pod's addresses, never empty.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Listen addresses; `None` is `off`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// Redirected inbound connections.
+    pub inbound: Option<SocketAddr>,
+    /// Redirected outbound connections and the forward proxy.
+    pub outbound: Option<SocketAddr>,
+    /// `/live`, `/ready`, `/metrics`.
+    pub metrics: Option<SocketAddr>,
+    /// Admin, loopback only.
+    pub admin: Option<SocketAddr>,
+}
+
+/// An extra outbound listener that stands for one destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboundForward {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// What it stands for.
+    pub destination: Destination,
+}
+
+/// A service that the app is an endpoint of. The address is the inbound listener's, known once it is bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Register {
+    /// The service and the port callers use.
+    pub service: ServicePort,
+    /// The declared protocol, or `None` to detect it.
+    pub protocol: Option<Protocol>,
+}
+
+/// Everything the sidecar was told at its start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The control plane; `None` is stand-alone.
+    pub control_plane: Option<http::Uri>,
+    /// Who this sidecar speaks for.
+    pub identity: Identity,
+    /// Where it listens.
+    pub listen: Listen,
+    /// Where unredirected inbound connections go.
+    pub inbound_forward: Option<SocketAddr>,
+    /// Extra outbound listeners.
+    pub outbound_forward: Vec<OutboundForward>,
+    /// Services that the app is an endpoint of.
+    pub register: Vec<Register>,
+    /// Number of worker threads.
+    pub workers: NonZeroUsize,
+    /// Mark of the sidecar's own upstream sockets.
+    pub socket_mark: Option<u32>,
+    /// Connections at most for each direction; `None`: what the file descriptor limit carries.
+    pub connections_max: Option<NonZeroUsize>,
+    /// Log filter.
+    pub log: String,
+    /// Time from SIGTERM to the end, at most.
+    pub drain_deadline: Duration,
+    /// How long ambiguous first bytes are held back.
+    pub detect_timeout: Duration,
+    /// How long a new destination waits for the control plane.
+    pub discovery_timeout: Duration,
+    /// How long connecting may take where the cluster does not say.
+    pub connect_timeout: Duration,
+    /// How long an opaque connection may be silent in both directions.
+    pub tcp_idle_timeout: Duration,
+    /// Receives the bound addresses as JSON.
+    pub ready_file: Option<PathBuf>,
+    /// Telemetry.
+    pub record: record::Config,
+}
+
+/// What is wrong with a setting: names the variable, what it holds, and what to write instead.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// The text does not parse.
+    #[error("{variable}={text:?} is not {expected}; {fix}")]
+    Invalid {
+        /// The environment variable (its flag has the same name in kebab case).
+        variable: &'static str,
+        /// The rejected text.
+        text: String,
+        /// What it should be.
+        expected: &'static str,
+        /// An example or instruction.
+        fix: &'static str,
+    },
+    /// Needed, because of another setting, and not there.
+    #[error("{variable} is not set; {fix}")]
+    Missing {
+        /// The environment variable.
+        variable: &'static str,
+        /// Why it is needed and what to write.
+        fix: &'static str,
+    },
+}
+
+impl TryFrom<Arguments> for Config {
+    type Error = Error;
+
+    fn try_from(arguments: Arguments) -> Result<Self, Error> {
+        // Destructured without `..`, so that an option nobody uses is a compiler warning.
+        let Arguments {
+            control_plane,
+            workload,
+            namespace,
+            version,
+            pod,
+            instance,
+            pod_ips,
+            inbound_listen,
+            outbound_listen,
+            metrics_listen,
+            admin_listen,
+            inbound_forward,
+            outbound_forward,
+            register,
+            workers,
+            socket_mark,
+            connections_max,
+            log,
+            drain_deadline,
+            detect_timeout,
+            discovery_timeout,
+            connect_timeout,
+            tcp_idle_timeout,
+            ready_file,
+            record,
+        } = arguments;
+
+        let control_plane = control_plane.filter(|text| !text.is_empty());
+        let identity = Identity {
+            workload: parse_workload(workload, &namespace, control_plane.is_some())?,
+            version: version.filter(|text| !text.is_empty()).map(Arc::from),
+            pod: pod.filter(|text| !text.is_empty()).map(Arc::from),
+            instance: instance
+                .filter(|text| !text.is_empty())
+                .unwrap_or_else(|| uuid::Uuid::new_v4().to_string())
+                .into(),
+            addresses: parse_pod_ips(pod_ips)?,
+        };
+        let config = Self {
+            control_plane: control_plane.map(parse_control_plane).transpose()?,
+            identity,
+            listen: Listen {
+                inbound: parse_listen("WEFT_INBOUND_LISTEN", &inbound_listen)?,
+                outbound: parse_listen("WEFT_OUTBOUND_LISTEN", &outbound_listen)?,
+                metrics: parse_listen("WEFT_METRICS_LISTEN", &metrics_listen)?,
+                admin: parse_admin(&admin_listen)?,
+            },
+            inbound_forward: inbound_forward
+                .filter(|text| !text.is_empty())
+                .map(|text| {
+                    parse_address(
+                        "WEFT_INBOUND_FORWARD",
+                        &text,
+                        "write the app's address, for instance 127.0.0.1:8080",
+                    )
+                })
+                .transpose()?,
+            outbound_forward: parse_outbound_forward(outbound_forward.as_deref().unwrap_or_default())?,
+            register: entries(register.as_deref().unwrap_or_default())
+                .map(parse_register)
+                .collect::<Result<_, _>>()?,
+            workers: parse_workers(workers)?,
+            socket_mark: socket_mark.filter(|text| !text.is_empty()).map(parse_mark).transpose()?,
+            connections_max: connections_max
+                .filter(|text| !text.is_empty())
+                .map(|text| parse_number("WEFT_CONNECTIONS_MAX", &text))
+                .transpose()?,
+            log,
+            drain_deadline: parse_duration("WEFT_DRAIN_DEADLINE", &drain_deadline)?,
+            detect_timeout: parse_duration("WEFT_DETECT_TIMEOUT", &detect_timeout)?,
+            discovery_timeout: parse_duration("WEFT_DISCOVERY_TIMEOUT", &discovery_timeout)?,
+            connect_timeout: parse_duration("WEFT_CONNECT_TIMEOUT", &connect_timeout)?,
+            tcp_idle_timeout: parse_duration("WEFT_TCP_IDLE_TIMEOUT", &tcp_idle_timeout)?,
+            ready_file,
+            record,
+        };
+        if !config.register.is_empty() && config.listen.inbound.is_none() {
+            return Err(Error::Missing {
+                variable: "WEFT_INBOUND_LISTEN",
+                fix: "WEFT_REGISTER announces the inbound listener, so it cannot be off",
+            });
+        }
+        Ok(config)
+    }
+}
+
+fn parse_workload(name: Option<String>, namespace: &str, needed: bool) -> Result<WorkloadId, Error> {
+    let name = match name.filter(|text| !text.is_empty()) {
+        Some(name) => name,
+        None if needed => {
+            return Err(Error::Missing {
+                variable: "WEFT_WORKLOAD",
+                fix: "a sidecar with a control plane must say what it speaks for: write the Deployment's or program's name",
+            });
+        }
+        None => "standalone".to_owned(),
+    };
+    WorkloadId::new(namespace, &name).map_err(|_| {
+        let namespace_is_wrong = WorkloadId::new(namespace, "x").is_err();
+        Error::Invalid {
+            variable: if namespace_is_wrong { "WEFT_NAMESPACE" } else { "WEFT_WORKLOAD" },
+            text: if namespace_is_wrong { namespace.to_owned() } else { name },
+            expected: "a name",
+            fix: "use a-z, 0-9, '-', '_' (and '.' in a workload)",
+        }
+    })
+}
+
+fn parse_control_plane(text: String) -> Result<http::Uri, Error> {
+    let uri = text.parse::<http::Uri>().ok().filter(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
+    });
+    uri.ok_or(Error::Invalid {
+        variable: "WEFT_CONTROL_PLANE",
+        text,
+        expected: "a URL",
+        fix: "write it as http://HOST:15010",
+    })
+}
+
+fn parse_pod_ips(text: Option<String>) -> Result<Vec<IpAddr>, Error> {
+    let text = text.unwrap_or_default();
+    let given = entries(&text)
+        .map(|entry| {
+            entry.parse::<IpAddr>().map(|ip| ip.to_canonical()).map_err(|_| Error::Invalid {
+                variable: "WEFT_POD_IPS",
+                text: entry.to_owned(),
+                expected: "an IP address",
+                fix: "write addresses separated by commas, or leave it out to use the host's",
+            })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(if given.is_empty() { host_addresses() } else { given })
+}
+
+/// The host's addresses that a peer could see; loopback when there is no other.
+fn host_addresses() -> Vec<IpAddr> {
+    let mut found: Vec<IpAddr> = nix::ifaddrs::getifaddrs()
+        .into_iter()
+        .flatten()
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+        })
+        .filter(|ip| !ip.is_loopback() && !is_link_local(*ip))
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    if found.is_empty() {
+        vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
+    } else {
+        found
+    }
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+fn parse_listen(variable: &'static str, text: &str) -> Result<Option<SocketAddr>, Error> {
+    if text == "off" {
+        return Ok(None);
+    }
+    parse_address(variable, text, "write IP:PORT, [IPv6]:PORT or off").map(Some)
+}
+
+fn parse_admin(text: &str) -> Result<Option<SocketAddr>, Error> {
+    let address = parse_listen("WEFT_ADMIN_LISTEN", text)?;
+    match address {
+        // It can drain the sidecar and shows its configuration, and asks nobody who they are.
+        Some(address) if !address.ip().is_loopback() => Err(Error::Invalid {
+            variable: "WEFT_ADMIN_LISTEN",
+            text: text.to_owned(),
+            expected: "a loopback address",
+            fix: "write 127.0.0.1:15000, [::1]:15000 or off: the admin interface has no authentication",
+        }),
+        address => Ok(address),
+    }
+}
+
+fn parse_address(variable: &'static str, text: &str, fix: &'static str) -> Result<SocketAddr, Error> {
+    text.parse().map_err(|_| Error::Invalid { variable, text: text.to_owned(), expected: "an address", fix })
+}
+
+fn parse_outbound_forward(text: &str) -> Result<Vec<OutboundForward>, Error> {
+    let invalid = |text: &str| Error::Invalid {
+        variable: "WEFT_OUTBOUND_FORWARD",
+        text: text.to_owned(),
+        expected: "LISTEN=AUTHORITY",
+        fix: "write for instance 127.0.0.1:9001=orders.shop:8080, separated by commas, at most 64",
+    };
+    if entries(text).count() > OUTBOUND_FORWARDS_MAX {
+        return Err(invalid(text));
+    }
+    entries(text)
+        .map(|entry| {
+            let (listen, authority) = entry.split_once('=').ok_or_else(|| invalid(entry))?;
+            let listen = listen.trim().parse().map_err(|_| invalid(entry))?;
+            let destination = parse_destination(authority.trim()).ok_or_else(|| invalid(entry))?;
+            Ok(OutboundForward { listen, destination })
+        })
+        .collect()
+}
+
+/// Reads `ip:port` or `host:port`.
+fn parse_destination(authority: &str) -> Option<Destination> {
+    if let Ok(address) = authority.parse() {
+        return Some(Destination::Address(address));
+    }
+    let (host, port) = authority.rsplit_once(':')?;
+    let host = host.parse::<Host>().ok()?;
+    let port = port.parse().ok().filter(|&port| port != 0)?;
+    Some(Destination::Name { host: host.as_str().into(), port })
+}
+
+fn parse_register(text: &str) -> Result<Register, Error> {
+    let invalid = || Error::Invalid {
+        variable: "WEFT_REGISTER",
+        text: text.to_owned(),
+        expected: "SERVICE.NAMESPACE:PORT[/PROTOCOL]",
+        fix: "write for instance orders.shop:8080/http (protocols: http, http2, tls, tcp)",
+    };
+    let (service, protocol) = match text.split_once('/') {
+        None => (text, None),
+        Some((service, word)) => (service, Some(Protocol::from_word(word).ok_or_else(invalid)?)),
+    };
+    Ok(Register { service: service.parse().map_err(|_| invalid())?, protocol })
+}
+
+fn parse_workers(text: Option<String>) -> Result<NonZeroUsize, Error> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        // Knows the affinity mask and the cgroup's quota.
+        let available = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        return Ok(NonZeroUsize::new(available.min(WORKERS_DEFAULT_MAX)).unwrap_or(NonZeroUsize::MIN));
+    };
+    text.parse().ok().filter(|workers: &NonZeroUsize| workers.get() <= WORKERS_MAX).ok_or(Error::Invalid {
+        variable: "WEFT_WORKERS",
+        text,
+        expected: "a number of threads",
+        fix: "write a number from 1 to 64, or leave it out",
+    })
+}
+
+fn parse_mark(text: String) -> Result<u32, Error> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    };
+    parsed.filter(|&mark| mark != 0).ok_or(Error::Invalid {
+        variable: "WEFT_SOCKET_MARK",
+        text,
+        expected: "a mark",
+        fix: "write a number that is not 0, for instance 0x2102",
+    })
+}
+
+fn parse_number<N: FromStr>(variable: &'static str, text: &str) -> Result<N, Error> {
+    text.parse().map_err(|_| Error::Invalid {
+        variable,
+        text: text.to_owned(),
+        expected: "a number above 0",
+        fix: "write decimal digits",
+    })
+}
+
+fn parse_duration(variable: &'static str, text: &str) -> Result<Duration, Error> {
+    duration(text).ok_or_else(|| Error::Invalid {
+        variable,
+        text: text.to_owned(),
+        expected: "a duration",
+        fix: "write a number and a unit: 500ms, 30s, 5m, 1h (at most 24h)",
+    })
+}
+
+/// Reads `500ms`, `1.5s`, `5m`, `1h`.
+fn duration(text: &str) -> Option<Duration> {
+    const DAY: f64 = 86_400.0;
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic())?;
+    let (number, unit) = text.split_at(unit_at);
+    let factor = match unit {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return None,
+    };
+    let seconds = number.parse::<f64>().ok()? * factor;
+    (0.0..=DAY).contains(&seconds).then(|| Duration::from_secs_f64(seconds))
+}
+
+fn entries(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|entry| !entry.is_empty())
+}
+
+#[cfg(test)]
+mod tests;

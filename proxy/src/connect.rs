@@ -1,0 +1,150 @@
+//! Opening upstream connections: the only place that calls `connect(2)`.
+//!
+//! In: an address and [`ConnectOptions`]. Out: a non-blocking stream with `TCP_NODELAY` and the sidecar's
+//! mark, or a [`ConnectError`] that knows its [`Reason`]. Invariant: every attempt has a deadline. Non-goal:
+//! choosing the address (balancer) and keeping the connection (pool).
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::net::{TcpSocket, TcpStream};
+use weft_wire::Reason;
+
+/// Addresses of one name that are tried, at most.
+const RESOLVED_MAX: usize = 8;
+
+/// How to connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectOptions {
+    /// The attempt's deadline.
+    pub timeout: Duration,
+    /// `SO_MARK`, so that interception leaves the sidecar's own connections alone.
+    pub mark: Option<u32>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody listens there.
+    #[error("connection to {address} refused")]
+    Refused {
+        /// Where to.
+        address: SocketAddr,
+    },
+    /// No answer within the deadline.
+    #[error("connection to {address} not accepted within {after:?}")]
+    Timeout {
+        /// Where to.
+        address: SocketAddr,
+        /// The deadline.
+        after: Duration,
+    },
+    /// Another cause: no route, out of local ports or descriptors, mark not permitted, …
+    #[error("connection to {address} failed")]
+    Failed {
+        /// Where to.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The name has no address.
+    #[error("name {host:?} not resolved")]
+    Unresolved {
+        /// The name.
+        host: Box<str>,
+        /// What the resolver said; `None` when it answered with an empty list or too late.
+        source: Option<io::Error>,
+    },
+}
+
+impl ConnectError {
+    /// The word for it.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Refused { .. } => Reason::ConnectRefused,
+            Self::Timeout { .. } => Reason::ConnectTimeout,
+            Self::Failed { .. } | Self::Unresolved { .. } => Reason::ConnectFailed,
+        }
+    }
+}
+
+/// Connects to `address`.
+///
+/// Cancel safe: dropping the future closes the socket.
+///
+/// # Errors
+/// See [`ConnectError`].
+pub async fn connect(address: SocketAddr, options: &ConnectOptions) -> Result<TcpStream, ConnectError> {
+    let failed = |source| ConnectError::Failed { address, source };
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
+    socket.set_nodelay(true).map_err(failed)?;
+    if let Some(mark) = options.mark {
+        SockRef::from(&socket).set_mark(mark).map_err(failed)?;
+    }
+    match tokio::time::timeout(options.timeout, socket.connect(address)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(match error.kind() {
+            io::ErrorKind::ConnectionRefused => ConnectError::Refused { address },
+            io::ErrorKind::TimedOut => ConnectError::Timeout { address, after: options.timeout },
+            _ => failed(error),
+        }),
+        Err(_elapsed) => Err(ConnectError::Timeout { address, after: options.timeout }),
+    }
+}
+
+/// Resolves a name with the system's resolver: IPv4 first, at most eight addresses, within `timeout`.
+///
+/// Only for destinations that the control plane does not know; services come as addresses.
+///
+/// # Errors
+/// [`ConnectError::Unresolved`].
+pub async fn resolve(host: &str, port: u16, timeout: Duration) -> Result<Vec<SocketAddr>, ConnectError> {
+    let unresolved = |source| ConnectError::Unresolved { host: host.into(), source };
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    if let Ok(ip) = bare.parse() {
+        return Ok(vec![SocketAddr::new(ip, port)]);
+    }
+    let mut found: Vec<SocketAddr> =
+        match tokio::time::timeout(timeout, tokio::net::lookup_host((host, port))).await {
+            Ok(Ok(found)) => found.take(RESOLVED_MAX).collect(),
+            Ok(Err(error)) => return Err(unresolved(Some(error))),
+            Err(_elapsed) => return Err(unresolved(None)),
+        };
+    // Stable: keeps the resolver's order within a family. IPv4 first, because a pod without an IPv6 route is
+    // common and one without IPv4 rare.
+    found.sort_by_key(SocketAddr::is_ipv6);
+    if found.is_empty() { Err(unresolved(None)) } else { Ok(found) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPTIONS: ConnectOptions = ConnectOptions { timeout: Duration::from_secs(5), mark: None };
+
+    #[tokio::test]
+    async fn a_closed_port_is_refused() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let error = connect(address, &OPTIONS).await.expect_err("nobody listens");
+        assert_eq!(error.reason(), Reason::ConnectRefused);
+    }
+
+    #[tokio::test]
+    async fn a_connection_has_no_delay() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = connect(listener.local_addr().unwrap(), &OPTIONS).await.expect("listens");
+        assert!(stream.nodelay().unwrap());
+    }
+
+    #[tokio::test]
+    async fn addresses_need_no_resolver() {
+        let timeout = Duration::from_secs(1);
+        assert_eq!(resolve("10.0.0.7", 80, timeout).await.unwrap(), ["10.0.0.7:80".parse().unwrap()]);
+        assert_eq!(resolve("[fd00::7]", 80, timeout).await.unwrap(), ["[fd00::7]:80".parse().unwrap()]);
+    }
+}
