@@ -5,6 +5,7 @@
 //! Invariant: nothing here sleeps to wait for something; [`poll`] asks again until a deadline.
 
 pub mod binary;
+pub mod mesh;
 pub mod package;
 pub mod poll;
 pub mod process;
