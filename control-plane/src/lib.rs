@@ -1,1 +1,16 @@
-//! placeholder
+//! Weft's control plane: configures the sidecars and draws the live call graph of what they report.
+//!
+//! Two flows that meet only in `app`:
+//!
+//! ```text
+//! sources ─▶ world ─▶ compile ─▶ xds ─▶ sidecars        what the mesh should do
+//! sidecars ─▶ ingest ─▶ graph, store ─▶ api ─▶ people   what the mesh does
+//! ```
+//!
+//! `world`, `compile` and `graph` do no IO and take the time as an argument. `app` knows everybody and nobody
+//! knows `app`.
+
+pub mod config;
+pub mod sources;
+pub mod world;
+pub mod xds;

@@ -1,0 +1,471 @@
+//! The model of everything the mesh knows: services, their endpoints, workloads, connected sidecars.
+//!
+//! In: [`Event`]s. Out: [`Touched`], and answers about services and addresses. A service here is what callers
+//! see: the declared ports, with endpoints from EndpointSlices (or, where no slice names the service, from
+//! the pods its selector matches, so that a directory of plain YAML needs no controller), plus the sidecars
+//! that registered for it.
+//!
+//! Invariants: no IO, no Kubernetes types, `now` is passed in; the same events in any order give the same
+//! services; [`Touched`] names every key whose answer changed. Views are rebuilt per service by comparing old
+//! and new, so a change that changes nothing touches nothing.
+//!
+//! Surprise: what a connected sidecar says of its own address wins over the Pod object at that address,
+//! because its reports bear the same name, and a graph with two names for one program is worse than either.
+//! Non-goal: policy. It has its own tables.
+
+mod index;
+mod live;
+mod pods;
+mod proxies;
+mod spec;
+mod touched;
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use weft_wire::node::NodeMetadata;
+use weft_wire::xds::Protocol;
+use weft_wire::{ServiceId, ServicePort};
+
+pub use live::{Directory, Live};
+pub use spec::{
+    Event, Health, ObjectName, PodSpec, PortSpec, ServiceSpec, SliceEndpoint, SlicePort, SliceSpec, StreamId,
+    TargetPort,
+};
+pub use touched::{Key, Touched};
+pub use view::{Endpoint, Lookup, Peer, Port, Service, Workload};
+
+use index::Index;
+use pods::{LabelKey, Pods, labels};
+use proxies::Proxies;
+
+/// The model.
+#[derive(Default)]
+pub struct World {
+    declared: HashMap<ServiceId, ServiceSpec>,
+    slices: HashMap<ObjectName, SliceSpec>,
+    slices_of: Index<ServiceId, ObjectName>,
+    selecting: Index<LabelKey, ServiceId>,
+    pods: Pods,
+    proxies: Proxies,
+    // What follows is derived: `rebuild` is its only writer.
+    services: HashMap<ServiceId, Service>,
+    by_virtual_ip: Index<IpAddr, ServiceId>,
+    by_endpoint: Index<SocketAddr, ServicePort>,
+    services_on: Index<IpAddr, ServiceId>,
+}
+
+/// What a batch of events changed so far.
+#[derive(Default)]
+struct Changes {
+    services: BTreeSet<ServiceId>,
+    touched: Touched,
+}
+
+impl World {
+    /// Applies one event.
+    pub fn apply(&mut self, event: Event, now: Instant) -> Touched {
+        self.apply_all([event], now)
+    }
+
+    /// Applies events as one change: a service that several of them concern is rebuilt once.
+    pub fn apply_all(&mut self, events: impl IntoIterator<Item = Event>, now: Instant) -> Touched {
+        let mut changes = Changes::default();
+        for event in events {
+            self.record(event, now, &mut changes);
+        }
+        self.finish(changes)
+    }
+
+    /// Takes out sidecars whose grace is over.
+    pub fn expire(&mut self, now: Instant) -> Touched {
+        let mut changes = Changes::default();
+        while let Some(gone) = self.proxies.expire(now) {
+            self.proxy_changed(&gone, &mut changes);
+        }
+        self.finish(changes)
+    }
+
+    /// When [`World::expire`] must be called next.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.proxies.next_deadline()
+    }
+
+    /// A service.
+    #[must_use]
+    pub fn service(&self, id: &ServiceId) -> Option<&Service> {
+        self.services.get(id)
+    }
+
+    /// Every service, in no order.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values()
+    }
+
+    /// The service that has a virtual address. Two that claim the same one are a mistake of their owners; the
+    /// first by name gets it, so that the answer does not depend on the order of events.
+    #[must_use]
+    pub fn by_virtual_ip(&self, address: IpAddr) -> Option<&Service> {
+        self.by_virtual_ip.get(&address).next().and_then(|id| self.services.get(id))
+    }
+
+    /// The service ports that an endpoint address answers for, in order.
+    pub fn by_endpoint(&self, address: SocketAddr) -> impl Iterator<Item = &ServicePort> {
+        self.by_endpoint.get(&address)
+    }
+
+    /// The service port that answers at an address: by virtual IP, else by endpoint.
+    #[must_use]
+    pub fn service_of(&self, address: SocketAddr) -> Option<ServicePort> {
+        if let Some(service) = self.by_virtual_ip(address.ip()) {
+            let port = service.port(address.port())?;
+            return Some(ServicePort { service: service.id.clone(), port: port.number });
+        }
+        self.by_endpoint(address).next().cloned()
+    }
+
+    /// Who is at an address.
+    #[must_use]
+    pub fn lookup(&self, address: IpAddr) -> Lookup {
+        let meshed = self.proxies.on(address).next().is_some();
+        // Everybody on a machine shares loopback, also whoever has no sidecar at all.
+        if address.is_loopback() {
+            return Lookup::Shared { meshed };
+        }
+        match self.peer_on(address) {
+            Some(Ok(peer)) => Lookup::Known(Workload {
+                id: peer.workload.clone(),
+                version: peer.version.clone(),
+                pod: peer.pod.clone(),
+                meshed,
+            }),
+            Some(Err(Ambiguous)) => Lookup::Shared { meshed },
+            None => Lookup::Unknown,
+        }
+    }
+
+    /// Whether a proxy instance is connected, or was a moment ago.
+    #[must_use]
+    pub fn is_connected(&self, instance: &str) -> bool {
+        self.proxies.get(instance).is_some()
+    }
+
+    // === events ===
+
+    fn record(&mut self, event: Event, now: Instant, changes: &mut Changes) {
+        match event {
+            Event::ServiceSet(spec) => {
+                changes.services.insert(spec.id.clone());
+                self.forget_selector(&spec.id);
+                if let Some(key) = selector_key(&spec) {
+                    self.selecting.insert(key, spec.id.clone());
+                }
+                self.declared.insert(spec.id.clone(), spec);
+            }
+            Event::ServiceGone(id) => {
+                self.forget_selector(&id);
+                self.declared.remove(&id);
+                changes.services.insert(id);
+            }
+            Event::SliceSet(spec) => {
+                self.remove_slice(&spec.name, changes);
+                changes.services.insert(spec.service.clone());
+                self.slices_of.insert(spec.service.clone(), spec.name.clone());
+                self.slices.insert(spec.name.clone(), spec);
+            }
+            Event::SliceGone(name) => self.remove_slice(&name, changes),
+            Event::PodSet(spec) => {
+                let name = spec.name.clone();
+                let old = self.pods.set(spec);
+                self.pod_changed(old.as_ref(), &name, changes);
+            }
+            Event::PodGone(name) => {
+                let old = self.pods.remove(&name);
+                self.pod_changed(old.as_ref(), &name, changes);
+            }
+            Event::ProxyConnected { instance, stream, metadata } => {
+                let old = self.proxies.connect(instance, stream, Arc::clone(&metadata));
+                if old.as_ref() != Some(&metadata) {
+                    self.proxy_changed(&metadata, changes);
+                    if let Some(old) = old {
+                        self.proxy_changed(&old, changes);
+                    }
+                }
+            }
+            Event::ProxyLeft { instance, stream } => {
+                if let Some(gone) = self.proxies.leave(&instance, stream) {
+                    self.proxy_changed(&gone, changes);
+                }
+            }
+            Event::ProxyLost { instance, stream } => self.proxies.lose(&instance, stream, now),
+        }
+    }
+
+    fn forget_selector(&mut self, id: &ServiceId) {
+        if let Some(key) = self.declared.get(id).and_then(selector_key) {
+            self.selecting.remove(&key, id);
+        }
+    }
+
+    fn remove_slice(&mut self, name: &ObjectName, changes: &mut Changes) {
+        if let Some(old) = self.slices.remove(name) {
+            self.slices_of.remove(&old.service, name);
+            changes.services.insert(old.service);
+        }
+    }
+
+    fn pod_changed(&self, old: Option<&PodSpec>, name: &ObjectName, changes: &mut Changes) {
+        let new = self.pods.get(name).map(|pod| &pod.spec);
+        if old == new {
+            return;
+        }
+        for pod in [old, new].into_iter().flatten() {
+            for address in &pod.addresses {
+                self.address_changed(*address, changes);
+            }
+            for key in labels(pod) {
+                changes.services.extend(self.selecting.get(&key).cloned());
+            }
+        }
+    }
+
+    fn proxy_changed(&self, metadata: &NodeMetadata, changes: &mut Changes) {
+        for address in &metadata.addresses {
+            self.address_changed(*address, changes);
+        }
+        changes.services.extend(metadata.registrations.iter().map(|r| r.service.service.clone()));
+    }
+
+    fn address_changed(&self, address: IpAddr, changes: &mut Changes) {
+        changes.touched.insert(Key::Address(address));
+        changes.services.extend(self.services_on.get(&address).cloned());
+    }
+
+    // === views ===
+
+    fn finish(&mut self, changes: Changes) -> Touched {
+        let Changes { services, mut touched } = changes;
+        for id in services {
+            self.rebuild(&id, &mut touched);
+        }
+        touched
+    }
+
+    fn rebuild(&mut self, id: &ServiceId, touched: &mut Touched) {
+        let new = self.compose(id);
+        let old = self.services.remove(id);
+        if old != new {
+            compare(id, old.as_ref(), new.as_ref(), touched);
+            if let Some(old) = &old {
+                self.unindex(old);
+            }
+            if let Some(new) = &new {
+                self.index(new);
+            }
+        }
+        if let Some(new) = new {
+            self.services.insert(id.clone(), new);
+        }
+    }
+
+    fn index(&mut self, service: &Service) {
+        for address in &service.cluster_ips {
+            self.by_virtual_ip.insert(*address, service.id.clone());
+        }
+        for port in &service.ports {
+            let service_port = ServicePort { service: service.id.clone(), port: port.number };
+            for endpoint in &port.endpoints {
+                self.by_endpoint.insert(endpoint.address, service_port.clone());
+                self.services_on.insert(endpoint.address.ip(), service.id.clone());
+            }
+        }
+    }
+
+    fn unindex(&mut self, service: &Service) {
+        for address in &service.cluster_ips {
+            self.by_virtual_ip.remove(address, &service.id);
+        }
+        for port in &service.ports {
+            let service_port = ServicePort { service: service.id.clone(), port: port.number };
+            for endpoint in &port.endpoints {
+                self.by_endpoint.remove(&endpoint.address, &service_port);
+                self.services_on.remove(&endpoint.address.ip(), &service.id);
+            }
+        }
+    }
+
+    /// What callers see of a service now; `None` if nobody declared it and nobody registered for it.
+    fn compose(&self, id: &ServiceId) -> Option<Service> {
+        let declared = self.declared.get(id);
+        let mut ports: BTreeMap<u16, Draft> = BTreeMap::new();
+        for port in declared.iter().flat_map(|spec| &spec.ports) {
+            let draft = ports.entry(port.number).or_default();
+            draft.protocol = port.protocol;
+            self.collect_declared(id, port, draft);
+        }
+        let mut registered = false;
+        for (proxy, registration) in self.proxies.registered(id) {
+            registered = true;
+            let draft = ports.entry(registration.service.port).or_default();
+            // What the service's owner declared wins over what one of its programs says.
+            draft.protocol = draft.protocol.or(registration.protocol);
+            draft.add(registration.address, Health::Ready, Some(Arc::clone(&proxy.peer)));
+        }
+        if declared.is_none() && !registered {
+            return None;
+        }
+        let cluster_ips = declared.map(|spec| spec.cluster_ips.clone()).unwrap_or_default();
+        let ports = ports.into_iter().map(|(number, draft)| draft.finish(number)).collect();
+        Some(Service { id: id.clone(), cluster_ips, ports, registered })
+    }
+
+    fn collect_declared(&self, id: &ServiceId, port: &PortSpec, draft: &mut Draft) {
+        if !self.slices_of.has(id) {
+            self.collect_selected(id, port, draft);
+            return;
+        }
+        for slice in self.slices_of.get(id).filter_map(|name| self.slices.get(name)) {
+            for slice_port in slice.ports.iter().filter(|slice_port| slice_port.name == port.name) {
+                draft.protocol = draft.protocol.or(slice_port.protocol);
+                for endpoint in &slice.endpoints {
+                    for address in &endpoint.addresses {
+                        let peer = self.peer_of(*address, endpoint.pod.as_ref());
+                        draft.add(SocketAddr::new(*address, slice_port.number), endpoint.health, peer);
+                    }
+                }
+            }
+        }
+    }
+
+    fn collect_selected(&self, id: &ServiceId, port: &PortSpec, draft: &mut Draft) {
+        let Some(spec) = self.declared.get(id) else { return };
+        let Some(key) = selector_key(spec) else { return };
+        for pod in self.pods.labelled(&key) {
+            let matches = spec.selector.iter().all(|(k, v)| pod.spec.labels.get(k) == Some(v));
+            let target = match &port.target {
+                TargetPort::Number(number) => Some(*number),
+                TargetPort::Name(name) => pod.spec.ports.get(name).copied(),
+            };
+            if let (true, Some(target)) = (matches, target) {
+                for address in &pod.spec.addresses {
+                    let peer = self.peer_of(*address, Some(&pod.spec.name));
+                    draft.add(SocketAddr::new(*address, target), pod.spec.health, peer);
+                }
+            }
+        }
+    }
+
+    // === who is at an address ===
+
+    /// Who an endpoint is: the sidecar at the address, else the named pod, else the pod at the address.
+    fn peer_of(&self, address: IpAddr, pod: Option<&ObjectName>) -> Option<Arc<Peer>> {
+        if !address.is_loopback()
+            && let Some(Ok(peer)) = agree(self.proxies.on(address).map(|proxy| &proxy.peer))
+        {
+            return Some(peer);
+        }
+        match pod.and_then(|name| self.pods.get(name)) {
+            Some(pod) => Some(Arc::clone(&pod.peer)),
+            None => self.peer_on(address)?.ok(),
+        }
+    }
+
+    /// The peer that an address alone identifies.
+    #[must_use]
+    pub fn peer_at(&self, address: IpAddr) -> Option<Arc<Peer>> {
+        if address.is_loopback() { None } else { self.peer_on(address)?.ok() }
+    }
+
+    fn peer_on(&self, address: IpAddr) -> Option<Result<Arc<Peer>, Ambiguous>> {
+        agree(self.proxies.on(address).map(|proxy| &proxy.peer))
+            .or_else(|| agree(self.pods.on(address).map(|pod| &pod.peer)))
+    }
+}
+
+/// Several workloads at one address.
+struct Ambiguous;
+
+/// The one peer that all agree on. Two instances of one workload at the same address are a restart seen from
+/// the middle: any of them names the workload right.
+fn agree<'a>(peers: impl Iterator<Item = &'a Arc<Peer>>) -> Option<Result<Arc<Peer>, Ambiguous>> {
+    let mut found: Option<&Arc<Peer>> = None;
+    for peer in peers {
+        match found {
+            Some(other) if other.workload != peer.workload => return Some(Err(Ambiguous)),
+            _ => found = Some(peer),
+        }
+    }
+    found.map(|peer| Ok(Arc::clone(peer)))
+}
+
+/// Selectors are found through one of their labels; which one does not matter, the rest is compared.
+fn selector_key(spec: &ServiceSpec) -> Option<LabelKey> {
+    let (key, value) = spec.selector.first_key_value()?;
+    Some((spec.id.namespace().into(), key.clone(), value.clone()))
+}
+
+/// A port while its endpoints are collected.
+#[derive(Default)]
+struct Draft {
+    protocol: Option<Protocol>,
+    endpoints: BTreeMap<SocketAddr, Endpoint>,
+}
+
+impl Draft {
+    fn add(&mut self, address: SocketAddr, health: Health, peer: Option<Arc<Peer>>) {
+        if health == Health::NotReady {
+            return;
+        }
+        let endpoint = self.endpoints.entry(address).or_insert(Endpoint { address, health, peer: None });
+        // While a pod moves from one slice to another it is in both: the better news is the newer.
+        if health == Health::Ready {
+            endpoint.health = health;
+        }
+        if peer.is_some() {
+            endpoint.peer = peer;
+        }
+    }
+
+    fn finish(self, number: u16) -> Port {
+        Port { number, protocol: self.protocol, endpoints: self.endpoints.into_values().collect() }
+    }
+}
+
+/// Names the keys in which two states of a service differ.
+fn compare(id: &ServiceId, old: Option<&Service>, new: Option<&Service>, touched: &mut Touched) {
+    let shape = |service: &Service| {
+        let ports: Vec<_> = service.ports.iter().map(|port| (port.number, port.protocol)).collect();
+        (service.cluster_ips.clone(), service.registered, ports)
+    };
+    let endpoints = |service: Option<&Service>| -> HashMap<(u16, SocketAddr), Endpoint> {
+        let ports = service.into_iter().flat_map(|service| &service.ports);
+        ports.flat_map(|port| port.endpoints.iter().map(|e| ((port.number, e.address), e.clone()))).collect()
+    };
+    let (before, after) = (endpoints(old), endpoints(new));
+    let reshaped = old.map(shape) != new.map(shape);
+    if reshaped {
+        touched.insert(Key::Service(id.clone()));
+        // Whether a service's endpoints exist at all is part of its shape.
+        touched.insert(Key::Endpoints(id.clone()));
+        let ips = [old, new].into_iter().flatten().flat_map(|service| &service.cluster_ips);
+        touched.extend(ips.map(|address| Key::Address(*address)));
+    }
+    for (one, other) in [(&before, &after), (&after, &before)] {
+        for (key, endpoint) in one {
+            let changed = other.get(key) != Some(endpoint);
+            if changed {
+                touched.insert(Key::Endpoints(id.clone()));
+            }
+            if changed || reshaped {
+                touched.insert(Key::Address(endpoint.address.ip()));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,75 @@
+//! The pods of the world, by name, by address and by label.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::index::Index;
+use super::spec::{ObjectName, PodSpec};
+use super::view::Peer;
+
+/// A label of a pod together with the pod's namespace: what a selector is looked up by.
+pub(super) type LabelKey = (Arc<str>, Box<str>, Box<str>);
+
+#[derive(Default)]
+pub(super) struct Pods {
+    pods: HashMap<ObjectName, Pod>,
+    on: Index<IpAddr, ObjectName>,
+    labelled: Index<LabelKey, ObjectName>,
+}
+
+/// A pod and what endpoints say of it, made once.
+pub(super) struct Pod {
+    pub(super) spec: PodSpec,
+    pub(super) peer: Arc<Peer>,
+}
+
+pub(super) fn labels(pod: &PodSpec) -> impl Iterator<Item = LabelKey> + '_ {
+    let namespace = &pod.name.namespace;
+    pod.labels.iter().map(|(key, value)| (Arc::clone(namespace), key.clone(), value.clone()))
+}
+
+impl Pods {
+    /// Puts a pod in and gives back what was there before.
+    pub(super) fn set(&mut self, spec: PodSpec) -> Option<PodSpec> {
+        let old = self.remove(&spec.name);
+        for address in &spec.addresses {
+            self.on.insert(*address, spec.name.clone());
+        }
+        for key in labels(&spec) {
+            self.labelled.insert(key, spec.name.clone());
+        }
+        let peer = Peer {
+            workload: spec.workload.clone(),
+            version: spec.version.clone(),
+            pod: Some(Arc::clone(&spec.name.name)),
+        };
+        self.pods.insert(spec.name.clone(), Pod { spec, peer: Arc::new(peer) });
+        old
+    }
+
+    pub(super) fn remove(&mut self, name: &ObjectName) -> Option<PodSpec> {
+        let Pod { spec, .. } = self.pods.remove(name)?;
+        for address in &spec.addresses {
+            self.on.remove(address, name);
+        }
+        for key in labels(&spec) {
+            self.labelled.remove(&key, name);
+        }
+        Some(spec)
+    }
+
+    pub(super) fn get(&self, name: &ObjectName) -> Option<&Pod> {
+        self.pods.get(name)
+    }
+
+    /// The pods that claim an address. More than one only while the cluster reuses it.
+    pub(super) fn on(&self, address: IpAddr) -> impl Iterator<Item = &Pod> {
+        self.on.get(&address).filter_map(|name| self.pods.get(name))
+    }
+
+    /// The pods that carry a label.
+    pub(super) fn labelled(&self, key: &LabelKey) -> impl Iterator<Item = &Pod> {
+        self.labelled.get(key).filter_map(|name| self.pods.get(name))
+    }
+}

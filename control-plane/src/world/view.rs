@@ -1,0 +1,93 @@
+//! What the world answers: services with their ports and endpoints, and who is behind an address.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use weft_wire::xds::Protocol;
+use weft_wire::{ServiceId, WorkloadId};
+
+use super::spec::Health;
+
+/// A service as callers see it: what was declared plus what registered itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// The service.
+    pub id: ServiceId,
+    /// Virtual addresses; empty for a headless or a registered service.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Ports in ascending order of number.
+    pub ports: Vec<Port>,
+    /// Whether some of it lives only as long as a sidecar's stream: after a restart of the control plane it
+    /// is complete only when those sidecars have come back.
+    pub registered: bool,
+}
+
+impl Service {
+    /// The port callers know by this number.
+    #[must_use]
+    pub fn port(&self, number: u16) -> Option<&Port> {
+        // At most a few dozen, sorted.
+        self.ports.binary_search_by_key(&number, |port| port.number).ok().map(|at| &self.ports[at])
+    }
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// The port callers use.
+    pub number: u16,
+    /// What it was declared to speak; `None` is detected.
+    pub protocol: Option<Protocol>,
+    /// Who answers, in ascending order of address, without duplicates.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One address that answers for a service's port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where to connect.
+    pub address: SocketAddr,
+    /// Whether it may be called. Never [`Health::NotReady`]: those are left out.
+    pub health: Health,
+    /// Who it is, when known.
+    pub peer: Option<Arc<Peer>>,
+}
+
+/// One running instance of a workload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The workload.
+    pub workload: WorkloadId,
+    /// Its version, when known.
+    pub version: Option<Arc<str>>,
+    /// The pod's name, when there is a pod.
+    pub pod: Option<Arc<str>>,
+}
+
+/// Who is behind an address, for those who read reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// The workload.
+    pub id: WorkloadId,
+    /// Its version, when known.
+    pub version: Option<Arc<str>>,
+    /// The pod's name, when there is a pod.
+    pub pod: Option<Arc<str>>,
+    /// Whether a sidecar at this address is connected (or lost its stream a moment ago): its own reports
+    /// count, so what others say of its calls must not be counted again.
+    pub meshed: bool,
+}
+
+/// The answer to "who is at this address?".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lookup {
+    /// One workload.
+    Known(Workload),
+    /// Several workloads share the address (loopback, a node's address), so it names none of them.
+    Shared {
+        /// Whether at least one of them has a connected sidecar.
+        meshed: bool,
+    },
+    /// Nobody known.
+    Unknown,
+}

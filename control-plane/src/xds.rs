@@ -1,0 +1,65 @@
+//! The configuration server: incremental aggregated discovery (xDS v3) for sidecars.
+//!
+//! In: subscriptions by name, acknowledgements, and word of what changed in the world. Out: exactly the
+//! subscribed resources that changed, in an order in which every reference is good when it arrives.
+//!
+//! `session` is the pure state of one stream; `server` is the shell that owns streams; `status` tells people
+//! who runs what. Non-goal: the state-of-the-world variant of the protocol, which resends everything.
+
+mod status;
+
+use std::fmt;
+
+pub use status::{KindStatus, ProxyStatus, Status};
+
+/// The four kinds of resource, in the order in which they are pushed: what is referred to goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// Clusters.
+    Cluster,
+    /// Endpoints of clusters.
+    Endpoint,
+    /// Listeners: what stands behind a destination.
+    Listener,
+    /// Route tables.
+    Route,
+}
+
+impl Kind {
+    /// Every kind, in push order; `ALL[kind as usize] == kind`.
+    pub const ALL: [Self; 4] = [Self::Cluster, Self::Endpoint, Self::Listener, Self::Route];
+
+    /// The short name people use: `CDS`, `EDS`, `LDS`, `RDS`.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Cluster => "CDS",
+            Self::Endpoint => "EDS",
+            Self::Listener => "LDS",
+            Self::Route => "RDS",
+        }
+    }
+
+    /// The type URL on the wire.
+    #[must_use]
+    pub const fn type_url(self) -> &'static str {
+        match self {
+            Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+            Self::Endpoint => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+            Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
+            Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+        }
+    }
+
+    /// The kind with this type URL.
+    #[must_use]
+    pub fn from_type_url(url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.type_url() == url)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}

@@ -1,0 +1,107 @@
+//! Who runs what: the connected proxies and how their configuration fares.
+//!
+//! In: notes from each stream as it goes. Out: [`ProxyStatus`] lists for the API.
+//! Invariant: an entry exists exactly while its stream does; bounded by the number of streams, and its
+//! subscription names by the stream's own bound.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+use weft_wire::WorkloadId;
+
+use super::Kind;
+use crate::world::StreamId;
+
+/// One connected proxy.
+#[derive(Debug, Clone)]
+pub struct ProxyStatus {
+    /// The proxy instance (`node.id`).
+    pub instance: Arc<str>,
+    /// The workload, unless a foreign client did not say.
+    pub workload: Option<WorkloadId>,
+    /// The workload's version, when known.
+    pub version: Option<String>,
+    /// The pod's name, when there is a pod.
+    pub pod: Option<String>,
+    /// The proxy's own addresses.
+    pub addresses: Vec<IpAddr>,
+    /// What the proxy is: `weft-proxy`, `envoy`, …, as it says.
+    pub agent: String,
+    /// When the stream was opened.
+    pub connected_since: SystemTime,
+    /// Per kind of resource, what it asked for and how that went.
+    pub kinds: BTreeMap<Kind, KindStatus>,
+}
+
+/// How one kind of resource fares on one stream.
+#[derive(Debug, Clone, Default)]
+pub struct KindStatus {
+    /// Names subscribed to.
+    pub subscriptions: Arc<[Arc<str>]>,
+    /// Responses the proxy accepted.
+    pub acked: u64,
+    /// Responses the proxy rejected.
+    pub nacked: u64,
+    /// Whether a response is sent and neither accepted nor rejected yet.
+    pub outstanding: bool,
+    /// The last rejection in the proxy's words.
+    pub last_nack: Option<String>,
+}
+
+/// The shared list. Cheap to clone.
+#[derive(Clone)]
+pub struct Status {
+    proxies: Arc<Mutex<BTreeMap<StreamId, ProxyStatus>>>,
+    version: watch::Sender<u64>,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self { proxies: Arc::default(), version: watch::Sender::new(0) }
+    }
+}
+
+impl Status {
+    /// Every connected proxy, oldest stream first.
+    #[must_use]
+    pub fn proxies(&self) -> Vec<ProxyStatus> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// How many proxies are connected.
+    #[must_use]
+    pub fn connected(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Signals whenever a proxy connects, leaves, or something about it changes.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    pub(crate) fn set(&self, stream: StreamId, proxy: ProxyStatus) {
+        self.lock().insert(stream, proxy);
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    pub(crate) fn update(&self, stream: StreamId, kinds: BTreeMap<Kind, KindStatus>) {
+        if let Some(proxy) = self.lock().get_mut(&stream) {
+            proxy.kinds = kinds;
+        }
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    pub(crate) fn remove(&self, stream: StreamId) {
+        self.lock().remove(&stream);
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<StreamId, ProxyStatus>> {
+        // Plain data: a poisoned lock still holds a list.
+        self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
