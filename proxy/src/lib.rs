@@ -5,6 +5,7 @@ pub mod config;
 pub mod connect;
 pub mod detect;
 pub mod drain;
+pub mod intercept;
 pub mod record;
 pub mod route;
 pub mod worker;
