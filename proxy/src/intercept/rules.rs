@@ -102,7 +102,7 @@ impl fmt::Display for Cidr {
 pub(super) enum Condition {
     /// Not TCP.
     NotTcp,
-    /// TCP. Stands before every redirect, which needs to know the transport.
+    /// TCP. A redirect to a port must know the transport.
     Tcp,
     /// IPv6.
     Ipv6,
@@ -228,8 +228,12 @@ fn capture(only: Vec<Condition>, port: u16) -> Vec<Rule> {
     if only.is_empty() {
         return vec![Rule { conditions: vec![Condition::Tcp], verdict }];
     }
-    let rule = |condition| Rule { conditions: vec![Condition::Tcp, condition], verdict };
-    only.into_iter().map(rule).collect()
+    let conditions = |condition| match condition {
+        // Says TCP by itself; nft, too, would leave out the repetition.
+        Condition::Port(_) => vec![condition],
+        _ => vec![Condition::Tcp, condition],
+    };
+    only.into_iter().map(|condition| Rule { conditions: conditions(condition), verdict }).collect()
 }
 
 /// Each value once, sorted, so that equal intentions have equal digests.
@@ -377,14 +381,14 @@ pub(super) mod tests {
             table("--include-outbound-port 80,443 --include-cidr fd00::/8 --include-inbound-port 8080")
                 .to_string();
         for line in [
-            "meta l4proto tcp tcp dport 80 counter redirect to :15001",
-            "meta l4proto tcp tcp dport 443 counter redirect to :15001",
+            "tcp dport 80 counter redirect to :15001",
+            "tcp dport 443 counter redirect to :15001",
             "meta l4proto tcp ip6 daddr fd00::/8 counter redirect to :15001",
-            "meta l4proto tcp tcp dport 8080 counter redirect to :15006",
+            "tcp dport 8080 counter redirect to :15006",
         ] {
             assert!(text.contains(line), "{line} is not in {text}");
         }
-        assert!(!text.contains("meta l4proto tcp counter"), "{text}");
+        assert!(!text.contains("meta l4proto tcp counter"), "no catch-all is left: {text}");
     }
 
     #[test]
