@@ -9,6 +9,7 @@ use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use weft_wire::{DecidedBy, Reason, ServiceId, WorkloadId};
 
+mod cell;
 pub mod limit;
 pub mod trace;
 

@@ -67,3 +67,16 @@ limits! {
     /// A subscription was refused or an idle one evicted: too many destinations.
     Subscriptions = "subscriptions",
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_limit_has_a_place_and_a_plain_word() {
+        for (position, limit) in Limit::ALL.iter().enumerate() {
+            assert_eq!(*limit as usize, position);
+            assert!(limit.word().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
+        }
+    }
+}
