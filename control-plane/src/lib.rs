@@ -11,6 +11,8 @@
 //! knows `app`.
 
 pub mod config;
+pub mod graph;
+pub mod resources;
 pub mod sources;
 pub mod world;
 pub mod xds;

@@ -1,0 +1,298 @@
+//! Kubernetes-style YAML, read strictly: text in, typed objects out, and a place for everything that is wrong.
+//!
+//! In: the text of one file, with any number of documents. Out: one [`Document`] per non-empty document,
+//! either an [`Object`] in the world's own terms or the [`Flaw`]s that stop it, each with line and field.
+//!
+//! Invariants: an unknown field is an error that names it (a misspelt field that is silently dropped is the
+//! worst kind of configuration); nothing here panics on any text. Surprise: documents are walked twice, first
+//! leniently for `apiVersion`, `kind` and name, so that even a broken document can be called by its name.
+//! Non-goal: kinds that the mesh has no use for; they are reported as unsupported and left alone.
+
+mod core;
+mod locate;
+mod protocol;
+
+use std::fmt;
+
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::Deserialize;
+use weft_wire::ServiceId;
+
+use crate::world::{Event, ObjectName, PodSpec, ServiceSpec, SliceSpec};
+
+pub use locate::Segment;
+
+/// Flaws reported for one file. Finding a flaw's line walks the file again, so this also bounds that work.
+const FLAWS_MAX: usize = 50;
+
+/// Something the mesh has a use for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Object {
+    /// A Pod.
+    Pod(PodSpec),
+    /// A Service.
+    Service(ServiceSpec),
+    /// An EndpointSlice.
+    Slice(SliceSpec),
+}
+
+/// What an object is called, across files.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ObjectId {
+    /// A Pod.
+    Pod(ObjectName),
+    /// A Service.
+    Service(ServiceId),
+    /// An EndpointSlice.
+    Slice(ObjectName),
+}
+
+impl Object {
+    /// The object's name.
+    #[must_use]
+    pub fn id(&self) -> ObjectId {
+        match self {
+            Self::Pod(pod) => ObjectId::Pod(pod.name.clone()),
+            Self::Service(service) => ObjectId::Service(service.id.clone()),
+            Self::Slice(slice) => ObjectId::Slice(slice.name.clone()),
+        }
+    }
+
+    /// The event that tells the world of it.
+    #[must_use]
+    pub fn set(self) -> Event {
+        match self {
+            Self::Pod(pod) => Event::PodSet(pod),
+            Self::Service(service) => Event::ServiceSet(service),
+            Self::Slice(slice) => Event::SliceSet(slice),
+        }
+    }
+}
+
+impl ObjectId {
+    /// The event that tells the world that it is gone.
+    #[must_use]
+    pub fn gone(self) -> Event {
+        match self {
+            Self::Pod(name) => Event::PodGone(name),
+            Self::Service(id) => Event::ServiceGone(id),
+            Self::Slice(name) => Event::SliceGone(name),
+        }
+    }
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod(name) => write!(f, "Pod {name}"),
+            Self::Service(id) => write!(f, "Service {}/{}", id.namespace(), id.name()),
+            Self::Slice(name) => write!(f, "EndpointSlice {name}"),
+        }
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flaw {
+    /// Line in the file, from 1, when known.
+    pub line: Option<usize>,
+    /// Path of the field; empty for the document itself.
+    pub field: String,
+    /// What is wrong, in words.
+    pub reason: String,
+}
+
+/// One document of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    /// Position in the file, from 1; empty documents count.
+    pub position: usize,
+    /// The object as `Kind namespace/name`, as far as it could be read.
+    pub label: Option<String>,
+    /// What it says.
+    pub content: Content,
+}
+
+/// What a document says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// It cannot be read.
+    Broken(Vec<Flaw>),
+    /// An object, and the line on which it is named.
+    Object {
+        /// The object.
+        object: Object,
+        /// The line of its name, when known.
+        line: Option<usize>,
+    },
+    /// An object the mesh has no use for by design (a Service that is only a DNS alias).
+    Unneeded,
+    /// A kind the mesh does not know.
+    Unsupported {
+        /// The line that says so, when known.
+        line: Option<usize>,
+        /// `apiVersion kind`.
+        kind: String,
+    },
+}
+
+/// Reads one file.
+#[must_use]
+pub fn parse(text: &str) -> Vec<Document> {
+    let mut documents = Vec::new();
+    let mut budget = FLAWS_MAX;
+    let mut typed = serde_yaml::Deserializer::from_str(text);
+    for (index, lenient) in serde_yaml::Deserializer::from_str(text).enumerate() {
+        let strict = typed.next();
+        let position = index + 1;
+        let (label, content) = match (Option::<Header>::deserialize(lenient), strict) {
+            (Ok(None), _) => continue,
+            (Ok(Some(header)), Some(strict)) => {
+                let place = Place { text, index };
+                (header.label(), read(&header, strict, &place, &mut budget))
+            }
+            (Ok(Some(_)), None) => break,
+            (Err(error), _) => {
+                // Where the text is not YAML the reader would repeat this error for ever; and the file is broken
+                // anyway, whatever follows.
+                let content = Content::Broken(vec![flaw_of(&error, String::new())]);
+                documents.push(Document { position, label: None, content });
+                break;
+            }
+        };
+        documents.push(Document { position, label, content });
+    }
+    documents
+}
+
+fn read(
+    header: &Header,
+    document: serde_yaml::Deserializer<'_>,
+    place: &Place<'_>,
+    budget: &mut usize,
+) -> Content {
+    let (Some(version), Some(kind)) = (&header.api_version, &header.kind) else {
+        let missing = if header.kind.is_none() { "kind" } else { "apiVersion" };
+        return Content::Broken(vec![Flaw {
+            line: place.line(&[]),
+            field: missing.into(),
+            reason: "is missing".into(),
+        }]);
+    };
+    match (version.as_str(), kind.as_str()) {
+        ("v1", "Pod") => typed::<Pod>(document, place, budget, core::pod),
+        ("v1", "Service") => typed::<Service>(document, place, budget, core::service),
+        ("discovery.k8s.io/v1", "EndpointSlice") => {
+            typed::<EndpointSlice>(document, place, budget, core::endpoint_slice)
+        }
+        _ => Content::Unsupported {
+            line: place.line(&[Segment::from("kind")]),
+            kind: format!("{version} {kind}"),
+        },
+    }
+}
+
+/// Why an object that is well-formed cannot be used.
+type Refusal = (Vec<Segment>, String);
+
+fn typed<T: for<'de> Deserialize<'de>>(
+    document: serde_yaml::Deserializer<'_>,
+    place: &Place<'_>,
+    budget: &mut usize,
+    convert: fn(T) -> Result<Option<Object>, Refusal>,
+) -> Content {
+    let mut track = serde_path_to_error::Track::new();
+    let mut unknown = Vec::new();
+    let tracked = serde_path_to_error::Deserializer::new(document, &mut track);
+    let read: Result<T, _> = serde_ignored::deserialize(tracked, |path| {
+        // One at least, or a document late in a bad file would pass for good.
+        if unknown.len() < (*budget).max(1) {
+            unknown.push(locate::segments(&path));
+        }
+    });
+    let value = match read {
+        Ok(value) => value,
+        Err(error) => return Content::Broken(vec![flaw_of(&error, field_path(&track.path()))]),
+    };
+    if !unknown.is_empty() {
+        *budget = budget.saturating_sub(unknown.len());
+        let flaw = |path: Vec<Segment>| Flaw {
+            line: place.line(&path),
+            field: locate::display(&path),
+            reason: "unknown field".into(),
+        };
+        return Content::Broken(unknown.into_iter().map(flaw).collect());
+    }
+    match convert(value) {
+        Ok(Some(object)) => Content::Object { object, line: place.name_line() },
+        Ok(None) => Content::Unneeded,
+        Err((path, reason)) => {
+            let field = locate::display(&path);
+            Content::Broken(vec![Flaw { line: place.line(&path), field, reason }])
+        }
+    }
+}
+
+/// Which document of which text.
+struct Place<'a> {
+    text: &'a str,
+    index: usize,
+}
+
+impl Place<'_> {
+    fn line(&self, path: &[Segment]) -> Option<usize> {
+        locate::line(self.text, self.index, path)
+    }
+
+    /// The line of the object's name, which only duplicates need: not for a file of very many documents, where
+    /// each walk to the place would cost as much as all the reading so far.
+    fn name_line(&self) -> Option<usize> {
+        const CHEAP: usize = 64;
+        if self.index < CHEAP { self.line(&[Segment::from("metadata"), Segment::from("name")]) } else { None }
+    }
+}
+
+fn field_path(path: &serde_path_to_error::Path) -> String {
+    // An error at the top level has the path ".".
+    let text = path.to_string();
+    if text == "." { String::new() } else { text }
+}
+
+fn flaw_of(error: &serde_yaml::Error, field: String) -> Flaw {
+    let line = error.location().map(|location| location.line());
+    // The library writes the place into the text as well ("… at line 3 column 5"); ours is a field.
+    let text = error.to_string();
+    let reason = match text.rfind(" at line ") {
+        Some(at) => text.get(..at).unwrap_or(&text).to_owned(),
+        None => text,
+    };
+    // "spec.ports[0].port: invalid type …": the path is a field of ours too.
+    let reason = match field.as_str() {
+        "" => reason,
+        field => reason.strip_prefix(&format!("{field}: ")).map(str::to_owned).unwrap_or(reason),
+    };
+    Flaw { line, field, reason }
+}
+
+/// Just enough of a document to call it by its name. Everything is optional and loosely typed.
+#[derive(Deserialize)]
+struct Header {
+    #[serde(rename = "apiVersion")]
+    api_version: Option<String>,
+    kind: Option<String>,
+    #[serde(default)]
+    metadata: Option<serde_yaml::Value>,
+}
+
+impl Header {
+    fn label(&self) -> Option<String> {
+        let kind = self.kind.as_deref()?;
+        let field = |name: &str| self.metadata.as_ref()?.get(name)?.as_str();
+        let name = field("name").unwrap_or("?");
+        Some(format!("{kind} {}/{name}", field("namespace").unwrap_or(core::DEFAULT_NAMESPACE)))
+    }
+}
+
+#[cfg(test)]
+mod tests;
