@@ -5,6 +5,7 @@
 //! variable, the rejected text and what to write instead. Surprise: addresses here may hold port 0; what was
 //! really bound is in [`accept::Bound`](crate::accept::Bound). Non-goal: settings that the control plane sends.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -310,6 +311,35 @@ impl TryFrom<Arguments> for Config {
             });
         }
         Ok(config)
+    }
+}
+
+impl Config {
+    /// The settings for people: the admin's dump. Holds no secret, because no setting is one.
+    #[must_use]
+    pub fn describe(&self) -> serde_json::Value {
+        let text = |value: &dyn fmt::Display| value.to_string();
+        serde_json::json!({
+            "control_plane": self.control_plane.as_ref().map(|uri| text(uri)),
+            "workload": text(&self.identity.workload),
+            "version": self.identity.version.as_deref(),
+            "pod": self.identity.pod.as_deref(),
+            "instance": &*self.identity.instance,
+            "addresses": self.identity.addresses,
+            "inbound_forward": self.inbound_forward,
+            "outbound_forward": self.outbound_forward.iter()
+                .map(|forward| format!("{}={}", forward.listen, forward.destination)).collect::<Vec<_>>(),
+            "register": self.register.iter().map(|register| text(&register.service)).collect::<Vec<_>>(),
+            "workers": self.workers,
+            "socket_mark": self.socket_mark,
+            "connections_max": self.connections_max,
+            "log": self.log,
+            "drain_deadline_seconds": self.drain_deadline.as_secs_f64(),
+            "detect_timeout_seconds": self.detect_timeout.as_secs_f64(),
+            "discovery_timeout_seconds": self.discovery_timeout.as_secs_f64(),
+            "connect_timeout_seconds": self.connect_timeout.as_secs_f64(),
+            "tcp_idle_timeout_seconds": self.tcp_idle_timeout.as_secs_f64(),
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! What does this connection speak?
 //!
-//! In: a fresh connection nobody declared a protocol for. Out: a [`Detected`]: the verdict, the client's bytes
-//! read so far (replayed by [`Prefixed`]) and, where the race opened one, the upstream connection. Invariants:
+//! In: a fresh connection and what its port was declared to speak, if anything. Out: a [`Detected`]: the
+//! verdict, the client's bytes read so far (replayed by [`Prefixed`]) and, where the race opened one, the upstream connection. Invariants:
 //! no byte is lost or reordered; a verdict never changes when more bytes come ([`sniff`] is monotone); a
 //! server that speaks first is never made to wait for its client. Surprise: a connection on which *both* sides
 //! are silent has no deadline here, because nothing is being held back from anybody; the deadline starts with
@@ -13,8 +13,12 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use weft_wire::xds::Protocol;
+use weft_wire::{Host, Reason};
 
-use crate::connect::ConnectError;
+use crate::record::{self, Limit};
+use crate::tls::hello::{self, Hello};
+use crate::worker::Worker;
 
 mod prefixed;
 mod sniff;
@@ -36,125 +40,239 @@ const HEAD_START: Duration = Duration::from_millis(5);
 /// response that says why, others a quick end.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
 
-/// The result of [`detect`].
+/// The result of detection. `C` is the race's connection to the server, with whatever its owner keeps beside it.
 #[derive(Debug)]
-pub struct Detected {
+pub struct Detected<C> {
     /// What to do with the connection; never [`Sniff::NeedMore`].
     pub sniff: Sniff,
-    /// Whether the deadline decided (then `sniff` is [`Sniff::Opaque`]).
-    pub timed_out: bool,
+    /// Which event decided.
+    pub how: How,
     /// The client's bytes so far.
     pub prefix: Bytes,
-    /// The race's connection to the server and its context, when there was a race and it got so far.
-    pub opened: Option<TcpStream>,
-    /// The race's connection failed with this.
-    pub failed: Option<ConnectError>,
+    /// The race's connection to the server, when there was a race and it got so far.
+    pub opened: Option<C>,
+    /// Why the race got no connection.
+    pub failed: Option<Reason>,
 }
 
-/// Reads until the verdict is final, meanwhile opening the server's connection with `open` (called once, after
-/// a short head start for the client). `timeout` bounds how long ambiguous bytes are held back.
+/// Which event ended detection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// The client's bytes.
+    Client,
+    /// The client's end of stream.
+    Closed,
+    /// The port's declaration.
+    Declared,
+    /// The server spoke first.
+    Server,
+    /// Bytes were held back for too long.
+    Timeout,
+}
+
+/// Says what a connection speaks: believes what its port was declared to speak, else reads and races. Records
+/// how it ended and how long it took. `open` connects to the server; it is called at most once.
 ///
 /// # Errors
 /// When reading from the client fails.
-pub async fn detect<O, F>(client: &TcpStream, timeout: Duration, open: O) -> io::Result<Detected>
+pub async fn identify<O, F, C>(
+    worker: &Worker,
+    client: &TcpStream,
+    declared: Option<Protocol>,
+    open: O,
+) -> io::Result<Detected<C>>
 where
     O: FnOnce() -> F,
-    F: Future<Output = Result<TcpStream, ConnectError>>,
+    F: Future<Output = Result<C, Reason>>,
+    C: AsRef<TcpStream>,
 {
-    let mut held = BytesMut::new();
-    let mut result = Detected {
-        sniff: Sniff::NeedMore,
-        timed_out: false,
-        prefix: Bytes::new(),
-        opened: None,
-        failed: None,
+    let begin = Instant::now();
+    let timeout = worker.config.detect_timeout;
+    let detected = match declared {
+        None => race(client, timeout, open).await?,
+        // Which version of HTTP is the client's choice, so its first bytes are still looked at; anything that is
+        // neither is the declared version's server to refuse.
+        Some(Protocol::Http) => client_only(client, timeout).await?.or_http(Sniff::Http1),
+        Some(Protocol::Http2) => client_only(client, timeout).await?.or_http(Sniff::Http2),
+        Some(Protocol::Tls) => Detected::declared(Sniff::Tls),
+        Some(Protocol::Tcp) => Detected::declared(Sniff::Opaque),
     };
-
-    // Most clients speak at once; then no connection is opened and no timer of the race is set.
-    if let Ok(read) = tokio::time::timeout(HEAD_START, read_more(client, &mut held)).await {
-        result.sniff = judge(&held, read?);
-    }
-    if result.sniff == Sniff::NeedMore {
-        race(client, timeout, &mut held, &mut result, open()).await?;
-    }
-    result.prefix = held.freeze();
-    Ok(result)
+    let word = match (detected.how, detected.sniff) {
+        (How::Declared, _) => return Ok(detected),
+        (How::Server, _) => record::Detected::ServerFirst,
+        (How::Closed, _) => record::Detected::Closed,
+        (How::Timeout, _) => {
+            worker.shard.limit(Limit::DetectTimeout);
+            record::Detected::Timeout
+        }
+        (How::Client, Sniff::Http1) => record::Detected::Http1,
+        (How::Client, Sniff::Http2) => record::Detected::Http2,
+        (How::Client, Sniff::Tls) => record::Detected::Tls,
+        (How::Client, Sniff::Opaque | Sniff::NeedMore) => record::Detected::Opaque,
+    };
+    worker.shard.detected(word, begin.elapsed());
+    Ok(detected)
 }
 
-/// Like [`detect`] without a race: for listeners that have no server to connect to yet.
+/// Reads on until a ClientHello is complete and returns its name. Gives up, without losing a byte, at the
+/// deadline, at [`HELLO_MAX`] and at whatever does not parse.
+pub async fn server_name(client: &TcpStream, prefix: &mut Bytes, timeout: Duration) -> Option<Host> {
+    let deadline = Instant::now() + timeout;
+    let mut held = BytesMut::new();
+    loop {
+        match hello::peek(if held.is_empty() { prefix } else { &held }) {
+            Hello::Named(host) => {
+                keep(prefix, held);
+                return Some(host);
+            }
+            Hello::NeedMore if held.len().max(prefix.len()) < HELLO_MAX => {}
+            Hello::NeedMore | Hello::Unnamed => break,
+        }
+        if held.is_empty() {
+            held.extend_from_slice(prefix);
+        }
+        match tokio::time::timeout_at(deadline, read_more(client, &mut held)).await {
+            Ok(Ok(1..)) => {}
+            // Whatever ended it, forwarding will meet it again.
+            Ok(Ok(0) | Err(_)) | Err(_) => break,
+        }
+    }
+    keep(prefix, held);
+    None
+}
+
+fn keep(prefix: &mut Bytes, held: BytesMut) {
+    if !held.is_empty() {
+        *prefix = held.freeze();
+    }
+}
+
+/// A ClientHello at most: one full record. Post-quantum key shares make hellos of about 2 kB.
+const HELLO_MAX: usize = 16 * 1024;
+
+impl<C> Detected<C> {
+    fn declared(sniff: Sniff) -> Self {
+        Self { sniff, how: How::Declared, prefix: Bytes::new(), opened: None, failed: None }
+    }
+
+    /// What was declared to be HTTP is HTTP; its server knows how to refuse bytes that are not.
+    fn or_http(mut self, version: Sniff) -> Self {
+        if !matches!(self.sniff, Sniff::Http1 | Sniff::Http2) {
+            self.sniff = version;
+        }
+        self
+    }
+}
+
+/// Bytes of the client that wait for a verdict.
+struct Held {
+    bytes: BytesMut,
+    verdict: Sniff,
+    how: How,
+}
+
+impl Held {
+    fn new() -> Self {
+        Self { bytes: BytesMut::new(), verdict: Sniff::NeedMore, how: How::Client }
+    }
+
+    /// Reads once and judges. Cancel safe.
+    async fn read(&mut self, client: &TcpStream) -> io::Result<()> {
+        let length = read_more(client, &mut self.bytes).await?;
+        self.verdict = match sniff(&self.bytes) {
+            // The client has said all it will say.
+            Sniff::NeedMore if length == 0 => {
+                self.how = How::Closed;
+                Sniff::Opaque
+            }
+            Sniff::NeedMore if self.bytes.len() >= PEEK_MAX => sniff::at_limit(&self.bytes),
+            verdict => verdict,
+        };
+        Ok(())
+    }
+
+    fn decide(&mut self, how: How, verdict: Sniff) {
+        self.how = how;
+        self.verdict = verdict;
+    }
+
+    fn open(&self) -> bool {
+        self.verdict == Sniff::NeedMore
+    }
+
+    fn into_detected<C>(self, opened: Option<C>, failed: Option<Reason>) -> Detected<C> {
+        Detected { sniff: self.verdict, how: self.how, prefix: self.bytes.freeze(), opened, failed }
+    }
+}
+
+/// For ports whose protocol lets nobody but the client speak first.
 ///
 /// # Errors
 /// When reading from the client fails.
-pub async fn detect_client(client: &TcpStream, timeout: Duration) -> io::Result<Detected> {
-    let mut held = BytesMut::new();
-    let mut result = Detected {
-        sniff: Sniff::NeedMore,
-        timed_out: false,
-        prefix: Bytes::new(),
-        opened: None,
-        failed: None,
-    };
+pub async fn client_only<C>(client: &TcpStream, timeout: Duration) -> io::Result<Detected<C>> {
+    let mut held = Held::new();
+    // Nothing is held back from anybody yet, so there is no deadline either.
+    held.read(client).await?;
     let deadline = Instant::now() + timeout;
-    while result.sniff == Sniff::NeedMore {
-        match tokio::time::timeout_at(deadline, read_more(client, &mut held)).await {
-            Ok(read) => result.sniff = judge(&held, read?),
-            Err(_elapsed) => {
-                result.sniff = Sniff::Opaque;
-                result.timed_out = true;
-            }
+    while held.open() {
+        match tokio::time::timeout_at(deadline, held.read(client)).await {
+            Ok(read) => read?,
+            Err(_elapsed) => held.decide(How::Timeout, Sniff::Opaque),
         }
     }
-    result.prefix = held.freeze();
-    Ok(result)
+    Ok(held.into_detected(None, None))
 }
 
-async fn race(
-    client: &TcpStream,
-    timeout: Duration,
-    held: &mut BytesMut,
-    result: &mut Detected,
-    opening: impl Future<Output = Result<TcpStream, ConnectError>>,
-) -> io::Result<()> {
+/// For a port about which nothing is known: whoever speaks first decides.
+async fn race<O, F, C>(client: &TcpStream, timeout: Duration, open: O) -> io::Result<Detected<C>>
+where
+    O: FnOnce() -> F,
+    F: Future<Output = Result<C, Reason>>,
+    C: AsRef<TcpStream>,
+{
+    let mut held = Held::new();
+    // Most clients speak at once; then no connection is opened in vain.
+    if let Ok(read) = tokio::time::timeout(HEAD_START, held.read(client)).await {
+        read?;
+    }
+    if !held.open() {
+        return Ok(held.into_detected(None, None));
+    }
+
+    let opening = open();
     tokio::pin!(opening);
+    let (mut opened, mut failed) = (None, None);
     // Only set once bytes are held back, or once waiting has become pointless.
-    let mut deadline = (!held.is_empty()).then(|| Instant::now() + timeout);
-    while result.sniff == Sniff::NeedMore {
+    let mut deadline = (!held.bytes.is_empty()).then(|| Instant::now() + timeout);
+    while held.open() {
         tokio::select! {
             // The client's word counts for more when both have spoken: its bytes are what HTTP needs.
             biased;
-            read = read_more(client, held) => {
-                result.sniff = judge(held, read?);
+            read = held.read(client) => {
+                read?;
                 deadline = deadline.or_else(|| Some(Instant::now() + timeout));
             }
-            opened = &mut opening, if result.opened.is_none() && result.failed.is_none() => match opened {
-                Ok(stream) => result.opened = Some(stream),
-                Err(error) => {
-                    result.failed = Some(error);
+            result = &mut opening, if opened.is_none() && failed.is_none() => match result {
+                Ok(connection) => opened = Some(connection),
+                Err(reason) => {
+                    failed = Some(reason);
                     let soon = Instant::now() + AFTER_FAILURE;
                     deadline = Some(deadline.map_or(soon, |deadline| deadline.min(soon)));
                 }
             },
-            spoken = spoken(result.opened.as_ref()) => {
-                spoken?;
-                result.sniff = Sniff::Opaque;
-            }
-            () = expired(deadline) => {
-                result.sniff = Sniff::Opaque;
-                // A failed connection is its own story, told by its reason.
-                result.timed_out = result.failed.is_none();
-            }
+            () = spoken(opened.as_ref()) => held.decide(How::Server, Sniff::Opaque),
+            () = expired(deadline) => held.decide(How::Timeout, Sniff::Opaque),
         }
     }
-    // A verdict while the connection was still being opened: the caller opens its own, at its own terms.
-    Ok(())
+    // A verdict while the connection was still being opened drops the attempt: HTTP pools may have a better one.
+    Ok(held.into_detected(opened, failed))
 }
 
-async fn spoken(server: Option<&TcpStream>) -> io::Result<()> {
-    match server {
-        // Also ready on end of stream and reset: a server that hangs up has said enough.
-        Some(server) => server.readable().await,
-        None => std::future::pending().await,
-    }
+async fn spoken<C: AsRef<TcpStream>>(server: Option<&C>) {
+    let Some(server) = server else { return std::future::pending().await };
+    // Peeks, because a socket that was just connected reports itself readable without having anything to read.
+    // End of stream and reset count as well: a server that hangs up has said enough.
+    drop(server.as_ref().peek(&mut [0]).await);
 }
 
 async fn expired(deadline: Option<Instant>) {
@@ -179,15 +297,6 @@ async fn read_more(client: &TcpStream, held: &mut BytesMut) -> io::Result<usize>
 
 /// Reserved for a read: what first segments rarely exceed.
 const READ_STEP: usize = 2 * 1024;
-
-fn judge(held: &[u8], read: usize) -> Sniff {
-    match sniff(held) {
-        // The client has said all it will say.
-        Sniff::NeedMore if read == 0 => Sniff::Opaque,
-        Sniff::NeedMore if held.len() >= PEEK_MAX => sniff::at_limit(held),
-        verdict => verdict,
-    }
-}
 
 #[cfg(test)]
 mod tests;

@@ -1,12 +1,18 @@
 //! The sidecar as a library.
 
 pub mod accept;
+pub mod admin;
+pub mod app;
 pub mod config;
 pub mod connect;
 pub mod detect;
 pub mod drain;
+pub mod inbound;
 pub mod intercept;
+pub mod outbound;
 pub mod record;
 pub mod route;
+pub mod tcp;
+pub mod tls;
 pub mod worker;
 pub mod xds;

@@ -6,23 +6,33 @@
 //! `arc-swap`. Non-goal: balancing between workers; the kernel spreads connections (`SO_REUSEPORT`).
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use weft_wire::xds::ListenerName;
 
-use crate::accept::Bound;
+use crate::accept::{self, Bound, Role};
 use crate::config::Config;
 use crate::connect::ConnectOptions;
-use crate::drain;
-use crate::record::{Direction, Shard};
-use crate::xds::Directory;
+use crate::record::{Direction, Limit, Shard};
+use crate::xds::{Directory, Listener, Lookup};
+use crate::{drain, inbound, outbound};
 
 /// Size of the buffer that all opaque connections of a worker share. What a socket's receive buffer usually
 /// holds after one round trip at full speed; bigger ones showed no gain for loopback and veth.
 const SCRATCH_SIZE: usize = 64 * 1024;
+
+/// How long callers may need to hear that an endpoint is leaving: the control plane pushes within a fraction of
+/// a second.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How long nothing may be open before a draining worker says that it is done.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// One worker's possessions.
 pub struct Worker {
@@ -76,6 +86,18 @@ impl Worker {
         }
     }
 
+    /// What stands behind a destination, as far as the control plane knows and says in time.
+    pub async fn discover(&self, name: ListenerName) -> Option<Arc<Listener>> {
+        let lookup = match self.directory.lookup(&name) {
+            Lookup::Unasked => self.directory.discover(name, self.config.discovery_timeout).await,
+            answered => answered,
+        };
+        if matches!(lookup, Lookup::Unasked) && self.config.control_plane.is_some() {
+            self.shard.limit(Limit::DiscoveryTimeout);
+        }
+        lookup.known()
+    }
+
     /// Whether a connection of `direction` to `address` would come straight back to this sidecar.
     ///
     /// Outbound to the own inbound listener is no loop: that is an app calling its own service.
@@ -99,6 +121,30 @@ impl Worker {
         }
     }
 
+    /// How long the inbound listener goes on after draining began: until callers have heard that this endpoint
+    /// is gone. Stand-alone, nobody hears anything.
+    fn linger(&self) -> Duration {
+        if self.config.control_plane.is_some() {
+            LINGER.min(self.config.drain_deadline / 2)
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    /// Completes when no connection is left and none comes for a moment: between two calls of an app that is
+    /// finishing its work, there may be none.
+    async fn quiet(&self) {
+        loop {
+            self.inbound_permits.idle().await;
+            self.outbound_permits.idle().await;
+            let seen = self.inbound_permits.issued() + self.outbound_permits.issued();
+            tokio::time::sleep(QUIET).await;
+            if seen == self.inbound_permits.issued() + self.outbound_permits.issued() {
+                return;
+            }
+        }
+    }
+
     /// The permits of `direction`.
     #[must_use]
     pub fn permits(&self, direction: Direction) -> &Permits {
@@ -109,6 +155,77 @@ impl Worker {
     }
 }
 
+/// What a worker tells the admin thread.
+#[derive(Debug)]
+pub enum Event {
+    /// Draining, and no connection is left.
+    Idle,
+    /// The worker cannot go on.
+    Failed(io::Error),
+}
+
+/// Serves until draining has ended. Call inside a `LocalRuntime` or `LocalSet`.
+///
+/// Draining: the inbound listener goes on for a moment, because callers have not heard yet, and then closes;
+/// outbound listeners stay until the end, because an app that finishes its work may still need others.
+///
+/// # Errors
+/// When a listening socket breaks.
+pub async fn run(
+    worker: Rc<Worker>,
+    listeners: Vec<(Role, std::net::TcpListener)>,
+    event: mpsc::Sender<Event>,
+) -> io::Result<()> {
+    let mut accepting = JoinSet::new();
+    for (role, socket) in listeners {
+        accepting.spawn_local(accept_for(Rc::clone(&worker), role, socket));
+    }
+    tokio::select! {
+        () = worker.drain.signaled() => {}
+        Some(ended) = accepting.join_next() => return Err(ended_early(ended)),
+    }
+    tokio::time::sleep(worker.linger()).await;
+    tokio::select! {
+        () = worker.quiet() => {}
+        () = worker.drain.expired() => {}
+    }
+    // Full or closed only when the process is ending anyway.
+    drop(event.try_send(Event::Idle));
+    worker.drain.expired().await;
+    // Lets connections that wait for this see it before the runtime drops them.
+    tokio::task::yield_now().await;
+    Ok(())
+}
+
+async fn accept_for(worker: Rc<Worker>, role: Role, socket: std::net::TcpListener) -> io::Result<()> {
+    let drain = worker.drain.clone();
+    let linger = worker.linger();
+    let here = Rc::clone(&worker);
+    match role {
+        Role::Inbound => {
+            let stop = async move {
+                drain.signaled().await;
+                tokio::time::sleep(linger).await;
+            };
+            let serve = move |accepted| inbound::serve(Rc::clone(&here), accepted);
+            accept::run(worker, socket, Direction::Inbound, stop, serve).await
+        }
+        role => {
+            let stop = async move { drain.expired().await };
+            let serve = move |accepted| outbound::serve(Rc::clone(&here), role.clone(), accepted);
+            accept::run(worker, socket, Direction::Outbound, stop, serve).await
+        }
+    }
+}
+
+fn ended_early(ended: Result<io::Result<()>, tokio::task::JoinError>) -> io::Error {
+    match ended {
+        Ok(Ok(())) => io::Error::other("a listener closed"),
+        Ok(Err(error)) => error,
+        Err(panicked) => io::Error::other(panicked),
+    }
+}
+
 /// A bound on open connections and the means to wait for the last one. Worker-local: a `Cell`, not a semaphore.
 #[derive(Debug, Clone)]
 pub struct Permits(Rc<Counter>);
@@ -116,6 +233,7 @@ pub struct Permits(Rc<Counter>);
 #[derive(Debug)]
 struct Counter {
     used: Cell<usize>,
+    issued: Cell<u64>,
     max: usize,
     changed: Notify,
 }
@@ -124,7 +242,7 @@ impl Permits {
     /// At most `max` at a time.
     #[must_use]
     pub fn new(max: usize) -> Self {
-        Self(Rc::new(Counter { used: Cell::new(0), max, changed: Notify::new() }))
+        Self(Rc::new(Counter { used: Cell::new(0), issued: Cell::new(0), max, changed: Notify::new() }))
     }
 
     /// One permit, given back on drop; `None` when all are out.
@@ -133,6 +251,7 @@ impl Permits {
         let used = self.0.used.get();
         (used < self.0.max).then(|| {
             self.0.used.set(used + 1);
+            self.0.issued.set(self.0.issued.get() + 1);
             Permit(Rc::clone(&self.0))
         })
     }
@@ -141,6 +260,12 @@ impl Permits {
     #[must_use]
     pub fn used(&self) -> usize {
         self.0.used.get()
+    }
+
+    /// Permits given out so far.
+    #[must_use]
+    pub fn issued(&self) -> u64 {
+        self.0.issued.get()
     }
 
     /// Completes when no permit is out. Cancel safe.

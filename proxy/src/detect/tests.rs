@@ -13,14 +13,26 @@ async fn pair() -> (TcpStream, TcpStream) {
     (near.unwrap(), accepted.unwrap().0)
 }
 
+/// What a race opens in these tests.
+struct Server(TcpStream);
+
+impl AsRef<TcpStream> for Server {
+    fn as_ref(&self) -> &TcpStream {
+        &self.0
+    }
+}
+
+async fn never() -> Result<Server, Reason> {
+    panic!("no connection is needed")
+}
+
 const LONG: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_client_that_speaks_http_opens_no_connection() {
     let (mut client, ours) = pair().await;
     client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-    let never = || async { panic!("no connection is needed") };
-    let detected = detect(&ours, LONG, never).await.unwrap();
+    let detected = race(&ours, LONG, never).await.unwrap();
     assert_eq!(detected.sniff, Sniff::Http1);
     assert_eq!(&detected.prefix[..], b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
 }
@@ -30,11 +42,12 @@ async fn a_server_that_speaks_first_decides_at_once() {
     let (_client, ours) = pair().await;
     let (mut server, upstream) = pair().await;
     server.write_all(b"220 mail.example ESMTP\r\n").await.unwrap();
-    let detected = detect(&ours, LONG, || async { Ok(upstream) }).await.unwrap();
+    let detected = race(&ours, LONG, || async { Ok(Server(upstream)) }).await.unwrap();
     assert_eq!(detected.sniff, Sniff::Opaque);
-    assert!(!detected.timed_out && detected.prefix.is_empty());
+    assert_eq!(detected.how, How::Server);
+    assert!(detected.prefix.is_empty());
     let mut greeting = [0; 3];
-    detected.opened.expect("the race's connection").read_exact(&mut greeting).await.unwrap();
+    detected.opened.expect("the race's connection").0.read_exact(&mut greeting).await.unwrap();
     assert_eq!(&greeting, b"220");
 }
 
@@ -44,9 +57,9 @@ async fn a_request_line_in_pieces_is_still_http_and_keeps_the_opened_connection(
     let (_server, upstream) = pair().await;
     client.write_all(b"GE").await.unwrap();
     let (opened, open) = tokio::sync::oneshot::channel();
-    let detecting = detect(&ours, LONG, move || async move {
+    let detecting = race(&ours, LONG, move || async move {
         opened.send(()).unwrap();
-        Ok(upstream)
+        Ok(Server(upstream))
     });
     let speaking = async {
         open.await.unwrap();
@@ -64,20 +77,19 @@ async fn ambiguous_bytes_are_held_back_only_until_the_deadline() {
     let (mut client, ours) = pair().await;
     let (_server, upstream) = pair().await;
     client.write_all(b"GET").await.unwrap();
-    let detected = detect(&ours, Duration::from_millis(1), || async { Ok(upstream) }).await.unwrap();
+    let detected = race(&ours, Duration::from_millis(1), || async { Ok(Server(upstream)) }).await.unwrap();
     assert_eq!(detected.sniff, Sniff::Opaque);
-    assert!(detected.timed_out);
+    assert_eq!(detected.how, How::Timeout);
     assert_eq!(&detected.prefix[..], b"GET");
 }
 
 #[tokio::test]
 async fn a_failed_connection_lets_the_client_still_ask() {
     let (mut client, ours) = pair().await;
-    let address = "127.0.0.1:1".parse().unwrap();
     let (failed, fail) = tokio::sync::oneshot::channel();
-    let detecting = detect(&ours, LONG, move || async move {
+    let detecting = race(&ours, LONG, move || async move {
         failed.send(()).unwrap();
-        Err(ConnectError::Refused { address })
+        Err::<Server, _>(Reason::ConnectRefused)
     });
     let speaking = async {
         fail.await.unwrap();
@@ -93,7 +105,7 @@ async fn a_failed_connection_lets_the_client_still_ask() {
 async fn a_client_that_only_hangs_up_is_opaque() {
     let (client, ours) = pair().await;
     drop(client);
-    let detected = detect(&ours, LONG, || async { panic!("no need") }).await.unwrap();
+    let detected = race(&ours, LONG, never).await.unwrap();
     assert_eq!(detected.sniff, Sniff::Opaque);
 }
 
@@ -102,7 +114,7 @@ async fn the_first_eight_kilobytes_are_the_limit() {
     let (mut client, ours) = pair().await;
     let line = [b"GET /".as_slice(), &vec![b'a'; PEEK_MAX * 2]].concat();
     client.write_all(&line).await.unwrap();
-    let detected = detect_client(&ours, LONG).await.unwrap();
+    let detected = client_only::<Server>(&ours, LONG).await.unwrap();
     assert_eq!(detected.sniff, Sniff::Http1);
     assert!(detected.prefix.len() <= PEEK_MAX + READ_STEP);
 }

@@ -1,0 +1,246 @@
+//! The sidecar's own HTTP: what probes, Prometheus and operators ask.
+//!
+//! Two faces: [`Face::Metrics`] on the pod's address answers `/live`, `/ready` and `/metrics`; [`Face::Admin`] on
+//! loopback shows configuration and changes the log level or drains. In: requests on the admin thread. Out:
+//! text and JSON. Invariant: readiness is a latch: once the sidecar had a control plane's answer it stays ready
+//! without one, because stale configuration beats no traffic. Surprise: the admin face checks `Host`, because a
+//! web page may resolve a name of its own to 127.0.0.1. Non-goal: authentication; it is loopback or read-only.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::TcpListener as StdListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::accept::Bound;
+use crate::app::LogLevel;
+use crate::config::Config;
+use crate::drain::{Phase, Trigger};
+use crate::record::{Limit, Telemetry};
+use crate::xds::Directory;
+
+/// Connections at a time, for each face: a few Prometheus servers, the kubelet, a person.
+const CONNECTIONS_MAX: usize = 64;
+
+/// How long a request's head may take, and a kept connection stay silent.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A log filter at most.
+const BODY_MAX: usize = 4096;
+
+/// Read buffer of a connection: these requests have a handful of headers.
+const BUFFER_MAX: usize = 8192;
+
+/// Which questions a listener answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Face {
+    /// Probes and metrics, open to the pod's network.
+    Metrics,
+    /// Everything, loopback only.
+    Admin,
+}
+
+/// What the answers are made of.
+pub struct Admin {
+    /// The settings.
+    pub config: Arc<Config>,
+    /// Where the sidecar listens.
+    pub bound: Arc<Bound>,
+    /// What the control plane said.
+    pub directory: Arc<Directory>,
+    /// The numbers.
+    pub telemetry: Arc<Telemetry>,
+    /// Starts a drain.
+    pub trigger: Trigger,
+    /// The log's level.
+    pub level: LogLevel,
+}
+
+/// Takes over `listener`; the returned future accepts until it is dropped.
+///
+/// # Errors
+/// When the runtime does not take the socket.
+pub fn serve(
+    admin: Arc<Admin>,
+    listener: StdListener,
+    face: Face,
+) -> io::Result<impl Future<Output = ()> + Send + 'static> {
+    let listener = TcpListener::from_std(listener)?;
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    Ok(async move {
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::debug!(%error, ?face, "accept");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+                admin.telemetry.limit(Limit::Connections);
+                continue;
+            };
+            let admin = Arc::clone(&admin);
+            tokio::spawn(async move {
+                connection(admin, stream, face).await;
+                drop(permit);
+            });
+        }
+    })
+}
+
+async fn connection(admin: Arc<Admin>, stream: TcpStream, face: Face) {
+    let service = service_fn(move |request| {
+        let admin = Arc::clone(&admin);
+        async move { Ok::<_, Infallible>(admin.answer(face, request).await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(BUFFER_MAX)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, ?face, "connection");
+    }
+}
+
+type Answer = Response<Full<Bytes>>;
+
+impl Admin {
+    async fn answer(&self, face: Face, request: Request<Incoming>) -> Answer {
+        if face == Face::Admin && !is_local(request.headers().get(header::HOST)) {
+            return text(StatusCode::FORBIDDEN, "ask for localhost or a loopback address\n");
+        }
+        let (parts, body) = request.into_parts();
+        match (face, &parts.method, parts.uri.path()) {
+            (_, &Method::GET | &Method::HEAD, "/live") => text(StatusCode::OK, "live\n"),
+            (_, &Method::GET | &Method::HEAD, "/ready") => self.ready(),
+            (_, &Method::GET, "/metrics") => self.metrics(),
+            (Face::Admin, &Method::GET, "/") => text(StatusCode::OK, INDEX),
+            (Face::Admin, &Method::GET, "/config") => self.dump(),
+            (Face::Admin, &Method::POST, "/log-level") => self.log_level(body).await,
+            (Face::Admin, &Method::POST, "/drain") => {
+                self.trigger.advance(Phase::Draining);
+                text(StatusCode::ACCEPTED, "draining\n")
+            }
+            (Face::Admin, _, "/log-level" | "/drain") => {
+                let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n");
+                answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+                answer
+            }
+            (Face::Metrics, _, _) => text(StatusCode::NOT_FOUND, "there are /live, /ready and /metrics\n"),
+            (Face::Admin, _, _) => text(StatusCode::NOT_FOUND, INDEX),
+        }
+    }
+
+    fn ready(&self) -> Answer {
+        let status = self.directory.status();
+        let heard = !status.configured || status.connected() || status.streams > 0;
+        if self.trigger.phase() != Phase::Serving {
+            text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+        } else if heard {
+            text(StatusCode::OK, "ready\n")
+        } else {
+            text(StatusCode::SERVICE_UNAVAILABLE, "the control plane has not been reached yet\n")
+        }
+    }
+
+    fn metrics(&self) -> Answer {
+        let mut answer = Response::new(Full::new(self.telemetry.encode().into()));
+        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        answer.headers_mut().insert(header::CONTENT_TYPE, kind);
+        answer
+    }
+
+    fn dump(&self) -> Answer {
+        let dump = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "phase": format!("{:?}", self.trigger.phase()).to_lowercase(),
+            "listen": &*self.bound,
+            "settings": self.config.describe(),
+            "directory": self.directory.dump(),
+        });
+        let mut answer = text(StatusCode::OK, "");
+        *answer.body_mut() = Full::new(format!("{dump:#}\n").into());
+        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        answer
+    }
+
+    async fn log_level(&self, body: Incoming) -> Answer {
+        let Ok(body) = Limited::new(body, BODY_MAX).collect().await else {
+            return text(StatusCode::PAYLOAD_TOO_LARGE, "a log filter has at most 4096 bytes\n");
+        };
+        let body = body.to_bytes();
+        let filter = std::str::from_utf8(&body).unwrap_or_default().trim();
+        if filter.is_empty() {
+            return text(
+                StatusCode::BAD_REQUEST,
+                "write the filter in the body: curl -d debug …/log-level\n",
+            );
+        }
+        match self.level.set(filter) {
+            Ok(()) => {
+                tracing::info!(filter, "log level changed");
+                text(StatusCode::OK, "changed\n")
+            }
+            Err(error) => {
+                let mut answer = text(StatusCode::BAD_REQUEST, "");
+                *answer.body_mut() = Full::new(format!("{error:#}\n").into());
+                answer
+            }
+        }
+    }
+}
+
+const INDEX: &str = "\
+weft-proxy
+GET  /live       alive
+GET  /ready      fit for traffic, or why not
+GET  /metrics    Prometheus text format
+GET  /config     settings, listeners and what the control plane said, as JSON
+POST /log-level  the body is the filter: info, debug, weft_proxy::xds=debug,info
+POST /drain      finish what is in flight, then exit
+";
+
+fn text(status: StatusCode, body: &'static str) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    answer
+}
+
+/// Whether a `Host` names this machine itself.
+fn is_local(host: Option<&HeaderValue>) -> bool {
+    let Some(host) = host.and_then(|host| host.to_str().ok()) else { return false };
+    let Ok(authority) = host.parse::<http::uri::Authority>() else { return false };
+    let name = authority.host();
+    let ip = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost") || ip.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_local_hosts_are_served_by_the_admin_face() {
+        let host = |text: &'static str| is_local(Some(&HeaderValue::from_static(text)));
+        assert!(
+            host("localhost:15000") && host("127.0.0.1:15000") && host("[::1]:15000") && host("LOCALHOST")
+        );
+        assert!(!host("attacker.example:15000") && !host("10.0.0.1") && !host("127.0.0.1.attacker.example"));
+        assert!(!is_local(None));
+    }
+}

@@ -1,0 +1,254 @@
+//! The sidecar from start to end, on one page; the only file that knows all others.
+//!
+//! Boot order: log → descriptor limit → listening sockets → telemetry → control plane → workers → admin →
+//! ready. Then it waits for a signal and drains. Threads: one for each worker, and this one, which runs
+//! everything that is not traffic, so that a scrape never delays a request. Invariant: a worker that ends
+//! before its time ends the process; a sidecar that serves with fewer workers than it says helps nobody.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::accept::{self, Bound, Listeners};
+use crate::admin::{self, Admin};
+use crate::config::Config;
+use crate::drain::{Phase, Trigger, Watch};
+use crate::record::{Identity, Telemetry};
+use crate::worker::{self, Worker};
+use crate::xds::Directory;
+
+mod limits;
+mod log;
+
+pub use log::LogLevel;
+
+/// A worker's stack. What polling one request through hyper needs is a small part of it, and only touched pages
+/// count.
+const STACK_SIZE: usize = 1024 * 1024;
+
+/// Threads that tokio may start for name resolution, one set for each runtime; they end when idle.
+const BLOCKING_THREADS_MAX: usize = 4;
+
+/// How long an idle thread of name resolution stays.
+const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// Runs the sidecar until a signal and its drain have ended.
+///
+/// # Errors
+/// When it cannot start, or a worker broke.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let level = log::install(&config.log)?;
+    let descriptors = limits::raise_descriptors();
+    let connections_max = limits::connections_per_worker(&config, descriptors);
+    let sockets = accept::bind(&config)?;
+    let config = Arc::new(config);
+    let telemetry = Telemetry::new(config.record.clone(), identity(&config));
+    runtime_builder().build().context("cannot start the runtime")?.block_on(serve(
+        config,
+        sockets,
+        telemetry,
+        connections_max,
+        level,
+    ))
+}
+
+async fn serve(
+    config: Arc<Config>,
+    sockets: accept::Sockets,
+    telemetry: Arc<Telemetry>,
+    connections_max: usize,
+    level: LogLevel,
+) -> anyhow::Result<()> {
+    let accept::Sockets { bound, workers, metrics, admin } = sockets;
+    let bound = Arc::new(bound);
+    let trigger = Trigger::default();
+    let mut signals = Signals::new()?;
+
+    // What the control plane says.
+    let directory = Directory::standalone();
+
+    // Traffic.
+    let (event, mut events) = mpsc::channel(2 * workers.len().max(1));
+    for (index, listeners) in workers.into_iter().enumerate() {
+        let seed = Seed {
+            config: Arc::clone(&config),
+            bound: Arc::clone(&bound),
+            directory: Arc::clone(&directory),
+            telemetry: Arc::clone(&telemetry),
+            phase: trigger.subscribe(),
+            connections_max,
+            event: event.clone(),
+        };
+        thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .stack_size(STACK_SIZE)
+            .spawn(move || seed.grow(listeners))
+            .context("cannot start a worker thread")?;
+    }
+    drop(event);
+
+    // Those who watch.
+    let admin_state = Arc::new(Admin {
+        config: Arc::clone(&config),
+        bound: Arc::clone(&bound),
+        directory: Arc::clone(&directory),
+        telemetry: Arc::clone(&telemetry),
+        trigger: trigger.clone(),
+        level,
+    });
+    for (listener, face) in [(metrics, admin::Face::Metrics), (admin, admin::Face::Admin)] {
+        if let Some(listener) = listener {
+            tokio::spawn(admin::serve(Arc::clone(&admin_state), listener, face)?);
+        }
+    }
+
+    announce(&config, &bound)?;
+    until_drained(&config, &trigger, &mut signals, &mut events).await
+}
+
+/// Waits for the end: a signal or `POST /drain`, then the last connection, the deadline, or a second signal.
+async fn until_drained(
+    config: &Config,
+    trigger: &Trigger,
+    signals: &mut Signals,
+    events: &mut mpsc::Receiver<worker::Event>,
+) -> anyhow::Result<()> {
+    let mut phase = trigger.subscribe();
+    loop {
+        tokio::select! {
+            name = signals.next() => {
+                tracing::info!(signal = name, "draining");
+                trigger.advance(Phase::Draining);
+            }
+            turned = phase.changed() => if turned.is_ok() { break },
+            event = events.recv() => broken(event)?,
+        }
+    }
+
+    let deadline = tokio::time::sleep(config.drain_deadline);
+    tokio::pin!(deadline);
+    let mut busy = config.workers.get();
+    while busy > 0 {
+        tokio::select! {
+            event = events.recv() => match event {
+                Some(worker::Event::Idle) => busy -= 1,
+                other => broken(other)?,
+            },
+            () = &mut deadline => {
+                tracing::warn!(deadline = ?config.drain_deadline, "drain deadline passed with connections still open");
+                break;
+            }
+            name = signals.next() => {
+                tracing::warn!(signal = name, "second signal: not waiting any longer");
+                break;
+            }
+        }
+    }
+    trigger.advance(Phase::Expired);
+    // Workers let go of what is left and end; that takes no time that depends on anybody else.
+    while events.recv().await.is_some() {}
+    tracing::info!("drained");
+    Ok(())
+}
+
+fn broken(event: Option<worker::Event>) -> anyhow::Result<()> {
+    match event {
+        Some(worker::Event::Failed(error)) => Err(error).context("a worker failed"),
+        // Idle reports come only while draining; anything else means that a thread died.
+        Some(worker::Event::Idle) => Ok(()),
+        None => anyhow::bail!("the workers ended before their time"),
+    }
+}
+
+/// What a worker thread needs to build its own, thread-bound parts.
+struct Seed {
+    config: Arc<Config>,
+    bound: Arc<Bound>,
+    directory: Arc<Directory>,
+    telemetry: Arc<Telemetry>,
+    phase: watch::Receiver<Phase>,
+    connections_max: usize,
+    event: mpsc::Sender<worker::Event>,
+}
+
+impl Seed {
+    /// The whole life of a worker thread.
+    fn grow(self, listeners: Listeners) {
+        let Self { config, bound, directory, telemetry, phase, connections_max, event } = self;
+        let failed = event.clone();
+        let outcome = runtime_builder().build_local(tokio::runtime::LocalOptions::default()).map(|runtime| {
+            let drain = Watch::default();
+            runtime.block_on(async {
+                tokio::task::spawn_local(drain.clone().follow(phase));
+                let shard = telemetry.shard();
+                let worker = Worker::new(config, bound, directory, shard, drain, connections_max);
+                worker::run(worker, listeners.0, event).await
+            })
+        });
+        if let Ok(Err(error)) | Err(error) = outcome {
+            // When the receiver is gone, the process is ending already.
+            drop(failed.blocking_send(worker::Event::Failed(error)));
+        }
+    }
+}
+
+fn runtime_builder() -> tokio::runtime::Builder {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .thread_keep_alive(BLOCKING_KEEP_ALIVE)
+        .thread_stack_size(STACK_SIZE);
+    builder
+}
+
+fn identity(config: &Config) -> Identity {
+    let crate::config::Identity { workload, version, pod, instance, addresses: _ } = config.identity.clone();
+    Identity { workload, version, pod, instance }
+}
+
+/// Says where it listens: in the log, and in the file that whoever started it waits for.
+fn announce(config: &Config, bound: &Bound) -> anyhow::Result<()> {
+    tracing::info!(
+        workload = %config.identity.workload,
+        instance = %config.identity.instance,
+        control_plane = config.control_plane.as_ref().map(tracing::field::display),
+        inbound = bound.inbound.map(tracing::field::display),
+        outbound = bound.outbound.map(tracing::field::display),
+        forwards = ?bound.forwards,
+        metrics = bound.metrics.map(tracing::field::display),
+        admin = bound.admin.map(tracing::field::display),
+        workers = config.workers,
+        "serving"
+    );
+    let Some(path) = &config.ready_file else { return Ok(()) };
+    // Renamed into place, so that nobody reads half a file.
+    let unfinished = path.with_extension("tmp");
+    std::fs::write(&unfinished, serde_json::to_vec(bound)?)
+        .and_then(|()| std::fs::rename(&unfinished, path))
+        .with_context(|| format!("WEFT_READY_FILE: cannot write {}", path.display()))
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! The sidecar's own log: text on stderr, its level changeable while it runs.
+
+use std::io::IsTerminal as _;
+
+use anyhow::Context as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+
+/// Changes the level.
+#[derive(Debug, Clone)]
+pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+
+impl LogLevel {
+    /// Sets the filter: `debug`, or `weft_proxy::xds=debug,info`.
+    ///
+    /// # Errors
+    /// When the text is not a filter.
+    pub fn set(&self, filter: &str) -> anyhow::Result<()> {
+        let filter = EnvFilter::try_new(filter).context("not a log filter")?;
+        self.0.reload(filter).context("the log is gone")
+    }
+}
+
+/// Sets up the log for the process.
+pub(super) fn install(filter: &str) -> anyhow::Result<LogLevel> {
+    let filter = EnvFilter::try_new(filter).with_context(|| {
+        format!("WEFT_LOG={filter:?} is not a log filter; write info, debug, or weft_proxy::xds=debug,info")
+    })?;
+    let (filter, handle) = reload::Layer::new(filter);
+    let text = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(text)
+        .try_init()
+        .context("a log is already installed")?;
+    Ok(LogLevel(handle))
+}

@@ -1,0 +1,87 @@
+//! A connection to the app, stage by stage.
+//!
+//! accept → where to? → whose port is it? → what does it speak? → serve it. In: a connection that the kernel
+//! redirected here, or that came to the inbound listener itself (explicit mode). Out: the app, measured.
+//! Invariants: only this file decides the order; whatever the control plane does not know still goes to where
+//! it was going. Surprise: the last stage is a task of its own, so that the state of detection does not stay
+//! in memory for as long as the connection. Non-goal: requests; `http::server` has those.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use weft_wire::Reason;
+use weft_wire::xds::ListenerName;
+
+use crate::accept::Accepted;
+use crate::detect::{self, Prefixed, Sniff};
+use crate::record::{self, Direction, EdgeSpec, Tls};
+use crate::tcp::{self, Target};
+use crate::worker::Worker;
+use crate::xds::Listener;
+
+/// Serves one inbound connection.
+pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
+    let Accepted { stream, client, local, original, permit } = accepted;
+
+    // Where to? The original destination; or, for a connection that was not redirected, the app we were told of.
+    let asked = original.unwrap_or(local);
+    let app = match original.or(worker.config.inbound_forward) {
+        Some(app) if !worker.loops(Direction::Inbound, app) => app,
+        _ => {
+            let mut record =
+                worker.shard.edge(&edge(None, asked, client, Tls::None)).connection(record::Protocol::Tcp);
+            record.failed(Reason::RequestLoop);
+            tracing::debug!(%client, %asked, "refused a connection that would come back to this sidecar");
+            return tcp::reset(&stream);
+        }
+    };
+
+    // Whose port is it? Only names and declares; the app is where it is in any case.
+    let listener = worker.discover(ListenerName::Inbound(asked)).await;
+
+    // What does it speak?
+    let declared = listener.as_ref().and_then(|listener| listener.protocol);
+    let open = || tcp::open(Rc::clone(&worker), Target::Address(app));
+    let Ok(mut detected) = detect::identify(&worker, &stream, declared, open).await else {
+        // The client reset the connection before it said what it wanted.
+        return;
+    };
+
+    // Serve it.
+    let (tls, protocol) = match detected.sniff {
+        Sniff::Tls => {
+            // An inbound connection is named by its port; the SNI is the app's business.
+            (Tls::Simple, record::Protocol::Tls)
+        }
+        Sniff::Http1 | Sniff::Http2 | Sniff::Opaque | Sniff::NeedMore => (Tls::None, record::Protocol::Tcp),
+    };
+    let io = Prefixed::new(stream, std::mem::take(&mut detected.prefix));
+    let scope = tcp::Scope {
+        edge: edge(listener.as_ref(), app, client, tls),
+        protocol,
+        target: Target::Address(app),
+        opened: detected.opened,
+        failed: detected.failed,
+    };
+    tokio::task::spawn_local(async move {
+        tcp::serve(worker, io, scope).await;
+        drop(permit);
+    });
+}
+
+/// What an inbound connection is called: the own service when it is known, else the address that was called.
+fn edge(listener: Option<&Arc<Listener>>, asked: SocketAddr, client: SocketAddr, tls: Tls) -> EdgeSpec {
+    let service = listener.and_then(|listener| listener.service.clone());
+    EdgeSpec {
+        direction: Direction::Inbound,
+        server_address: match &service {
+            Some(port) => port.service.to_string().into(),
+            None => asked.ip().to_string().into(),
+        },
+        server_port: service.as_ref().map_or(asked.port(), |port| port.port),
+        service: service.map(|port| port.service),
+        tls,
+        client: Some(client.ip()),
+    }
+}

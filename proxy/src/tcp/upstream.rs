@@ -1,0 +1,86 @@
+//! The server's end of an opaque connection: chosen, connected, counted.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use weft_wire::Reason;
+
+use crate::connect::connect;
+use crate::record::PeerIndex;
+use crate::worker::Worker;
+use crate::xds::Cluster;
+
+/// Endpoints of one cluster that are tried for one connection. Nothing has been sent yet, so trying another is
+/// safe; more than three in a row that do not accept is not bad luck any more.
+const ATTEMPTS_MAX: usize = 3;
+
+/// Where an opaque connection goes.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// To one of a cluster's endpoints.
+    Cluster(Arc<Cluster>),
+    /// To this address and no other.
+    Address(SocketAddr),
+    /// Nowhere, and this is why.
+    Nowhere(Reason),
+}
+
+/// A connection to a server.
+#[derive(Debug)]
+pub struct Upstream {
+    /// The connection.
+    pub stream: TcpStream,
+    /// Where it goes.
+    pub address: SocketAddr,
+    /// Who that is.
+    pub peer: PeerIndex,
+}
+
+impl AsRef<TcpStream> for Upstream {
+    fn as_ref(&self) -> &TcpStream {
+        &self.stream
+    }
+}
+
+/// Connects to `target`.
+///
+/// # Errors
+/// The reason of the last attempt.
+pub async fn open(worker: Rc<Worker>, target: Target) -> Result<Upstream, Reason> {
+    match target {
+        Target::Nowhere(reason) => Err(reason),
+        Target::Address(address) => {
+            let stream = connect(address, &worker.connect_options(None)).await.map_err(|error| {
+                tracing::debug!(%address, %error, "upstream connection");
+                error.reason()
+            })?;
+            Ok(Upstream { stream, address, peer: PeerIndex::UNKNOWN })
+        }
+        Target::Cluster(cluster) => open_cluster(&worker, &cluster).await,
+    }
+}
+
+async fn open_cluster(worker: &Worker, cluster: &Arc<Cluster>) -> Result<Upstream, Reason> {
+    let options = worker.connect_options(Some(cluster.connect_timeout));
+    let mut reason = Reason::NoReadyEndpoint;
+    for _ in 0..ATTEMPTS_MAX {
+        let (address, peer) = {
+            let endpoints = cluster.endpoints();
+            let count = endpoints.list.len();
+            if count == 0 {
+                return Err(Reason::NoReadyEndpoint);
+            }
+            (endpoints.list[fastrand::usize(..count)].address, PeerIndex::UNKNOWN)
+        };
+        match connect(address, &options).await {
+            Ok(stream) => return Ok(Upstream { stream, address, peer }),
+            Err(error) => {
+                tracing::debug!(%address, %error, cluster = %cluster.name, "upstream connection");
+                reason = error.reason();
+            }
+        }
+    }
+    Err(reason)
+}
