@@ -10,6 +10,7 @@
 //! `world`, `compile` and `graph` do no IO and take the time as an argument. `app` knows everybody and nobody
 //! knows `app`.
 
+pub mod compile;
 pub mod config;
 pub mod graph;
 pub mod resources;

@@ -1,0 +1,194 @@
+//! Listeners: what stands behind a destination, or behind a port of one's own.
+//!
+//! The shape says how to serve a connection, in Envoy's terms: declared HTTP is an HTTP connection manager,
+//! declared bytes are a TCP proxy, and what was not declared is both, told apart by inspecting the first
+//! bytes. Nothing is ever bound: traffic comes redirected.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
+use envoy_types::pb::envoy::config::listener::v3::{
+    Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter,
+};
+use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, HttpFilter, Rds, http_connection_manager, http_filter,
+};
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy};
+use envoy_types::pb::google::protobuf::BoolValue;
+use http_connection_manager::{CodecType, RouteSpecifier, UpgradeConfig};
+use weft_wire::xds::{Destination, ListenerName, Protocol, endpoint_cluster};
+
+use super::proto::{self, Fields, ads, any, duration};
+use super::route::table;
+use super::{Resource, any_address, canonical, direct, finish, provisional, resolve, service_port};
+use crate::world::{Port, Service, World};
+
+/// How long to wait for a client's first bytes on an undeclared port before the connection counts as opaque.
+const INSPECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+pub(super) fn compile(world: &World, name: &str, namespace: &str) -> Option<Resource> {
+    match name.parse().ok()? {
+        ListenerName::Outbound(Destination::Address(address)) => by_address(world, name, canonical(address)),
+        ListenerName::Outbound(Destination::Name { host, port }) => {
+            let service = world.service(&resolve(&host, namespace)?)?;
+            let port = service.port(port)?;
+            Some(to_service(name, any_address(service, port.number), service, port))
+        }
+        ListenerName::Inbound(address) => inbound(world, name, canonical(address)),
+    }
+}
+
+fn by_address(world: &World, name: &str, address: SocketAddr) -> Option<Resource> {
+    if let Some(service) = world.by_virtual_ip(address.ip()) {
+        let port = service.port(address.port())?;
+        return Some(to_service(name, address, service, port));
+    }
+    let direct = direct(world, address)?;
+    let cluster = endpoint_cluster(address);
+    let fields = Fields::default();
+    let (fields, protocol) = match direct.service {
+        Some((service, port)) => (fields.service(service, port), port.protocol),
+        None => (fields, None),
+    };
+    let routes = RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name: cluster.clone() });
+    let listener = Listener {
+        traffic_direction: TrafficDirection::Outbound as i32,
+        metadata: fields.metadata(),
+        ..listener(name, address, protocol, &cluster, routes)
+    };
+    Some(finish(&listener, true))
+}
+
+fn to_service(name: &str, address: SocketAddr, service: &Service, port: &Port) -> Resource {
+    let cluster = service_port(service, port).to_string();
+    let routes = RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name: cluster.clone() });
+    let listener = Listener {
+        traffic_direction: TrafficDirection::Outbound as i32,
+        metadata: Fields::default().service(service, port).metadata(),
+        ..listener(name, address, port.protocol, &cluster, routes)
+    };
+    finish(&listener, provisional(service, port))
+}
+
+/// What a port of the asker's own pod is. Known when an endpoint (or a registration) is at the address, or at
+/// least the pod.
+fn inbound(world: &World, name: &str, address: SocketAddr) -> Option<Resource> {
+    let direct = direct(world, address)?;
+    let endpoint = direct.service.and_then(|(_, port)| port.endpoints.iter().find(|e| e.address == address));
+    let peer = endpoint.and_then(|endpoint| endpoint.peer.clone()).or_else(|| world.peer_at(address.ip()));
+    let mut fields = Fields::default();
+    let mut protocol = None;
+    if let Some((service, port)) = direct.service {
+        fields = fields.service(service, port);
+        protocol = port.protocol;
+    }
+    if let Some(peer) = &peer {
+        fields = fields.peer(peer);
+    }
+    // The app's cluster bears the listener's name.
+    let cluster = format!("inbound/{address}");
+    let routes = RouteSpecifier::RouteConfig(table(&cluster, &cluster));
+    let listener = Listener {
+        traffic_direction: TrafficDirection::Inbound as i32,
+        metadata: fields.metadata(),
+        ..listener(name, address, protocol, &cluster, routes)
+    };
+    Some(finish(&listener, true))
+}
+
+fn listener(
+    name: &str,
+    address: SocketAddr,
+    protocol: Option<Protocol>,
+    cluster: &str,
+    routes: RouteSpecifier,
+) -> Listener {
+    let basic = Listener {
+        name: name.to_owned(),
+        address: Some(proto::address(address)),
+        bind_to_port: Some(BoolValue { value: false }),
+        ..Default::default()
+    };
+    match protocol {
+        Some(Protocol::Http | Protocol::Http2) => {
+            Listener { filter_chains: vec![chain("http", None, http(cluster, routes))], ..basic }
+        }
+        Some(Protocol::Tcp | Protocol::Tls) => {
+            Listener { filter_chains: vec![chain("tcp", None, tcp(cluster))], ..basic }
+        }
+        None => {
+            let plain_http = FilterChainMatch {
+                // HTTP inside TLS announces the same words by ALPN, but is bytes to us.
+                transport_protocol: "raw_buffer".to_owned(),
+                application_protocols: ["http/1.0", "http/1.1", "h2c"].map(str::to_owned).to_vec(),
+                ..Default::default()
+            };
+            Listener {
+                filter_chains: vec![chain("http", Some(plain_http), http(cluster, routes))],
+                default_filter_chain: Some(chain("tcp", None, tcp(cluster))),
+                listener_filters: vec![
+                    listener_filter("envoy.filters.listener.tls_inspector", any(&TlsInspector::default())),
+                    listener_filter("envoy.filters.listener.http_inspector", any(&HttpInspector::default())),
+                ],
+                listener_filters_timeout: Some(duration(INSPECT_TIMEOUT)),
+                continue_on_listener_filters_timeout: true,
+                ..basic
+            }
+        }
+    }
+}
+
+fn chain(name: &str, matches: Option<FilterChainMatch>, filter: Filter) -> FilterChain {
+    FilterChain {
+        name: name.to_owned(),
+        filter_chain_match: matches,
+        filters: vec![filter],
+        ..Default::default()
+    }
+}
+
+fn http(cluster: &str, routes: RouteSpecifier) -> Filter {
+    let router = HttpFilter {
+        name: "envoy.filters.http.router".to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(any(&Router::default()))),
+        ..Default::default()
+    };
+    let upgrade = |kind: &str| UpgradeConfig { upgrade_type: kind.to_owned(), ..Default::default() };
+    let manager = HttpConnectionManager {
+        stat_prefix: cluster.to_owned(),
+        codec_type: CodecType::Auto as i32,
+        route_specifier: Some(routes),
+        http_filters: vec![router],
+        upgrade_configs: vec![upgrade("websocket")],
+        // A stream may be silent for as long as its two ends like; see the route's timeout.
+        stream_idle_timeout: Some(duration(Duration::ZERO)),
+        server_header_transformation: http_connection_manager::ServerHeaderTransformation::PassThrough as i32,
+        ..Default::default()
+    };
+    network_filter("envoy.filters.network.http_connection_manager", any(&manager))
+}
+
+fn tcp(cluster: &str) -> Filter {
+    let proxy = TcpProxy {
+        stat_prefix: cluster.to_owned(),
+        cluster_specifier: Some(tcp_proxy::ClusterSpecifier::Cluster(cluster.to_owned())),
+        ..Default::default()
+    };
+    network_filter("envoy.filters.network.tcp_proxy", any(&proxy))
+}
+
+fn network_filter(name: &str, config: envoy_types::pb::google::protobuf::Any) -> Filter {
+    Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(config)) }
+}
+
+fn listener_filter(name: &str, config: envoy_types::pb::google::protobuf::Any) -> ListenerFilter {
+    ListenerFilter {
+        name: name.to_owned(),
+        config_type: Some(listener_filter::ConfigType::TypedConfig(config)),
+        ..Default::default()
+    }
+}
