@@ -42,8 +42,8 @@ pub struct Arguments {
     #[arg(long, env = "WEFT_NAMESPACE", value_name = "NAMESPACE", default_value = "default")]
     pub namespace: String,
     /// The workload's version
-    #[arg(long = "workload-version", env = "WEFT_VERSION", value_name = "VERSION")]
-    pub version: Option<String>,
+    #[arg(long, env = "WEFT_VERSION", value_name = "VERSION")]
+    pub workload_version: Option<String>,
     /// The pod's name
     #[arg(long, env = "WEFT_POD", value_name = "NAME")]
     pub pod: Option<String>,
@@ -231,7 +231,7 @@ impl TryFrom<Arguments> for Config {
             control_plane,
             workload,
             namespace,
-            version,
+            workload_version,
             pod,
             instance,
             pod_ips,
@@ -258,7 +258,7 @@ impl TryFrom<Arguments> for Config {
         let control_plane = control_plane.filter(|text| !text.is_empty());
         let identity = Identity {
             workload: parse_workload(workload, &namespace, control_plane.is_some())?,
-            version: version.filter(|text| !text.is_empty()).map(Arc::from),
+            version: workload_version.filter(|text| !text.is_empty()).map(Arc::from),
             pod: pod.filter(|text| !text.is_empty()).map(Arc::from),
             instance: instance
                 .filter(|text| !text.is_empty())

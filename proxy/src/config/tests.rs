@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 
 #[derive(clap::Parser)]
+#[command(version)]
 struct Command {
     #[command(flatten)]
     arguments: Arguments,
@@ -19,6 +20,11 @@ fn parse(flags: &[&str]) -> Result<Config, Error> {
 
 fn rejection(flags: &[&str]) -> String {
     parse(flags).expect_err("must be rejected").to_string()
+}
+
+#[test]
+fn the_options_are_consistent() {
+    <Command as clap::CommandFactory>::command().debug_assert();
 }
 
 #[test]
