@@ -271,3 +271,73 @@ fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use tokio::io::AsyncReadExt as _;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::worker::tests::worker;
+
+    #[test]
+    fn addresses_are_canonical() {
+        let mapped: SocketAddr = "[::ffff:10.0.0.7]:80".parse().unwrap();
+        assert_eq!(canonical(mapped), "10.0.0.7:80".parse().unwrap());
+    }
+
+    #[test]
+    fn workers_share_a_port_that_the_kernel_chose() {
+        let address = Some("[::]:0".parse().unwrap());
+        let mut workers = [Listeners::default(), Listeners::default()];
+        let mut first = None;
+        for worker in &mut workers {
+            let listener = listen("TEST", first.or(address).unwrap(), true).unwrap();
+            first = Some(local("TEST", address.unwrap(), &listener).unwrap());
+            worker.0.push((Role::Inbound, listener));
+        }
+        let ports = workers.each_ref().map(|worker| worker.0[0].1.local_addr().unwrap().port());
+        assert_eq!(ports[0], ports[1]);
+    }
+
+    #[test]
+    fn a_taken_port_names_its_variable() {
+        let taken = StdListener::bind("127.0.0.1:0").unwrap();
+        let error = listen("WEFT_INBOUND_LISTEN", taken.local_addr().unwrap(), true).expect_err("taken");
+        let text = error.to_string();
+        assert!(text.starts_with("WEFT_INBOUND_LISTEN: cannot listen on 127.0.0.1:"), "{text}");
+        assert!(text.contains("another program has this port"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn what_the_kernel_has_queued_is_served_after_the_stop() {
+        let worker = worker(&[]);
+        let listener = try_listen("127.0.0.1:0".parse().unwrap(), true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let mut queued = TcpStream::connect(address).await.unwrap();
+        drop(stop);
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let serving = {
+            let seen = Rc::clone(&seen);
+            let serve = move |accepted: Accepted| {
+                let seen = Rc::clone(&seen);
+                async move { seen.borrow_mut().push((accepted.local, accepted.original)) }
+            };
+            let stop = async { drop(stopped.await) };
+            run(Rc::clone(&worker), listener, Direction::Inbound, stop, serve)
+        };
+        let local = tokio::task::LocalSet::new();
+        local
+            .run_until(async {
+                serving.await.unwrap();
+                queued.read(&mut [0; 1]).await.unwrap();
+            })
+            .await;
+        assert_eq!(*seen.borrow(), [(address, None)]);
+        assert_eq!(worker.inbound_permits.used(), 0);
+        assert!(TcpStream::connect(address).await.is_err(), "closed");
+    }
+}

@@ -14,7 +14,7 @@ use std::net::Shutdown;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use weft_wire::Reason;
@@ -106,18 +106,19 @@ pub async fn forward(
     let moved = Cell::new(false);
     let end = {
         let record = &record;
-        let up = pump(worker, &client, &server, from_client, |length| {
+        let up = |length| {
             moved.set(true);
             record.to_server(length);
-        });
-        let down = pump(worker, &server, &client, from_server, |length| {
+        };
+        let down = |length| {
             moved.set(true);
             record.to_client(length);
-        });
+        };
+        // The pumps are made inside of the join: a future that is moved into another is stored twice.
         let both = async {
             tokio::try_join!(
-                async { up.await.map_err(|broke| broke.end(End::ClientBroke, End::ServerBroke)) },
-                async { down.await.map_err(|broke| broke.end(End::ServerBroke, End::ClientBroke)) },
+                pump(worker, &client, &server, from_client, &up, [End::ClientBroke, End::ServerBroke]),
+                pump(worker, &server, &client, from_server, &down, [End::ServerBroke, End::ClientBroke]),
             )
         };
         tokio::select! {
@@ -153,82 +154,77 @@ pub fn reset(stream: &TcpStream) {
     drop(SockRef::from(stream).set_linger(Some(Duration::ZERO)));
 }
 
-/// One direction failed: which socket?
-enum Broke {
-    Reading(io::Error),
-    Writing(io::Error),
-}
-
-impl Broke {
-    fn end(self, from: impl FnOnce(io::Error) -> End, to: impl FnOnce(io::Error) -> End) -> End {
-        match self {
-            Self::Reading(error) => from(error),
-            Self::Writing(error) => to(error),
-        }
-    }
-}
-
 /// What one turn of a direction did.
 enum Turn {
     /// Everything was passed on, or there was nothing.
     Passed,
     /// The receiver did not take these bytes yet.
-    Left(Vec<u8>),
+    Left(Bytes),
     /// The sender is done.
     Ended,
 }
 
+/// Moves one direction to its end. `broke` says what it means when `from` breaks, and when `to` does.
 async fn pump(
     worker: &Worker,
     from: &TcpStream,
     to: &TcpStream,
     prefix: Bytes,
-    passed: impl Fn(u64),
-) -> Result<(), Broke> {
-    write_all(to, &prefix, &passed).await.map_err(Broke::Writing)?;
-    drop(prefix);
+    passed: &impl Fn(u64),
+    broke: [fn(io::Error) -> End; 2],
+) -> Result<(), End> {
+    let [reading, writing] = broke;
+    if !prefix.is_empty() {
+        write_all(to, prefix, passed).await.map_err(writing)?;
+    }
     loop {
-        from.readable().await.map_err(Broke::Reading)?;
-        match turn(worker, from, to, &passed)? {
+        from.readable().await.map_err(reading)?;
+        match turn(worker, from, to, passed, broke)? {
             Turn::Passed => {}
             // Nothing more is read until these are gone: the sender feels the receiver's pace.
-            Turn::Left(bytes) => write_all(to, &bytes, &passed).await.map_err(Broke::Writing)?,
+            Turn::Left(bytes) => write_all(to, bytes, passed).await.map_err(writing)?,
             Turn::Ended => break,
         }
     }
     match SockRef::from(to).shutdown(Shutdown::Write) {
         // Its peer was faster; what it broke, if anything, the other direction will find.
         Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-        result => result.map_err(Broke::Writing),
+        result => result.map_err(writing),
     }
 }
 
 /// Reads what is there and writes what is taken, without waiting.
-fn turn(worker: &Worker, from: &TcpStream, to: &TcpStream, passed: &impl Fn(u64)) -> Result<Turn, Broke> {
+fn turn(
+    worker: &Worker,
+    from: &TcpStream,
+    to: &TcpStream,
+    passed: &impl Fn(u64),
+    [reading, writing]: [fn(io::Error) -> End; 2],
+) -> Result<Turn, End> {
     let mut scratch = worker.scratch.borrow_mut();
     let length = match from.try_read(&mut scratch) {
         Ok(0) => return Ok(Turn::Ended),
         Ok(length) => length,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Turn::Passed),
-        Err(error) => return Err(Broke::Reading(error)),
+        Err(error) => return Err(reading(error)),
     };
     let bytes = &scratch[..length];
     let written = match to.try_write(bytes) {
         Ok(written) => written,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-        Err(error) => return Err(Broke::Writing(error)),
+        Err(error) => return Err(writing(error)),
     };
     passed(written as u64);
-    Ok(if written == length { Turn::Passed } else { Turn::Left(bytes[written..].to_vec()) })
+    Ok(if written == length { Turn::Passed } else { Turn::Left(Bytes::copy_from_slice(&bytes[written..])) })
 }
 
-async fn write_all(to: &TcpStream, mut bytes: &[u8], passed: &impl Fn(u64)) -> io::Result<()> {
+async fn write_all(to: &TcpStream, mut bytes: Bytes, passed: &impl Fn(u64)) -> io::Result<()> {
     while !bytes.is_empty() {
         to.writable().await?;
-        match to.try_write(bytes) {
+        match to.try_write(&bytes) {
             Ok(written) => {
                 passed(written as u64);
-                bytes = &bytes[written..];
+                bytes.advance(written);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),

@@ -292,8 +292,56 @@ impl Drop for Permit {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::config::Arguments;
+    use crate::record::{Identity, Telemetry};
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    /// A stand-alone worker with these flags, for the tests of everything that takes one.
+    pub(crate) fn worker(flags: &[&str]) -> Rc<Worker> {
+        worker_with(flags, Bound::default(), Directory::standalone())
+    }
+
+    pub(crate) fn worker_with(flags: &[&str], bound: Bound, directory: Arc<Directory>) -> Rc<Worker> {
+        let command = Command::parse_from(std::iter::once("weft-proxy").chain(flags.iter().copied()));
+        let config = Config::try_from(command.arguments).expect("valid flags");
+        let identity = Identity {
+            workload: config.identity.workload.clone(),
+            version: None,
+            pod: None,
+            instance: "test".into(),
+        };
+        let shard = Telemetry::new(config.record.clone(), identity).shard();
+        Worker::new(config.into(), bound.into(), directory, shard, drain::Watch::default(), 100)
+    }
+
+    #[test]
+    fn own_listeners_are_loops_in_the_right_direction() {
+        let bound = Bound {
+            inbound: Some("[::]:15006".parse().unwrap()),
+            outbound: Some("[::]:15001".parse().unwrap()),
+            forwards: vec!["127.0.0.1:9001".parse().unwrap()],
+            ..Bound::default()
+        };
+        let worker = worker_with(&["--pod-ips=10.0.0.7"], bound, Directory::standalone());
+        let loops = |direction, address: &str| worker.loops(direction, address.parse().unwrap());
+        assert!(loops(Direction::Inbound, "10.0.0.7:15006"));
+        assert!(loops(Direction::Inbound, "127.0.0.1:15001"));
+        assert!(loops(Direction::Outbound, "[::1]:15001"));
+        assert!(loops(Direction::Outbound, "127.0.0.1:9001"));
+        assert!(!loops(Direction::Outbound, "10.0.0.7:15006"), "an app may call its own service");
+        assert!(!loops(Direction::Outbound, "10.0.0.8:15001"), "somebody else's sidecar");
+        assert!(!loops(Direction::Outbound, "10.0.0.7:9001"), "bound to loopback only");
+        assert!(!loops(Direction::Inbound, "10.0.0.7:8080"));
+    }
 
     #[tokio::test]
     async fn permits_are_bounded_and_come_back() {
