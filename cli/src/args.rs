@@ -1,13 +1,31 @@
 //! The command line: parsed once, then handed to the module that does the work.
+//!
+//! Surprise: the hidden subcommands are this program's other lives (see the crate's documentation). They are
+//! dispatched before any thread is started, because a process with threads cannot enter a user namespace.
 
+use std::ffi::OsString;
+use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 
-use crate::fabric::{holder, launch};
+use crate::fabric::{holder, launch, launcher};
+use crate::{api, demo, graph, inner, output, run, stat, version};
 
 #[derive(Debug, Parser)]
-#[command(name = "weft", version, about = "A service mesh that shows its work", arg_required_else_help = true)]
+#[command(
+    name = "weft",
+    version,
+    about = "A service mesh that shows its work",
+    arg_required_else_help = true,
+    after_help = "Examples:
+  weft demo                                            a mesh with a shop in it; look at http://127.0.0.1:8080
+  weft run --name orders --port 8080 -- ./my-service   put a program into the mesh
+  weft graph                                           who calls whom
+  weft stat web --routes                               how well, route by route"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -15,24 +33,149 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs a program in a pod's namespaces
+    /// Start a whole mesh on this machine: control plane, a shop of services with sidecars, and load
+    Demo(demo::DemoArgs),
+    /// Run a program in the mesh, with a sidecar of its own
+    Run(run::RunArgs),
+    /// Show the live call graph
+    Graph(graph::GraphArgs),
+    /// Show rate, success and latency of every call
+    Stat(stat::StatArgs),
+    /// Show the version of this program and of the control plane
+    Version(version::VersionArgs),
+    /// Write shell completions to standard output
+    #[command(after_help = "Examples:
+  weft completions bash > /etc/bash_completion.d/weft
+  weft completions zsh > \"${fpath[1]}/_weft\"
+  weft completions fish > ~/.config/fish/completions/weft.fish")]
+    Completions {
+        /// For which shell
+        shell: Shell,
+    },
+
+    /// The sidecar
+    #[command(hide = true, disable_help_flag = true, disable_version_flag = true)]
+    Proxy(Passed),
+    /// The control plane
+    #[command(hide = true, disable_help_flag = true, disable_version_flag = true)]
+    ControlPlane(Passed),
+    /// A program of the demo's shop
+    #[command(hide = true)]
+    DemoApp {
+        /// Which one
+        name: String,
+    },
+    /// Become a program in a pod's namespaces
     #[command(hide = true)]
     FabricExec(launch::LaunchArgs),
-    /// Holds a pod's namespaces
+    /// Hold a pod's namespaces
     #[command(hide = true)]
     FabricHold(holder::HoldArgs),
+    /// Remove a directory when the parent is gone
+    #[command(hide = true)]
+    FabricSweep(launcher::SweepArgs),
 }
 
+/// Arguments for somebody else's parser.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Passed {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) arguments: Vec<OsString>,
+}
+
+/// Where the control plane's API is.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ApiArgs {
+    /// The control plane's API
+    #[arg(long, env = "WEFT_API", value_name = "URL", default_value = api::DEFAULT)]
+    pub(crate) api: String,
+}
+
+/// Parses the command line and does what it says.
 pub(crate) fn run() -> ExitCode {
-    match Cli::parse().command {
-        Command::FabricExec(arguments) => {
-            let error = launch::run(arguments);
-            eprintln!("weft: {error}");
-            ExitCode::from(127)
+    let result = match Cli::parse().command {
+        Command::Demo(arguments) => demo::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Run(arguments) => run::run(arguments),
+        Command::Graph(arguments) => wait_for(graph::run(arguments)),
+        Command::Stat(arguments) => wait_for(stat::run(arguments)),
+        Command::Version(arguments) => wait_for(version::run(arguments)),
+        Command::Completions { shell } => {
+            completions(shell);
+            Ok(ExitCode::SUCCESS)
         }
-        Command::FabricHold(arguments) => match holder::run(&arguments) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        },
+        Command::Proxy(passed) => Ok(inner::proxy(passed)),
+        Command::ControlPlane(passed) => Ok(inner::control_plane(passed)),
+        Command::DemoApp { name } => demo::app::run(&name).map(|()| ExitCode::SUCCESS),
+        Command::FabricExec(arguments) => {
+            let (what, error) = launch::run(arguments);
+            output::error(&anyhow::Error::new(error).context(format!("cannot start {what}")));
+            // As shells do it.
+            Ok(ExitCode::from(127))
+        }
+        Command::FabricHold(arguments) => finished(holder::run(&arguments)),
+        Command::FabricSweep(arguments) => finished(launcher::sweep(&arguments)),
+    };
+    result.unwrap_or_else(|error| {
+        output::error(&error);
+        ExitCode::FAILURE
+    })
+}
+
+fn wait_for(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(work).map(|()| ExitCode::SUCCESS)
+}
+
+fn finished(result: io::Result<()>) -> anyhow::Result<ExitCode> {
+    result.map(|()| ExitCode::SUCCESS).map_err(Into::into)
+}
+
+fn completions(shell: Shell) {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);
+    output::text(&String::from_utf8_lossy(&script));
+}
+
+/// Reads `500ms`, `30s`, `5m`, `1h`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let number: u64 = number.parse().map_err(|_| "it should look like 30s, 5m or 1h".to_owned())?;
+    let factor = match unit {
+        "ms" => return Ok(Duration::from_millis(number)),
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err("it should look like 30s, 5m or 1h".into()),
+    };
+    number.checked_mul(factor).map(Duration::from_secs).ok_or_else(|| "that is too long".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        for text in ["", "30", "s", "1d", "-1s", "99999999999999999999h"] {
+            assert!(duration(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn help_teaches_by_examples() {
+        for name in ["demo", "run", "graph", "stat", "version", "completions"] {
+            let mut command = Cli::command();
+            let help = command.find_subcommand_mut(name).expect("there").render_long_help().to_string();
+            assert!(help.contains("Examples:"), "{name}");
+        }
     }
 }

@@ -16,6 +16,7 @@
 
 pub(crate) mod holder;
 pub(crate) mod launch;
+pub(crate) mod launcher;
 mod link;
 mod process;
 
@@ -29,10 +30,10 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use nix::unistd::geteuid;
 
 pub use launch::{Command, HELPER_VARIABLE};
+pub use launcher::Launcher;
 pub use process::Process;
 
 use holder::{Holder, Order};
-use process::Spawner;
 
 /// The hub's address: the bridge itself. What listens here is reachable from every pod.
 pub const HUB: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -114,9 +115,7 @@ pub struct Fabric {
 #[derive(Debug)]
 struct Shared {
     hub: Holder,
-    spawner: Spawner,
-    directory: tempfile::TempDir,
-    helper: PathBuf,
+    launcher: Launcher,
 }
 
 /// Choices made before a fabric exists.
@@ -190,19 +189,25 @@ impl Fabric {
     /// A directory that goes away with the fabric; any user may enter it.
     #[must_use]
     pub fn directory(&self) -> &Path {
-        self.shared.directory.path()
+        self.shared.launcher.directory()
+    }
+
+    /// The `weft` binary itself, to run in the hub.
+    #[must_use]
+    pub fn weft(&self) -> Command {
+        self.command(launch::SELF)
+    }
+
+    /// Starts programs outside of all namespaces, which still end with the fabric.
+    #[must_use]
+    pub fn outside(&self) -> &Launcher {
+        &self.shared.launcher
     }
 
     /// A program to run in the hub's namespace, next to the bridge ([`HUB`]).
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         self.shared.command("hub", self.shared.hub.pid(), program.as_ref())
-    }
-
-    /// A program to run outside of all namespaces, which still ends with the fabric.
-    #[must_use]
-    pub fn outside(&self, name: &str) -> Command {
-        Command::new(name, &self.shared.helper, None, launch::SELF.as_ref(), self.shared.spawner.clone())
     }
 
     /// Describes a pod; [`PodBuilder::start`] makes it.
@@ -212,20 +217,14 @@ impl Fabric {
     }
 
     fn attempt(helper: &Path, isolation: Isolation) -> Result<Self, Error> {
-        let directory = tempfile::Builder::new()
-            .prefix("weft-")
-            .tempdir()
-            .map_err(|source| Error::File { path: std::env::temp_dir(), source })?;
-        open_to_all(directory.path())?;
-        let spawner = Spawner::start();
+        let launcher = Launcher::with_helper(helper.to_owned())?;
         let mut command = launch::helper_command(helper, "fabric-hold");
         if isolation == Isolation::User {
             command.arg("--user-namespace");
         }
-        let hub = Holder::start("hub", command, &spawner)?;
+        let hub = Holder::start("hub", command, launcher.spawner())?;
         hub.order(&Order::Bridge { addresses: vec![(HUB.into(), PREFIX), (HUB_V6.into(), PREFIX_V6)] })?;
-        let shared = Arc::new(Shared { hub, spawner, directory, helper: helper.to_owned() });
-        Ok(Self { shared, isolation, pods: AtomicU16::new(2) })
+        Ok(Self { shared: Arc::new(Shared { hub, launcher }), isolation, pods: AtomicU16::new(2) })
     }
 }
 
@@ -268,22 +267,22 @@ impl PodBuilder<'_> {
         let address_v4 = address.unwrap_or_else(|| Ipv4Addr::new(10, 77, high, low));
         let address_v6 = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, number);
 
-        let hosts_path = shared.directory.path().join(format!("hosts-{number}"));
+        let hosts_path = shared.launcher.directory().join(format!("hosts-{number}"));
         let mut text = String::from("127.0.0.1 localhost\n::1 localhost\n");
         for (address, host) in &hosts {
             text.push_str(&format!("{address} {host}\n"));
         }
         text.push_str(&format!("{address_v4} {name}-pod\n"));
         write_public(&hosts_path, &text)?;
-        let resolver_path = shared.directory.path().join("resolv.conf");
+        let resolver_path = shared.launcher.directory().join("resolv.conf");
         // Names come from /etc/hosts; a query for any other is refused at once instead of leaving the machine.
         write_public(&resolver_path, "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")?;
 
-        let mut command = launch::helper_command(&shared.helper, "fabric-hold");
+        let mut command = launch::helper_command(shared.launcher.helper(), "fabric-hold");
         command.arg("--enter").arg(shared.hub.pid().to_string());
         command.arg("--mount").arg(format!("{}=/etc/hosts", hosts_path.display()));
         command.arg("--mount").arg(format!("{}=/etc/resolv.conf", resolver_path.display()));
-        let holder = Holder::start(&name, command, &shared.spawner)?;
+        let holder = Holder::start(&name, command, shared.launcher.spawner())?;
         shared.hub.order(&Order::Attach { interface: format!("pod{number}"), pid: holder.pid() })?;
         let prefix = if address.is_some() { 32 } else { PREFIX };
         holder.order(&Order::Configure {
@@ -325,6 +324,12 @@ impl Pod {
         self.address_v6
     }
 
+    /// The process that holds its namespaces: `nsenter -t ID -n -m` goes in from outside.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.holder.pid()
+    }
+
     /// A program to run in this pod.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
@@ -353,7 +358,7 @@ impl Pod {
 
 impl Shared {
     fn command(&self, name: &str, pid: u32, program: &std::ffi::OsStr) -> Command {
-        Command::new(name, &self.helper, Some(pid), program, self.spawner.clone())
+        Command::new(name, self.launcher.helper(), Some(pid), program, self.launcher.spawner().clone())
     }
 }
 

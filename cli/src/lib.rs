@@ -8,8 +8,17 @@
 //!
 //! Non-goal: deciding anything about traffic. What the mesh does is decided in `proxy` and `control-plane`.
 
+mod api;
 mod args;
+mod demo;
 pub mod fabric;
+mod graph;
+mod inner;
+mod output;
+mod run;
+mod stat;
+mod table;
+mod version;
 
 use std::process::ExitCode;
 

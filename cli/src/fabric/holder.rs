@@ -7,9 +7,9 @@
 //! standard input ends or its parent dies, whichever is noticed first.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Stdio};
-use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 use nix::mount::{MsFlags, mount};
@@ -59,7 +59,12 @@ pub(super) struct Holder {
 }
 
 impl Holder {
-    pub(super) fn start(name: &str, mut command: std::process::Command, spawner: &Spawner) -> Result<Self, Error> {
+    pub(super) fn start(
+        name: &str,
+        mut command: std::process::Command,
+        spawner: &Spawner,
+    ) -> Result<Self, Error> {
+        launch::detach(&mut command);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let child = spawner
             .spawn(command)

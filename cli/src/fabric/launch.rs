@@ -50,10 +50,9 @@ pub(super) fn default_helper() -> PathBuf {
 }
 
 /// `weft SUBCOMMAND`, for our own hidden subcommands.
-pub(crate) fn helper_command(helper: &Path, subcommand: &str) -> std::process::Command {
+pub(super) fn helper_command(helper: &Path, subcommand: &str) -> std::process::Command {
     let mut command = std::process::Command::new(helper);
-    // In a group of its own, a Ctrl-C on the terminal reaches only `weft`, which then ends things in order.
-    command.arg0("weft").arg(subcommand).arg("--parent").arg(std::process::id().to_string()).process_group(0);
+    command.arg0("weft").arg(subcommand).arg("--parent").arg(std::process::id().to_string());
     command
 }
 
@@ -63,18 +62,39 @@ pub struct Command {
     name: String,
     program: OsString,
     inner: std::process::Command,
+    foreground: bool,
     spawner: Spawner,
 }
 
 impl Command {
-    pub(super) fn new(name: &str, helper: &Path, enter: Option<u32>, program: &OsStr, spawner: Spawner) -> Self {
+    pub(super) fn new(
+        name: &str,
+        helper: &Path,
+        enter: Option<u32>,
+        program: &OsStr,
+        spawner: Spawner,
+    ) -> Self {
         let mut inner = helper_command(helper, "fabric-exec");
         if let Some(pid) = enter {
             inner.arg("--enter").arg(pid.to_string());
         }
         inner.arg("--").arg(program);
         inner.stdin(Stdio::null());
-        Self { name: name.into(), program: program.to_owned(), inner, spawner }
+        // Weft's own settings in the user's shell are meant for `weft`, not for the sidecars and apps it starts.
+        for (variable, _) in std::env::vars_os() {
+            if variable.as_encoded_bytes().starts_with(b"WEFT_") {
+                inner.env_remove(variable);
+            }
+        }
+        Self { name: name.into(), program: program.to_owned(), inner, foreground: false, spawner }
+    }
+
+    /// Leaves it in the terminal's foreground, where it can read and where Ctrl-C reaches it.
+    #[must_use]
+    pub fn foreground(mut self) -> Self {
+        self.foreground = true;
+        self.inner.stdin(Stdio::inherit());
+        self
     }
 
     /// An argument.
@@ -134,7 +154,10 @@ impl Command {
     /// # Errors
     /// When no process can be made. A program that does not exist shows as exit code 127 instead.
     pub fn spawn(self) -> Result<Process, Error> {
-        let Self { name, program, inner, spawner } = self;
+        let Self { name, program, mut inner, foreground, spawner } = self;
+        if !foreground {
+            detach(&mut inner);
+        }
         match spawner.spawn(inner) {
             Ok(child) => Ok(Process::adopt(&name, child, spawner)),
             Err(source) => Err(Error::Spawn { program: program.to_string_lossy().into_owned(), source }),
@@ -146,7 +169,8 @@ impl Command {
     /// # Errors
     /// When no process can be made, or its output cannot be read.
     pub fn output(self) -> Result<Output, Error> {
-        let Self { name: _, program, mut inner, spawner } = self;
+        let Self { name: _, program, mut inner, foreground: _, spawner } = self;
+        detach(&mut inner);
         inner.stdout(Stdio::piped()).stderr(Stdio::piped());
         spawner
             .spawn(inner)
@@ -155,20 +179,26 @@ impl Command {
     }
 }
 
-/// Becomes the program. Returns only when that failed.
-pub(crate) fn run(arguments: LaunchArgs) -> io::Error {
+/// In a process group of its own, a Ctrl-C on the terminal reaches only `weft`, which then ends things in order.
+pub(super) fn detach(command: &mut std::process::Command) {
+    command.process_group(0);
+}
+
+/// Becomes the program. Returns only when that failed: with what could not be done, and why.
+pub(crate) fn run(arguments: LaunchArgs) -> (String, io::Error) {
     let LaunchArgs { enter, parent, program } = arguments;
     let uid = std::env::var(UID_VARIABLE).ok().and_then(|uid| uid.parse().ok());
-    if let Err(error) = prepare(enter, uid, parent) {
-        return error;
-    }
     let mut words = program.into_iter();
     let program = words.next().unwrap_or_default();
+    let what = program.to_string_lossy().into_owned();
+    if let Err(error) = prepare(enter, uid, parent) {
+        return (what, error);
+    }
     let mut command = std::process::Command::new(&program);
     if program == SELF {
         command.arg0("weft");
     }
-    command.args(words).env_remove(UID_VARIABLE).exec()
+    (what, command.args(words).env_remove(UID_VARIABLE).exec())
 }
 
 fn prepare(enter: Option<i32>, uid: Option<u32>, parent: u32) -> io::Result<()> {

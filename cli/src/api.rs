@@ -1,0 +1,271 @@
+//! Asking a running control plane.
+//!
+//! In: the API's address and a path. Out: typed answers, or an error that says what was tried and what to do.
+//! Invariant: every request has a deadline, every answer a size limit. The types here are the CLI's reading of the
+//! API's JSON: fields it does not show are ignored, fields that may be missing are optional.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::net::TcpStream;
+
+/// Where the API is unless somebody says otherwise.
+pub(crate) const DEFAULT: &str = "http://127.0.0.1:8080";
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The largest answer accepted: a graph of 10,000 edges with 20 routes each is about 40 MB.
+const ANSWER_MAX: usize = 64 * 1024 * 1024;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("{0:?} is not the address of an API; write it like {DEFAULT}")]
+    Address(String),
+    #[error(
+        "no control plane answers at {url}\n  start one with `weft demo`, or say where it is: --api URL or WEFT_API=URL"
+    )]
+    Unreachable { url: String, source: std::io::Error },
+    #[error("no answer from {url} within {} s", PATIENCE.as_secs())]
+    Timeout { url: String },
+    #[error("the conversation with {url} broke off")]
+    Broken { url: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("{url} answered {status}{}", .detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default())]
+    Refused { url: String, status: StatusCode, detail: Option<String> },
+    #[error("{url} does not answer like a Weft control plane")]
+    Strange { url: String, source: serde_json::Error },
+}
+
+/// The live call graph as `GET /api/graph` tells it.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Graph {
+    pub(crate) window_seconds: f64,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) edges: Vec<Edge>,
+}
+
+/// A workload, service, external host or caller without a sidecar.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Node {
+    pub(crate) id: String,
+    pub(crate) kind: String,
+    pub(crate) name: String,
+    #[serde(default)]
+    pub(crate) namespace: Option<String>,
+}
+
+/// Calls from one node to another in one protocol.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Edge {
+    pub(crate) source: String,
+    pub(crate) target: String,
+    pub(crate) protocol: String,
+    #[serde(default)]
+    pub(crate) tls: Option<String>,
+    #[serde(flatten)]
+    pub(crate) signals: Signals,
+    #[serde(default)]
+    pub(crate) connections: Option<Connections>,
+    #[serde(default)]
+    pub(crate) bytes_sent_per_second: Option<f64>,
+    #[serde(default)]
+    pub(crate) bytes_received_per_second: Option<f64>,
+    #[serde(default)]
+    pub(crate) routes: Vec<Route>,
+}
+
+/// Connections that are not HTTP.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Connections {
+    /// Opened in the window.
+    pub(crate) opened: u64,
+}
+
+impl Edge {
+    /// Both directions together.
+    pub(crate) fn bytes_per_second(&self) -> Option<f64> {
+        match (self.bytes_sent_per_second, self.bytes_received_per_second) {
+            (None, None) => None,
+            (sent, received) => Some(sent.unwrap_or_default() + received.unwrap_or_default()),
+        }
+    }
+}
+
+/// One route of an edge.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Route {
+    #[serde(default)]
+    pub(crate) method: Option<String>,
+    pub(crate) route: String,
+    #[serde(flatten)]
+    pub(crate) signals: Signals,
+}
+
+/// The golden signals; `None` where there is nothing to say.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+pub(crate) struct Signals {
+    #[serde(default)]
+    pub(crate) requests_per_second: Option<f64>,
+    #[serde(default)]
+    pub(crate) success_rate: Option<f64>,
+    #[serde(default)]
+    pub(crate) latency_ms: Option<Latency>,
+}
+
+/// Quantiles in milliseconds.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+pub(crate) struct Latency {
+    #[serde(default)]
+    pub(crate) p50: Option<f64>,
+    #[serde(default)]
+    pub(crate) p95: Option<f64>,
+    #[serde(default)]
+    pub(crate) p99: Option<f64>,
+}
+
+impl Graph {
+    /// Nodes by id.
+    pub(crate) fn by_id(&self) -> HashMap<&str, &Node> {
+        self.nodes.iter().map(|node| (node.id.as_str(), node)).collect()
+    }
+}
+
+impl Node {
+    /// `shop/orders`, or just the name where there is no namespace.
+    pub(crate) fn label(&self) -> String {
+        match &self.namespace {
+            Some(namespace) if !namespace.is_empty() => format!("{namespace}/{}", self.name),
+            _ => self.name.clone(),
+        }
+    }
+}
+
+/// A control plane's API.
+#[derive(Debug, Clone)]
+pub(crate) struct Api {
+    base: String,
+}
+
+impl Api {
+    /// `http://host:port`, or `host:port`.
+    pub(crate) fn new(address: &str) -> Result<Self, Error> {
+        let base = match address.split_once("://") {
+            Some(_) => address.trim_end_matches('/').to_owned(),
+            None => format!("http://{}", address.trim_end_matches('/')),
+        };
+        match base.parse::<Uri>() {
+            Ok(uri) if uri.scheme_str() == Some("http") && uri.host().is_some() => Ok(Self { base }),
+            _ => Err(Error::Address(address.into())),
+        }
+    }
+
+    pub(crate) fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// The graph over a window such as `1m`.
+    pub(crate) async fn graph(&self, window: &str) -> Result<Graph, Error> {
+        self.json(&format!("/api/graph?window={window}")).await
+    }
+
+    /// The graph as the server wrote it.
+    pub(crate) async fn graph_text(&self, window: &str) -> Result<Bytes, Error> {
+        self.get(&format!("/api/graph?window={window}")).await
+    }
+
+    /// Any JSON answer.
+    pub(crate) async fn json<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        let body = self.get(path).await?;
+        serde_json::from_slice(&body).map_err(|source| Error::Strange { url: self.base.clone(), source })
+    }
+
+    async fn get(&self, path: &str) -> Result<Bytes, Error> {
+        let url = || self.base.clone();
+        let exchange = async {
+            let uri: Uri = format!("{}{path}", self.base).parse().map_err(|_| Error::Address(path.into()))?;
+            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+            let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80)))
+                .await
+                .map_err(|source| Error::Unreachable { url: url(), source })?;
+            self.exchange(stream, &uri).await
+        };
+        tokio::time::timeout(PATIENCE, exchange).await.map_err(|_| Error::Timeout { url: url() })?
+    }
+
+    async fn exchange(&self, stream: TcpStream, uri: &Uri) -> Result<Bytes, Error> {
+        let broken = |source: Box<dyn std::error::Error + Send + Sync>| Error::Broken {
+            url: self.base.clone(),
+            source,
+        };
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| broken(e.into()))?;
+        // Ends with this exchange: `sender` is dropped at the end of it.
+        let driver = tokio::spawn(connection);
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let request = Request::get(path)
+            .header(header::HOST, uri.authority().map_or("", |authority| authority.as_str()))
+            .header(header::ACCEPT, "application/json")
+            .header(header::USER_AGENT, concat!("weft/", env!("CARGO_PKG_VERSION")))
+            .body(Empty::<Bytes>::new())
+            .map_err(|e| broken(e.into()))?;
+        let response = sender.send_request(request).await.map_err(|e| broken(e.into()))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await.map_err(broken)?.to_bytes();
+        drop(sender);
+        driver.abort();
+        if status.is_success() {
+            return Ok(body);
+        }
+        Err(Error::Refused { url: format!("{}{path}", self.base), status, detail: problem(&body) })
+    }
+}
+
+/// What an RFC 9457 problem says.
+fn problem(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Problem {
+        title: Option<String>,
+        detail: Option<String>,
+    }
+    let problem: Problem = serde_json::from_slice(body).ok()?;
+    problem.detail.or(problem.title)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_may_be_short() {
+        for text in ["127.0.0.1:8080", "http://127.0.0.1:8080", "http://127.0.0.1:8080/"] {
+            assert_eq!(Api::new(text).expect("valid").base(), "http://127.0.0.1:8080");
+        }
+        for text in ["", "https://x", "http://", "a b"] {
+            assert!(Api::new(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn problems_are_read() {
+        assert_eq!(
+            problem(br#"{"title":"Bad window","detail":"window must be 10s"}"#),
+            Some("window must be 10s".into())
+        );
+        assert_eq!(problem(b"<html>"), None);
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_explained() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        drop(listener);
+        let error = Api::new(&address).expect("valid").graph("1m").await.expect_err("nobody listens");
+        assert!(error.to_string().contains("weft demo"), "{error}");
+    }
+}
