@@ -20,15 +20,23 @@
 //! worker never meets half a configuration.
 //! Non-goal: wildcard subscriptions. A sidecar's memory must not grow with the cluster.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use weft_wire::node::NodeMetadata;
 
+mod backoff;
+mod client;
 mod directory;
 mod model;
+mod parse;
+mod store;
+mod subscription;
+mod task;
 
 pub use directory::{Directory, Lookup, Status, TypeStatus};
 pub use model::{Cluster, ClusterSpec, Endpoint, Endpoints, Listener, ListenerSpec};
+pub use task::Task;
 
 pub use crate::route::matcher::{Route, RouteTable};
 
@@ -46,4 +54,19 @@ pub struct Options {
     pub node: NodeMetadata,
     /// Most destinations subscribed at a time.
     pub listeners_max: usize,
+}
+
+/// Destinations subscribed at a time unless said otherwise: a pod that calls more than this many at once is a gateway
+/// and should say so. One costs about 2 kB with its share of routes and clusters.
+pub const LISTENERS_MAX_DEFAULT: usize = 2000;
+
+/// A directory, and the task that fills it: run it on the admin thread.
+#[must_use]
+pub fn spawn(options: Options) -> (Arc<Directory>, Task) {
+    let Options { control_plane, instance, node, listeners_max } = options;
+    let (directory, interests) = Directory::connected();
+    let client = client::Client::new(instance, &node, control_plane.to_string(), listeners_max.max(1));
+    directory.set_status(client.status());
+    let task = Task::new(Arc::clone(&directory), client, control_plane, interests);
+    (directory, task)
 }

@@ -76,7 +76,8 @@ pub struct Directory {
     interests: Option<mpsc::Sender<Interest>>,
     status: ArcSwap<Status>,
     born: Instant,
-    pub(crate) refused: AtomicU64,
+    /// Questions turned away before they reached the client.
+    refused: AtomicU64,
 }
 
 impl Directory {
@@ -121,7 +122,7 @@ impl Directory {
         match self.map.load().get(name) {
             None => Lookup::Unasked,
             Some(entry) => {
-                entry.touched.store(self.age_seconds(), Ordering::Relaxed);
+                entry.touched.store(self.age().as_secs(), Ordering::Relaxed);
                 match &entry.answer {
                     Answer::Known(listener) => Lookup::Known(Arc::clone(listener)),
                     Answer::Absent => Lookup::Absent,
@@ -176,12 +177,14 @@ impl Directory {
         self.map.store(Arc::new(map));
     }
 
-    pub(crate) fn set_status(&self, status: Status) {
+    pub(crate) fn set_status(&self, mut status: Status) {
+        status.refused += self.refused.load(Ordering::Relaxed);
         self.status.store(Arc::new(status));
     }
 
-    pub(crate) fn age_seconds(&self) -> u64 {
-        self.born.elapsed().as_secs()
+    /// How long the directory has lived: the clock of everything about subscriptions.
+    pub(crate) fn age(&self) -> Duration {
+        self.born.elapsed()
     }
 }
 

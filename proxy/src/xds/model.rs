@@ -125,6 +125,15 @@ impl Cluster {
         &self.spec
     }
 
+    /// Whether the endpoints live in this slot.
+    pub(crate) fn shares(&self, slot: &EndpointSlot) -> bool {
+        Arc::ptr_eq(&self.endpoints, slot)
+    }
+
+    pub(crate) fn slot(&self) -> EndpointSlot {
+        Arc::clone(&self.endpoints)
+    }
+
     /// The endpoints of this moment. The guard is for reading now, not for keeping across an `await`.
     #[must_use]
     pub fn endpoints(&self) -> Guard<Arc<Endpoints>> {

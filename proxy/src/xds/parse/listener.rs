@@ -1,0 +1,134 @@
+//! Listener → what the destination is, where its routes are and where its opaque connections go.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::listener::v3::{FilterChain, Listener, filter};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, http_connection_manager::RouteSpecifier,
+};
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
+    TcpProxy, tcp_proxy::ClusterSpecifier,
+};
+use envoy_types::pb::google::protobuf::Any;
+use prost::Name;
+
+use super::super::model::ListenerSpec;
+use super::{Invalid, Labels, TableDraft, decode, route, same_name};
+
+/// A listener that names its route table and cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub(in super::super) struct ListenerDraft {
+    pub(in super::super) spec: ListenerSpec,
+    /// `None`: the port does not speak HTTP.
+    pub(in super::super) routes: Option<RouteSource>,
+    /// `None`: the port speaks nothing but HTTP.
+    pub(in super::super) opaque: Option<Arc<str>>,
+}
+
+/// Where a listener's routes stand.
+#[derive(Debug, Clone, PartialEq)]
+pub(in super::super) enum RouteSource {
+    /// In a route table of this name.
+    Named(Arc<str>),
+    /// In the listener.
+    Inline(TableDraft),
+}
+
+/// Reads a Listener.
+pub(in super::super) fn listener(name: &str, any: &Any) -> Result<ListenerDraft, Invalid> {
+    let listener: Listener = decode(any, "resource")?;
+    same_name("name", &listener.name, name)?;
+    let listener_name = name.parse().map_err(|_| Invalid::value("name", name, "is not a destination"))?;
+    let labels = Labels::of(listener.metadata.as_ref(), "listener");
+    let spec = ListenerSpec {
+        name: listener_name,
+        service: labels.service_port()?,
+        protocol: labels.protocol()?,
+        workload: labels.workload()?,
+    };
+    let mut draft = ListenerDraft { spec, routes: None, opaque: None };
+    for (position, chain) in listener.filter_chains.iter().enumerate() {
+        read_chain(&mut draft, chain, &format!("filter_chains[{position}]"))?;
+    }
+    if let Some(chain) = &listener.default_filter_chain {
+        read_chain(&mut draft, chain, "default_filter_chain")?;
+    }
+    if draft.routes.is_none() && draft.opaque.is_none() {
+        return Err(Invalid::missing("filter_chains: a filter that ends the chain"));
+    }
+    Ok(draft)
+}
+
+fn read_chain(draft: &mut ListenerDraft, chain: &FilterChain, place: &str) -> Result<(), Invalid> {
+    if chain.transport_socket.is_some() {
+        return Err(Invalid::unsupported(format!("{place}.transport_socket"), "TLS towards clients"));
+    }
+    for (position, filter) in chain.filters.iter().enumerate() {
+        let place = format!("{place}.filters[{position}]");
+        let Some(filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
+            return Err(Invalid::missing(format!("{place}.typed_config")));
+        };
+        if is::<HttpConnectionManager>(config) {
+            let manager = decode(config, &place)?;
+            agree(&mut draft.routes, http_routes(&manager, &place)?, &place)?;
+        } else if is::<TcpProxy>(config) {
+            let proxy = decode(config, &place)?;
+            agree(&mut draft.opaque, tcp_cluster(&proxy, &place)?, &place)?;
+        } else {
+            return Err(Invalid::unsupported(place, format!("network filter {:?}", filter.name)));
+        }
+    }
+    Ok(())
+}
+
+fn is<M: Name>(any: &Any) -> bool {
+    any.type_url.rsplit('/').next() == Some(M::full_name().as_str())
+}
+
+/// Chains may repeat each other but not contradict each other: the proxy keeps one answer per kind of traffic.
+fn agree<T: PartialEq>(known: &mut Option<T>, new: T, place: &str) -> Result<(), Invalid> {
+    match known {
+        Some(known) if *known != new => {
+            Err(Invalid::unsupported(place, "a filter chain that differs from another of its kind"))
+        }
+        Some(_) => Ok(()),
+        None => {
+            *known = Some(new);
+            Ok(())
+        }
+    }
+}
+
+fn http_routes(manager: &HttpConnectionManager, place: &str) -> Result<RouteSource, Invalid> {
+    const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+    for (position, filter) in manager.http_filters.iter().enumerate() {
+        use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
+        let router = match &filter.config_type {
+            Some(ConfigType::TypedConfig(config)) => config.type_url.ends_with(ROUTER),
+            _ => false,
+        };
+        if !router && !filter.is_optional && !filter.disabled {
+            let what = format!("HTTP filter {:?}", filter.name);
+            return Err(Invalid::unsupported(format!("{place}.http_filters[{position}]"), what));
+        }
+    }
+    match &manager.route_specifier {
+        Some(RouteSpecifier::Rds(rds)) if rds.route_config_name.is_empty() => {
+            Err(Invalid::missing(format!("{place}.rds.route_config_name")))
+        }
+        Some(RouteSpecifier::Rds(rds)) => Ok(RouteSource::Named(rds.route_config_name.as_str().into())),
+        Some(RouteSpecifier::RouteConfig(config)) => Ok(RouteSource::Inline(route::table(config)?)),
+        Some(RouteSpecifier::ScopedRoutes(_)) => Err(Invalid::unsupported(place, "scoped_routes")),
+        None => Err(Invalid::missing(format!("{place}.rds"))),
+    }
+}
+
+fn tcp_cluster(proxy: &TcpProxy, place: &str) -> Result<Arc<str>, Invalid> {
+    match &proxy.cluster_specifier {
+        Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => Ok(name.as_str().into()),
+        Some(ClusterSpecifier::WeightedClusters(_)) => {
+            Err(Invalid::unsupported(format!("{place}.weighted_clusters"), "a split of TCP connections"))
+        }
+        Some(ClusterSpecifier::Cluster(_)) | None => Err(Invalid::missing(format!("{place}.cluster"))),
+    }
+}
