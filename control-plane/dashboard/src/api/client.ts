@@ -1,0 +1,44 @@
+/**
+ * Asks the control plane questions. Every request has a deadline; errors are problem+json (RFC 9457) in words.
+ */
+import * as decode from './decode';
+import type { ConfigError, EdgeDetail, Graph, Overview, Proxy } from './model';
+
+const DEADLINE_MS = 8_000;
+
+export class Problem extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+  ) {
+    super(message);
+  }
+}
+
+export const graph = (window: string): Promise<Graph> => get(`api/graph?window=${window}`).then(decode.graph);
+export const edge = (id: string, window: string): Promise<EdgeDetail> =>
+  get(`api/edges/${encodeURIComponent(id)}?window=${window}`).then(decode.edgeDetail);
+export const proxies = (): Promise<Proxy[]> => get('api/proxies').then(decode.proxies);
+export const overview = (window: string): Promise<Overview> => get(`api/overview?window=${window}`).then(decode.overview);
+export const configErrors = (): Promise<ConfigError[]> => get('api/config/errors').then(decode.configErrors);
+
+async function get(path: string): Promise<unknown> {
+  const response = await fetch(path, {
+    headers: { accept: 'application/json' },
+    cache: 'no-store',
+    signal: AbortSignal.timeout(DEADLINE_MS),
+  });
+  if (!response.ok) throw new Problem(response.status, await problem(response));
+  return response.json();
+}
+
+async function problem(response: Response): Promise<string> {
+  try {
+    const body = (await response.json()) as { title?: unknown; detail?: unknown };
+    const words = [body.title, body.detail].filter((part) => typeof part === 'string');
+    if (words.length > 0) return words.join(': ');
+  } catch {
+    // Not JSON: the status line is all there is.
+  }
+  return `${response.status} ${response.statusText}`.trim();
+}

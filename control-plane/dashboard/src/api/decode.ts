@@ -1,0 +1,254 @@
+/**
+ * Reads the API's JSON into the model, once, at the border.
+ *
+ * Unknown fields are ignored and missing ones become `null`, so an older page survives a newer server; what is
+ * not even the right kind of thing (a graph without nodes) is an error the screen can show.
+ */
+import type {
+  ConfigError, Connections, Diagnosis, Diff, EdgeDetail, Failure, Flow, Graph, GraphEdge, GraphNode, Health,
+  Latency, NodeKind, Overview, Proxy, Route, Sample, Tls,
+} from './model';
+import { judge } from '../lib/health';
+
+type Json = Record<string, unknown>;
+
+export class Malformed extends Error {}
+
+export function graph(value: unknown): Graph {
+  const json = object(value, 'graph');
+  return {
+    version: number(json.version) ?? 0,
+    at: instant(json.at) ?? Date.now(),
+    windowSeconds: number(json.window_seconds) ?? 60,
+    nodes: keyed(list(json.nodes).map(node)),
+    edges: keyed(list(json.edges).map(edge)),
+    diagnosis: diagnosis(json.diagnosis),
+  };
+}
+
+export function diff(value: unknown): Diff {
+  const json = object(value, 'diff');
+  const version = number(json.version);
+  const baseVersion = number(json.base_version);
+  if (version === null || baseVersion === null) throw new Malformed('a diff without versions');
+  const part = <T>(raw: unknown, one: (value: unknown) => T): { upsert: T[]; remove: string[] } => {
+    const change = typeof raw === 'object' && raw !== null ? (raw as Json) : {};
+    return { upsert: list(change.upsert).map(one), remove: list(change.remove).filter((id) => typeof id === 'string') };
+  };
+  return {
+    version,
+    baseVersion,
+    at: instant(json.at),
+    nodes: part(json.nodes, node),
+    edges: part(json.edges, edge),
+    ...('diagnosis' in json ? { diagnosis: diagnosis(json.diagnosis) } : {}),
+  };
+}
+
+const KINDS: readonly NodeKind[] = ['workload', 'service', 'external', 'unmeshed'];
+const TLS: readonly Tls[] = ['mutual', 'simple', 'none', 'mixed'];
+const HEALTH: readonly Health[] = ['idle', 'healthy', 'degraded', 'failing'];
+
+function node(value: unknown): GraphNode {
+  const json = object(value, 'node');
+  const id = text(json.id);
+  if (id === null) throw new Malformed('a node without id');
+  return {
+    id,
+    kind: KINDS.find((kind) => kind === json.kind) ?? 'external',
+    name: text(json.name) ?? id,
+    namespace: text(json.namespace),
+    versions: texts(json.versions),
+    sidecars: number(json.sidecars),
+    health: HEALTH.find((health) => health === json.health) ?? 'idle',
+    healthReason: text(json.health_reason),
+    cause: text(json.cause),
+    incoming: flow(json.incoming),
+    outgoing: flow(json.outgoing),
+  };
+}
+
+function flow(value: unknown): Flow {
+  const json = typeof value === 'object' && value !== null ? (value as Json) : {};
+  return { rps: number(json.requests_per_second) ?? 0, success: number(json.success_rate) };
+}
+
+function edge(value: unknown): GraphEdge {
+  const json = object(value, 'edge');
+  const id = text(json.id);
+  const source = text(json.source);
+  const target = text(json.target);
+  if (id === null || source === null || target === null) throw new Malformed('an edge without id or ends');
+  const rate = number(json.requests_per_second) ?? 0;
+  const opened = connections(json.connections);
+  const success = number(json.success_rate);
+  return {
+    id,
+    source,
+    target,
+    protocol: text(json.protocol) ?? 'tcp',
+    services: texts(json.services),
+    reportedBy: json.reported_by === 'client' || json.reported_by === 'server' ? json.reported_by : null,
+    idle: json.idle === true,
+    health: HEALTH.find((health) => health === json.health) ?? judge(rate, success),
+    rate: opened && rate === 0 ? opened.openedPerSecond : rate,
+    requests: number(json.requests) ?? 0,
+    success,
+    latency: latency(json.latency_ms),
+    tls: TLS.find((word) => word === json.tls) ?? 'unknown',
+    bytesSent: number(json.bytes_sent_per_second) ?? 0,
+    bytesReceived: number(json.bytes_received_per_second) ?? 0,
+    connections: opened,
+    failures: list(json.failures).map(failure),
+    firstSeen: instant(json.first_seen),
+    lastSeen: instant(json.last_seen),
+    routes: list(json.routes).map(route),
+    routesTotal: number(json.routes_total) ?? list(json.routes).length,
+    routesFolded: number(json.routes_folded) ?? 0,
+  };
+}
+
+function connections(value: unknown): Connections | null {
+  if (typeof value !== 'object' || value === null) return null;
+  const json = value as Json;
+  return {
+    opened: number(json.opened) ?? 0,
+    ended: number(json.ended) ?? 0,
+    failed: number(json.failed) ?? 0,
+    openedPerSecond: number(json.opened_per_second) ?? 0,
+  };
+}
+
+function route(value: unknown): Route {
+  const json = object(value, 'route');
+  return {
+    method: text(json.method) ?? '',
+    route: text(json.route) ?? '/',
+    rps: number(json.requests_per_second) ?? 0,
+    requests: number(json.requests) ?? 0,
+    success: number(json.success_rate),
+    latency: latency(json.latency_ms),
+    failures: list(json.failures).map(failure),
+  };
+}
+
+function failure(value: unknown): Failure {
+  const json = object(value, 'failure');
+  return { reason: text(json.reason) ?? 'unknown', count: number(json.count) ?? 0 };
+}
+
+function latency(value: unknown): Latency | null {
+  if (typeof value !== 'object' || value === null) return null;
+  const json = value as Json;
+  return { p50: number(json.p50), p90: number(json.p90), p95: number(json.p95), p99: number(json.p99) };
+}
+
+function diagnosis(value: unknown): Diagnosis | null {
+  if (typeof value !== 'object' || value === null) return null;
+  const json = value as Json;
+  return { code: text(json.code) ?? '', text: text(json.text) ?? '', hint: text(json.hint) ?? '' };
+}
+
+export function edgeDetail(value: unknown): EdgeDetail {
+  const json = object(value, 'edge detail');
+  return { edge: edge(json.edge), series: series(json.series) };
+}
+
+/** Column by column on the wire, moment by moment here. */
+function series(value: unknown): Sample[] {
+  if (typeof value !== 'object' || value === null) return [];
+  const json = value as Json;
+  const start = instant(json.start);
+  const step = number(json.step_seconds);
+  if (start === null || step === null) return [];
+  const column = (key: string, index: number): number | null => number(list(json[key])[index]);
+  return list(json.requests_per_second).map((rate, index) => ({
+    at: start + index * step * 1000,
+    rate: number(rate) ?? 0,
+    failures: column('failures_per_second', index) ?? 0,
+    p50: column('p50_ms', index),
+    p99: column('p99_ms', index),
+  }));
+}
+
+export function proxies(value: unknown): Proxy[] {
+  const items = Array.isArray(value) ? value : list(object(value, 'proxies').proxies);
+  return items.map((item) => {
+    const json = object(item, 'proxy');
+    return {
+      id: text(json.id) ?? text(json.instance) ?? '',
+      workload: text(json.workload) ?? '',
+      namespace: text(json.namespace),
+      version: text(json.version),
+      pod: text(json.pod),
+      addresses: texts(json.addresses),
+      connected: typeof json.connected === 'boolean' ? json.connected : null,
+      connectedSince: instant(json.connected_since),
+      lastReport: instant(json.last_report),
+      subscriptions: number(json.subscriptions),
+      rejected: text(json.rejected),
+    };
+  });
+}
+
+export function overview(value: unknown): Overview {
+  const json = object(value, 'overview');
+  return {
+    services: number(json.services),
+    proxies: number(json.proxies),
+    rps: number(json.requests_per_second),
+    success: number(json.success_rate),
+    p99: latency(json.latency_ms)?.p99 ?? null,
+    unhealthy: number(json.unhealthy),
+  };
+}
+
+export function configErrors(value: unknown): ConfigError[] {
+  const items = Array.isArray(value) ? value : list(object(value, 'errors').errors);
+  return items.map((item) => {
+    const json = object(item, 'error');
+    return {
+      file: text(json.file) ?? '',
+      line: number(json.line),
+      field: text(json.field),
+      message: text(json.message) ?? text(json.error) ?? '',
+    };
+  });
+}
+
+function object(value: unknown, what: string): Json {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw new Malformed(`not a ${what}`);
+  return value as Json;
+}
+
+function list(value: unknown): unknown[] {
+  return Array.isArray(value) ? value : [];
+}
+
+function text(value: unknown): string | null {
+  return typeof value === 'string' ? value : null;
+}
+
+function texts(value: unknown): string[] {
+  if (typeof value === 'string') return [value];
+  return list(value).filter((one) => typeof one === 'string');
+}
+
+function number(value: unknown): number | null {
+  return typeof value === 'number' && Number.isFinite(value) ? value : null;
+}
+
+/** RFC 3339, or Unix milliseconds, or Unix seconds. */
+function instant(value: unknown): number | null {
+  if (typeof value === 'string') {
+    const parsed = Date.parse(value);
+    return Number.isNaN(parsed) ? null : parsed;
+  }
+  const raw = number(value);
+  if (raw === null) return null;
+  return raw < 1e11 ? raw * 1000 : raw;
+}
+
+function keyed<T extends { readonly id: string }>(values: readonly T[]): ReadonlyMap<string, T> {
+  return new Map(values.map((value) => [value.id, value]));
+}

@@ -1,0 +1,223 @@
+/**
+ * Decides where every node stands, and keeps it there.
+ *
+ * The first picture gets the layered layout. While a picture is still filling up (SETTLE_MS, and only until
+ * somebody touches it) the layout may be made again; after that nothing moves by itself: newcomers are placed
+ * around the others, a node that comes back gets its old place, and a drag is for good.
+ */
+import type { Graph } from '../api/model';
+import type { Point } from './geometry';
+import { layered, type LayoutInput } from './layout';
+import type { Memory } from './memory';
+import { placeAll } from './place';
+
+/** How long after its first node a picture may still be arranged as a whole. */
+const SETTLE_MS = 4_000;
+const SETTLE_DEBOUNCE_MS = 350;
+/** A worker that does not answer by then is not going to; nodes are then placed one by one. */
+const LAYOUT_DEADLINE_MS = 6_000;
+const GLIDE_MS = 420;
+
+export class Arranger {
+  positions = $state.raw<ReadonlyMap<string, Point>>(new Map());
+  bends = $state.raw<ReadonlyMap<string, readonly Point[]>>(new Map());
+  /** Newcomers since the last whole layout: a hint that "re-layout" would tidy up. */
+  untidy = $state(0);
+  settled = $state(false);
+  /** Grows when the picture as a whole was arranged: time to fit the view. */
+  arranged = $state(0);
+
+  readonly #memory: Memory;
+  readonly #calm: () => boolean;
+  #dragged: Map<string, Point>;
+  #remembered: Map<string, Point>;
+  #graph: Graph | null = null;
+  #since: number | null = null;
+  #touched = false;
+  #running = false;
+  #again = false;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #frame = 0;
+
+  constructor(memory: Memory, calm: () => boolean) {
+    this.#memory = memory;
+    this.#calm = calm;
+    const { dragged, picture } = memory.load();
+    this.#dragged = dragged;
+    this.#remembered = new Map([...picture, ...dragged]);
+  }
+
+  update(graph: Graph): void {
+    this.#graph = graph;
+    if (graph.nodes.size === 0) return;
+    const unknown = [...graph.nodes.keys()].filter((id) => !this.positions.has(id));
+    if (unknown.length === 0) return;
+    if (this.#since === null) {
+      this.#since = Date.now();
+      const known = unknown.filter((id) => this.#remembered.has(id) && !this.#dragged.has(id));
+      if (known.length * 2 > unknown.length) {
+        // The same picture as before a reload: continue it.
+        this.#settle();
+        this.#add(unknown);
+        this.arranged += 1;
+        return;
+      }
+      setTimeout(() => this.#settle(), SETTLE_MS);
+      void this.#whole(false);
+      return;
+    }
+    if (this.#unsettled()) {
+      clearTimeout(this.#timer);
+      this.#timer = setTimeout(() => void this.#whole(true), SETTLE_DEBOUNCE_MS);
+      return;
+    }
+    this.#add(unknown);
+    this.untidy += unknown.length;
+  }
+
+  /** The user asks for a fresh arrangement; drags are forgotten. */
+  async relayout(): Promise<void> {
+    this.#dragged.clear();
+    this.#memory.saveDragged(this.#dragged);
+    await this.#whole(true);
+  }
+
+  drag(id: string, point: Point): void {
+    this.#touched = true;
+    cancelAnimationFrame(this.#frame);
+    const next = new Map(this.positions);
+    next.set(id, point);
+    this.positions = next;
+  }
+
+  drop(id: string): void {
+    const point = this.positions.get(id);
+    if (!point) return;
+    this.#dragged.delete(id);
+    this.#dragged.set(id, point);
+    this.#memory.saveDragged(this.#dragged);
+    this.#keep(this.positions);
+  }
+
+  /** The user looks at it in their own way: from now on nothing moves by itself. */
+  touch(): void {
+    this.#touched = true;
+  }
+
+  #unsettled(): boolean {
+    return !this.#touched && this.#since !== null && Date.now() - this.#since < SETTLE_MS;
+  }
+
+  #settle(): void {
+    this.settled = true;
+  }
+
+  #add(ids: readonly string[]): void {
+    const graph = this.#graph;
+    if (!graph) return;
+    const standing = new Map([...this.positions].filter(([id]) => graph.nodes.has(id)));
+    const fresh: string[] = [];
+    for (const id of ids) {
+      const before = this.#remembered.get(id);
+      if (before && free(before, standing)) standing.set(id, before);
+      else fresh.push(id);
+    }
+    this.positions = placeAll(fresh, [...graph.edges.values()], standing);
+    this.#keep(this.positions);
+  }
+
+  async #whole(glide: boolean): Promise<void> {
+    if (this.#running) {
+      this.#again = true;
+      return;
+    }
+    this.#running = true;
+    try {
+      do {
+        this.#again = false;
+        const graph = this.#graph;
+        if (!graph) return;
+        const layout = await deadline(layered(input(graph)), LAYOUT_DEADLINE_MS);
+        for (const [id, point] of this.#dragged) if (layout.positions.has(id)) layout.positions.set(id, point);
+        this.untidy = 0;
+        this.bends = layout.bends;
+        await this.#move(layout.positions, glide && !this.#calm());
+        this.arranged += 1;
+        // Nodes that came while the layout was being made.
+        const late = [...(this.#graph?.nodes.keys() ?? [])].filter((id) => !this.positions.has(id));
+        if (late.length > 0) {
+          if (this.#unsettled()) this.#again = true;
+          else this.#add(late);
+        }
+      } while (this.#again);
+    } catch {
+      this.#add([...(this.#graph?.nodes.keys() ?? [])].filter((id) => !this.positions.has(id)));
+      this.arranged += 1;
+    } finally {
+      this.#running = false;
+      this.#keep(this.positions);
+    }
+  }
+
+  #move(goal: ReadonlyMap<string, Point>, glide: boolean): Promise<void> {
+    cancelAnimationFrame(this.#frame);
+    const from = this.positions;
+    if (!glide || from.size === 0) {
+      this.positions = goal;
+      return Promise.resolve();
+    }
+    const started = performance.now();
+    return new Promise((done) => {
+      const step = (now: number): void => {
+        const t = Math.min(1, (now - started) / GLIDE_MS);
+        const eased = 1 - (1 - t) ** 3;
+        const next = new Map<string, Point>();
+        for (const [id, to] of goal) {
+          const start = from.get(id) ?? to;
+          next.set(id, { x: start.x + (to.x - start.x) * eased, y: start.y + (to.y - start.y) * eased });
+        }
+        this.positions = t < 1 ? next : goal;
+        if (t < 1) this.#frame = requestAnimationFrame(step);
+        else done();
+      };
+      this.#frame = requestAnimationFrame(step);
+    });
+  }
+
+  #keep(positions: ReadonlyMap<string, Point>): void {
+    for (const [id, point] of positions) {
+      this.#remembered.delete(id);
+      this.#remembered.set(id, point);
+    }
+    this.#memory.savePicture(this.#remembered);
+  }
+}
+
+function input(graph: Graph): LayoutInput {
+  const spaces = new Set([...graph.nodes.values()].map((node) => node.namespace).filter((name) => name !== null));
+  return {
+    nodes: [...graph.nodes.values()].map((node) => ({ id: node.id, group: spaces.size > 1 ? node.namespace : null })),
+    links: [...graph.edges.values()],
+  };
+}
+
+function free(point: Point, standing: ReadonlyMap<string, Point>): boolean {
+  for (const other of standing.values()) if (Math.abs(other.x - point.x) < 60 && Math.abs(other.y - point.y) < 30) return false;
+  return true;
+}
+
+function deadline<T>(promise: Promise<T>, ms: number): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error('the layout took too long')), ms);
+    promise.then(
+      (value) => {
+        clearTimeout(timer);
+        resolve(value);
+      },
+      (cause: unknown) => {
+        clearTimeout(timer);
+        reject(cause instanceof Error ? cause : new Error(String(cause)));
+      },
+    );
+  });
+}

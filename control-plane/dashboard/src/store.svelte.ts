@@ -1,0 +1,218 @@
+/**
+ * The state of the screen, in one place: the picture, what is selected, what is searched, who is connected.
+ *
+ * Components read from here and call its verbs; they never talk to the network or to the address bar themselves.
+ * Invariant: `graph` is the picture on the screen. While paused, newer pictures wait in `#latest`.
+ */
+import * as client from './api/client';
+import { Live, type LinkState } from './api/live';
+import type { ConfigError, Graph, Overview, Proxy } from './api/model';
+import { History } from './lib/history';
+import { slowness } from './lib/health';
+import { parse } from './lib/search';
+import * as url from './lib/url';
+import { explain, say, type Key, type Language, type Values } from './messages';
+
+export type Theme = 'auto' | 'light' | 'dark';
+
+/** Overview, sidecars and config problems change slowly: one round of questions this often. */
+const SLOW_POLL_MS = 4_000;
+
+export class Store {
+  language = $state<Language>('en');
+  theme = $state<Theme>('auto');
+  window = $state<url.Window>('1m');
+  selection = $state.raw<url.Selection | null>(null);
+  hover = $state.raw<url.Selection | null>(null);
+  search = $state('');
+  tab = $state<url.Tab>('edges');
+
+  graph = $state.raw<Graph | null>(null);
+  link = $state<LinkState>('connecting');
+  problem = $state.raw<client.Problem | null>(null);
+  pausedAt = $state<number | null>(null);
+  /** When the last message of any kind arrived, on this machine's clock. */
+  heardAt = $state(0);
+  now = $state(Date.now());
+
+  overview = $state.raw<Overview | null>(null);
+  proxies = $state.raw<readonly Proxy[] | null>(null);
+  configErrors = $state.raw<readonly ConfigError[] | null>(null);
+
+  readonly history = new History();
+  /** Grows with every recorded picture, so that charts know when to redraw. */
+  recorded = $state(0);
+
+  readonly query = $derived(parse(this.search));
+  /** The p99 that the callers of each node see. */
+  readonly slowness = $derived<ReadonlyMap<string, number>>(this.graph ? slowness(this.graph) : new Map());
+  /** What the search found; null when nothing is searched. */
+  readonly found = $derived.by<{ nodes: ReadonlySet<string>; edges: ReadonlySet<string> } | null>(() => {
+    const graph = this.graph;
+    if (!graph || this.query.empty) return null;
+    const nodes = new Set<string>();
+    const edges = new Set<string>();
+    for (const node of graph.nodes.values()) if (this.query.node(node)) nodes.add(node.id);
+    for (const edge of graph.edges.values()) {
+      if (!this.query.edge(edge, graph.nodes.get(edge.source), graph.nodes.get(edge.target))) continue;
+      edges.add(edge.id);
+      nodes.add(edge.source);
+      nodes.add(edge.target);
+    }
+    return { nodes, edges };
+  });
+  /** What stands out now: the neighbourhood of the pointer, else of the selection, else what was searched. */
+  readonly focus = $derived.by<{ nodes: ReadonlySet<string>; edges: ReadonlySet<string> } | null>(() => {
+    const about = this.hover ?? (this.found ? null : this.selection);
+    if (!about || !this.graph) return this.found;
+    const nodes = new Set<string>();
+    const edges = new Set<string>();
+    for (const edge of this.graph.edges.values()) {
+      const touches = about.kind === 'edge' ? edge.id === about.id : edge.source === about.id || edge.target === about.id;
+      if (!touches) continue;
+      edges.add(edge.id);
+      nodes.add(edge.source);
+      nodes.add(edge.target);
+    }
+    if (about.kind === 'node' && this.graph.nodes.has(about.id)) nodes.add(about.id);
+    return nodes.size > 0 ? { nodes, edges } : this.found;
+  });
+  readonly stale = $derived(this.link === 'reconnecting' && this.graph !== null);
+
+  #latest: Graph | null = null;
+  #live: Live | null = null;
+
+  start(): () => void {
+    const view = url.read(location.search);
+    this.#apply(view);
+    this.language = preference('weft.language', ['en', 'ko'] as const) ?? (navigator.language.startsWith('ko') ? 'ko' : 'en');
+    this.theme = preference('weft.theme', ['auto', 'light', 'dark'] as const) ?? 'auto';
+    const back = (): void => {
+      const before = this.window;
+      this.#apply(url.read(location.search));
+      if (this.window !== before) this.#live?.switch(this.window);
+    };
+    addEventListener('popstate', back);
+    this.#live = new Live(this.window, {
+      graph: (graph) => this.#receive(graph),
+      link: (state, problem) => {
+        this.link = state;
+        this.problem = problem;
+        if (state !== 'reconnecting') this.heardAt = Date.now();
+      },
+    });
+    this.#live.start();
+    const tick = setInterval(() => (this.now = Date.now()), 1000);
+    void this.#askSlowly();
+    const slow = setInterval(() => void this.#askSlowly(), SLOW_POLL_MS);
+    return () => {
+      removeEventListener('popstate', back);
+      clearInterval(tick);
+      clearInterval(slow);
+      this.#live?.stop();
+    };
+  }
+
+  t = (key: Key, values?: Values): string => say(this.language, key, values);
+  meaning = (word: string): string => explain(this.language, word);
+
+  setWindow(window: url.Window): void {
+    if (window === this.window) return;
+    this.window = window;
+    this.pausedAt = null;
+    this.history.clear();
+    this.#live?.switch(window);
+    this.#write('replace');
+    void this.#askSlowly();
+  }
+
+  select(selection: url.Selection | null): void {
+    if (selection?.id === this.selection?.id) return;
+    this.selection = selection;
+    this.#write('push');
+  }
+
+  setSearch(search: string): void {
+    this.search = search;
+    this.#write('replace');
+  }
+
+  setTab(tab: url.Tab): void {
+    this.tab = tab;
+    this.#write('replace');
+  }
+
+  setTheme(theme: Theme): void {
+    this.theme = theme;
+    remember('weft.theme', theme);
+  }
+
+  setLanguage(language: Language): void {
+    this.language = language;
+    remember('weft.language', language);
+  }
+
+  togglePause(): void {
+    if (this.pausedAt === null) {
+      this.pausedAt = Date.now();
+      return;
+    }
+    this.pausedAt = null;
+    if (this.#latest) this.graph = this.#latest;
+  }
+
+  retry(): void {
+    this.#live?.retry();
+  }
+
+  #receive(graph: Graph): void {
+    this.heardAt = Date.now();
+    this.#latest = graph;
+    this.history.record(graph.at, graph.edges.values());
+    if (this.pausedAt !== null && this.graph !== null) return;
+    this.graph = graph;
+    this.recorded += 1;
+  }
+
+  async #askSlowly(): Promise<void> {
+    if (document.hidden || this.link === 'reconnecting') return;
+    const [overview, proxies, errors] = await Promise.allSettled([client.overview(this.window), client.proxies(), client.configErrors()]);
+    if (this.pausedAt !== null) return;
+    if (overview.status === 'fulfilled') this.overview = overview.value;
+    if (proxies.status === 'fulfilled') this.proxies = proxies.value;
+    if (errors.status === 'fulfilled') this.configErrors = errors.value;
+  }
+
+  #apply(view: url.View): void {
+    this.window = view.window;
+    this.selection = view.selection;
+    this.search = view.search;
+    this.tab = view.tab;
+  }
+
+  #write(how: 'push' | 'replace'): void {
+    const query = url.write({ window: this.window, selection: this.selection, search: this.search, tab: this.tab });
+    const address = `${location.pathname}${query}`;
+    if (how === 'push') history.pushState(null, '', address);
+    else history.replaceState(null, '', address);
+  }
+}
+
+function preference<T extends string>(key: string, allowed: readonly T[]): T | null {
+  try {
+    const value = localStorage.getItem(key);
+    return allowed.find((known) => known === value) ?? null;
+  } catch {
+    return null;
+  }
+}
+
+function remember(key: string, value: string): void {
+  try {
+    localStorage.setItem(key, value);
+  } catch {
+    // Storage forbidden: the choice lasts as long as the page.
+  }
+}
+
+export const store = new Store();
