@@ -14,7 +14,8 @@ use weft_wire::Reason;
 use weft_wire::xds::ListenerName;
 
 use crate::accept::Accepted;
-use crate::detect::{self, Prefixed, Sniff};
+use crate::detect::{self, Detected, Prefixed, Sniff};
+use crate::http;
 use crate::record::{self, Direction, EdgeSpec, Tls};
 use crate::tcp::{self, Target};
 use crate::worker::Worker;
@@ -43,31 +44,29 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     // What does it speak?
     let declared = listener.as_ref().and_then(|listener| listener.protocol);
     let open = || tcp::open(Rc::clone(&worker), Target::Address(app));
-    let Ok(mut detected) = detect::identify(&worker, &stream, declared, open).await else {
+    let Ok(detected) = detect::identify(&worker, &stream, declared, open).await else {
         // The client reset the connection before it said what it wanted.
         return;
     };
 
-    // Serve it.
-    let (tls, protocol) = match detected.sniff {
-        Sniff::Tls => {
-            // An inbound connection is named by its port; the SNI is the app's business.
-            (Tls::Simple, record::Protocol::Tls)
+    // Serve it, in a task that no longer holds the state of these stages. A TLS connection is the app's own: it is
+    // named by its port, whatever its SNI.
+    let Detected { sniff, prefix, opened, failed, how: _ } = detected;
+    let io = Prefixed::new(stream, prefix);
+    let edge =
+        edge(listener.as_ref(), app, client, if sniff == Sniff::Tls { Tls::Simple } else { Tls::None });
+    let version = match sniff {
+        Sniff::Http1 => http::Version::Http1,
+        Sniff::Http2 => http::Version::Http2,
+        Sniff::Tls | Sniff::Opaque | Sniff::NeedMore => {
+            let protocol = if sniff == Sniff::Tls { record::Protocol::Tls } else { record::Protocol::Tcp };
+            let scope = tcp::Scope { edge, protocol, target: Target::Address(app), opened, failed };
+            tokio::task::spawn_local(permit.during(tcp::serve(worker, io, scope)));
+            return;
         }
-        Sniff::Http1 | Sniff::Http2 | Sniff::Opaque | Sniff::NeedMore => (Tls::None, record::Protocol::Tcp),
     };
-    let io = Prefixed::new(stream, std::mem::take(&mut detected.prefix));
-    let scope = tcp::Scope {
-        edge: edge(listener.as_ref(), app, client, tls),
-        protocol,
-        target: Target::Address(app),
-        opened: detected.opened,
-        failed: detected.failed,
-    };
-    tokio::task::spawn_local(async move {
-        tcp::serve(worker, io, scope).await;
-        drop(permit);
-    });
+    let scope = http::Scope { edge, target: http::Target::App(app), opened };
+    tokio::task::spawn_local(permit.during(http::serve(worker, io, version, scope)));
 }
 
 /// What an inbound connection is called: the own service when it is known, else the address that was called.

@@ -7,17 +7,16 @@
 //! going. Surprise: the last stage is a task of its own, so that the state of detection does not stay in
 //! memory for as long as the connection. Non-goal: requests; `http::server` has those.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use weft_wire::xds::{Destination, ListenerName, Protocol};
+use weft_wire::xds::{Destination, ListenerName};
 use weft_wire::{Host, Reason};
 
 use crate::accept::{Accepted, Role};
 use crate::connect;
-use crate::detect::{self, Prefixed, Sniff};
+use crate::detect::{self, Detected, Prefixed, Sniff};
+use crate::http;
 use crate::record::{self, Direction, EdgeSpec, Tls};
 use crate::tcp::{self, Target};
 use crate::worker::Worker;
@@ -52,32 +51,47 @@ pub async fn serve(worker: Rc<Worker>, role: Role, accepted: Accepted) {
     let Accepted { stream, client: _, local: _, original: _, permit } = accepted;
     let declared = listener.as_ref().and_then(|listener| listener.protocol);
     let open = || tcp::open(Rc::clone(&worker), target.clone());
-    let Ok(mut detected) = detect::identify(&worker, &stream, declared, open).await else {
+    let Ok(detected) = detect::identify(&worker, &stream, declared, open).await else {
         // The client reset the connection before it said what it wanted.
         return;
     };
-    let mut prefix = std::mem::replace(&mut detected.prefix, Bytes::new());
+    let Detected { sniff, mut prefix, opened, failed, how: _ } = detected;
 
-    // Serve it.
-    let (tls, protocol, sni) = match detected.sniff {
+    // Serve it, in a task that no longer holds the state of these stages.
+    let version = match sniff {
+        Sniff::Http1 => http::Version::Http1,
+        Sniff::Http2 => http::Version::Http2,
         Sniff::Tls => {
             let sni = detect::server_name(&stream, &mut prefix, worker.config.detect_timeout).await;
-            (Tls::Simple, record::Protocol::Tls, sni)
+            let edge = edge(listener.as_ref(), &destination, sni, Tls::Simple);
+            let scope = tcp::Scope { edge, protocol: record::Protocol::Tls, target, opened, failed };
+            tokio::task::spawn_local(permit.during(tcp::serve(worker, Prefixed::new(stream, prefix), scope)));
+            return;
         }
-        _ => (Tls::None, record::Protocol::Tcp, None),
+        Sniff::Opaque | Sniff::NeedMore => {
+            let edge = edge(listener.as_ref(), &destination, None, Tls::None);
+            let scope = tcp::Scope { edge, protocol: record::Protocol::Tcp, target, opened, failed };
+            tokio::task::spawn_local(permit.during(tcp::serve(worker, Prefixed::new(stream, prefix), scope)));
+            return;
+        }
     };
-    let scope = tcp::Scope {
-        edge: edge(listener.as_ref(), &destination, sni, tls),
-        protocol,
-        target,
-        opened: detected.opened,
-        failed: detected.failed,
+    let scope = http::Scope {
+        edge: edge(listener.as_ref(), &destination, None, Tls::None),
+        target: match (listener, target) {
+            (Some(listener), _) => http::Target::Listener(listener),
+            (None, Target::Address(address)) => http::Target::PassThrough(address),
+            (None, Target::Nowhere(reason)) => http::Target::Nowhere(reason),
+            // Not reached: clusters come from listeners only.
+            (None, Target::Cluster(_)) => http::Target::Nowhere(Reason::RouteNotFound),
+        },
+        opened,
     };
-    let io = Prefixed::new(stream, prefix);
-    tokio::task::spawn_local(async move {
-        tcp::serve(worker, io, scope).await;
-        drop(permit);
-    });
+    tokio::task::spawn_local(permit.during(http::serve(
+        worker,
+        Prefixed::new(stream, prefix),
+        version,
+        scope,
+    )));
 }
 
 /// The forward proxy: a client that was told to use the sidecar as its HTTP proxy names the destination in
@@ -85,14 +99,22 @@ pub async fn serve(worker: Rc<Worker>, role: Role, accepted: Accepted) {
 async fn forward_proxy(worker: Rc<Worker>, accepted: Accepted) {
     let timeout = worker.config.detect_timeout;
     let Ok(detected) = detect::client_only::<tcp::Upstream>(&accepted.stream, timeout).await else { return };
-    match detected.sniff {
-        Sniff::Http1 | Sniff::Http2 => {}
+    let destination = Destination::Address(accepted.local);
+    let version = match detected.sniff {
+        Sniff::Http1 => http::Version::Http1,
+        Sniff::Http2 => http::Version::Http2,
         // Not redirected and naming no destination: it can only have meant the sidecar itself.
         Sniff::Tls | Sniff::Opaque | Sniff::NeedMore => {
-            let destination = Destination::Address(accepted.local);
-            refuse(&worker, &accepted, &destination, Reason::RequestLoop);
+            return refuse(&worker, &accepted, &destination, Reason::RequestLoop);
         }
-    }
+    };
+    let scope = http::Scope {
+        edge: edge(None, &destination, None, Tls::None),
+        target: http::Target::ForwardProxy,
+        opened: None,
+    };
+    let io = Prefixed::new(accepted.stream, detected.prefix);
+    tokio::task::spawn_local(accepted.permit.during(http::serve(worker, io, version, scope)));
 }
 
 /// Where a destination goes that the control plane does not know: where it was going.

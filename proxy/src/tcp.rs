@@ -52,10 +52,11 @@ pub async fn serve(worker: Rc<Worker>, client: Prefixed<TcpStream>, scope: Scope
         (None, None) => open(Rc::clone(&worker), target).await,
     };
     match opened {
-        Ok(Upstream { stream, peer, .. }) => {
+        Ok(Upstream { stream, peer, working, address: _ }) => {
             record.peer(peer);
             let end = forward(&worker, client, Prefixed::new(stream, Bytes::new()), record).await;
             tracing::debug!(?end, "opaque connection ended");
+            drop(working);
         }
         Err(reason) => {
             record.failed(reason);

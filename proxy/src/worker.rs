@@ -12,16 +12,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use weft_wire::xds::ListenerName;
 
 use crate::accept::{self, Bound, Role};
+use crate::balance::Clusters;
 use crate::config::Config;
 use crate::connect::ConnectOptions;
 use crate::record::{Direction, Limit, Shard};
 use crate::xds::{Directory, Listener, Lookup};
-use crate::{drain, inbound, outbound};
+use crate::{drain, http, inbound, outbound};
 
 /// Size of the buffer that all opaque connections of a worker share. What a socket's receive buffer usually
 /// holds after one round trip at full speed; bigger ones showed no gain for loopback and veth.
@@ -44,6 +46,10 @@ pub struct Worker {
     pub directory: Arc<Directory>,
     /// This worker's telemetry.
     pub shard: Rc<Shard>,
+    /// Upstream clusters: what was learned about endpoints, and open connections to them.
+    pub clusters: Rc<Clusters>,
+    /// What HTTP connections share.
+    pub http: http::Shared,
     /// This worker's view of the shutdown.
     pub drain: drain::Watch,
     /// Connections of the inbound listener.
@@ -69,6 +75,8 @@ impl Worker {
             config,
             bound,
             directory,
+            clusters: Clusters::new(Rc::clone(&shard)),
+            http: http::Shared::default(),
             shard,
             drain,
             inbound_permits: Permits::new(connections_max),
@@ -176,6 +184,7 @@ pub async fn run(
     listeners: Vec<(Role, std::net::TcpListener)>,
     event: mpsc::Sender<Event>,
 ) -> io::Result<()> {
+    tokio::task::spawn_local(http::tend(Rc::clone(&worker)));
     let mut accepting = JoinSet::new();
     for (role, socket) in listeners {
         accepting.spawn_local(accept_for(Rc::clone(&worker), role, socket));
@@ -280,6 +289,13 @@ impl Permits {
 #[derive(Debug)]
 #[must_use = "the connection is counted for as long as its permit lives"]
 pub struct Permit(Rc<Counter>);
+
+impl Permit {
+    /// Holds the permit until `stage` completes. Not an `async` block: that would keep room for `stage` twice.
+    pub fn during<F: Future<Output = ()>>(self, stage: F) -> impl Future<Output = ()> {
+        stage.map(move |()| drop(self))
+    }
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {

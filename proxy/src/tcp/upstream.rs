@@ -1,5 +1,6 @@
 //! The server's end of an opaque connection: chosen, connected, counted.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use weft_wire::Reason;
 
+use crate::balance::Working;
 use crate::connect::connect;
 use crate::record::PeerIndex;
 use crate::worker::Worker;
@@ -28,7 +30,6 @@ pub enum Target {
 }
 
 /// A connection to a server.
-#[derive(Debug)]
 pub struct Upstream {
     /// The connection.
     pub stream: TcpStream,
@@ -36,6 +37,14 @@ pub struct Upstream {
     pub address: SocketAddr,
     /// Who that is.
     pub peer: PeerIndex,
+    /// Counts as work in flight at its endpoint for as long as this lives; `None` outside of clusters.
+    pub working: Option<Working>,
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 impl AsRef<TcpStream> for Upstream {
@@ -56,7 +65,7 @@ pub async fn open(worker: Rc<Worker>, target: Target) -> Result<Upstream, Reason
                 tracing::debug!(%address, %error, "upstream connection");
                 error.reason()
             })?;
-            Ok(Upstream { stream, address, peer: PeerIndex::UNKNOWN })
+            Ok(Upstream { stream, address, peer: PeerIndex::UNKNOWN, working: None })
         }
         Target::Cluster(cluster) => open_cluster(&worker, &cluster).await,
     }
@@ -64,21 +73,21 @@ pub async fn open(worker: Rc<Worker>, target: Target) -> Result<Upstream, Reason
 
 async fn open_cluster(worker: &Worker, cluster: &Arc<Cluster>) -> Result<Upstream, Reason> {
     let options = worker.connect_options(Some(cluster.connect_timeout));
+    let state = worker.clusters.of(cluster);
     let mut reason = Reason::NoReadyEndpoint;
+    let mut failed = None;
     for _ in 0..ATTEMPTS_MAX {
-        let (address, peer) = {
-            let endpoints = cluster.endpoints();
-            let count = endpoints.list.len();
-            if count == 0 {
-                return Err(Reason::NoReadyEndpoint);
-            }
-            (endpoints.list[fastrand::usize(..count)].address, PeerIndex::UNKNOWN)
-        };
+        let endpoint = worker.clusters.choose(&state, failed.as_ref())?;
+        let working = endpoint.start();
+        let address = endpoint.address;
         match connect(address, &options).await {
-            Ok(stream) => return Ok(Upstream { stream, address, peer }),
+            Ok(stream) => {
+                return Ok(Upstream { stream, address, peer: endpoint.peer.get(), working: Some(working) });
+            }
             Err(error) => {
                 tracing::debug!(%address, %error, cluster = %cluster.name, "upstream connection");
                 reason = error.reason();
+                failed = Some(endpoint);
             }
         }
     }
