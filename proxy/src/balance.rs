@@ -1,0 +1,302 @@
+//! Which endpoint serves a request, and this worker's state of every cluster.
+//!
+//! In: clusters as the control plane describes them ([`xds::Cluster`]), plain addresses, and names for the forward
+//! proxy. Out: an [`Endpoint`], chosen by peak EWMA and two random choices ([`load`]), that keeps its
+//! connections and its history when its siblings change ([`endpoints`]).
+//!
+//! Invariant: nothing here is shared between threads; a worker's view of an endpoint's load is its own, which
+//! two random choices are known to tolerate. Surprise: a cluster is found by *name*, so what was learned survives
+//! a change of its other settings. Non-goal: breakers and ejection; they come as another filter on `ready`.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use weft_wire::Reason;
+
+pub mod endpoints;
+pub mod load;
+
+pub use endpoints::{Endpoint, Set, Working};
+
+use crate::record::{Limit, PeerIndex, PeerSpec, Shard};
+use crate::xds;
+
+/// Clusters of each kind kept at most. A sidecar subscribes to at most a few thousand destinations; beyond this
+/// the ones not in use are dropped with their pools, and made anew when needed.
+const CLUSTERS_MAX: usize = 4096;
+
+/// How long a cluster nobody used keeps its state: as long as its xDS subscription would live.
+const IDLE_MAX: Duration = Duration::from_secs(600);
+
+/// Every cluster this worker has sent to.
+pub struct Clusters {
+    shard: Rc<Shard>,
+    named: RefCell<HashMap<Box<str>, Rc<Cluster>>>,
+    addresses: RefCell<HashMap<SocketAddr, Rc<Cluster>>>,
+    resolved: RefCell<HashMap<Box<str>, Rc<Cluster>>>,
+}
+
+impl Clusters {
+    /// None yet.
+    #[must_use]
+    pub fn new(shard: Rc<Shard>) -> Rc<Self> {
+        Rc::new(Self {
+            shard,
+            named: RefCell::default(),
+            addresses: RefCell::default(),
+            resolved: RefCell::default(),
+        })
+    }
+
+    /// This worker's state of a cluster. A hash lookup: keep the result next to `cluster`.
+    #[must_use]
+    pub fn of(&self, cluster: &Arc<xds::Cluster>) -> Rc<Cluster> {
+        let mut named = self.named.borrow_mut();
+        if let Some(known) = named.get(&cluster.name) {
+            let mut origin = known.origin.borrow_mut();
+            if !matches!(&*origin, Some(same) if Arc::ptr_eq(same, cluster)) {
+                *origin = Some(Arc::clone(cluster));
+            }
+            known.used.set(Instant::now());
+            return Rc::clone(known);
+        }
+        self.make_room(&mut named);
+        let new = Rc::new(Cluster::new(Some(Arc::clone(cluster))));
+        named.insert(cluster.name.clone(), Rc::clone(&new));
+        new
+    }
+
+    /// The cluster that is just this address: pass-through destinations and the app.
+    #[must_use]
+    pub fn at(&self, address: SocketAddr) -> Rc<Cluster> {
+        let mut addresses = self.addresses.borrow_mut();
+        if let Some(known) = addresses.get(&address) {
+            known.used.set(Instant::now());
+            return Rc::clone(known);
+        }
+        self.make_room(&mut addresses);
+        let new = Rc::new(Cluster::new(None));
+        new.replace(vec![address]);
+        addresses.insert(address, Rc::clone(&new));
+        new
+    }
+
+    /// The cluster of a name that the control plane does not know, at the addresses it resolved to just now.
+    #[must_use]
+    pub fn resolved(&self, authority: &str, addresses: Vec<SocketAddr>) -> Rc<Cluster> {
+        let mut resolved = self.resolved.borrow_mut();
+        if let Some(known) = resolved.get(authority) {
+            known.used.set(Instant::now());
+            if !known.consists_of(&addresses) {
+                known.replace(addresses);
+            }
+            return Rc::clone(known);
+        }
+        self.make_room(&mut resolved);
+        let new = Rc::new(Cluster::new(None));
+        new.replace(addresses);
+        resolved.insert(authority.into(), Rc::clone(&new));
+        new
+    }
+
+    /// An endpoint for one connection or request to `cluster`.
+    ///
+    /// # Errors
+    /// [`Reason::NoReadyEndpoint`].
+    pub fn pick(&self, cluster: &Arc<xds::Cluster>) -> Result<Rc<Endpoint>, Reason> {
+        self.choose(&self.of(cluster), None)
+    }
+
+    /// An endpoint of `cluster`, if possible not `except`, which just failed.
+    ///
+    /// # Errors
+    /// [`Reason::NoReadyEndpoint`].
+    pub fn choose(&self, cluster: &Cluster, except: Option<&Rc<Endpoint>>) -> Result<Rc<Endpoint>, Reason> {
+        cluster.refresh(&self.shard);
+        let set = cluster.set.borrow();
+        match set.ready() {
+            [] => Err(Reason::NoReadyEndpoint),
+            [only] => Ok(Rc::clone(only)),
+            several => {
+                let (first, second) = load::two_of(several.len(), fastrand::u64(..));
+                let (first, second) = (&several[first], &several[second]);
+                let now = Instant::now();
+                let better = match except {
+                    Some(failed) if Rc::ptr_eq(first, failed) => second,
+                    Some(failed) if Rc::ptr_eq(second, failed) => first,
+                    _ if first.load().cost(now) <= second.load().cost(now) => first,
+                    _ => second,
+                };
+                Ok(Rc::clone(better))
+            }
+        }
+    }
+
+    /// The endpoint at `address`, if it is one of the cluster's: for a connection that exists already.
+    #[must_use]
+    pub fn at_address(&self, cluster: &Cluster, address: SocketAddr) -> Option<Rc<Endpoint>> {
+        cluster.refresh(&self.shard);
+        cluster.set.borrow().ready().iter().find(|endpoint| endpoint.address == address).cloned()
+    }
+
+    /// Parks, probes and closes idle upstream connections, and forgets clusters nobody uses. Says whether
+    /// anything is left that needs another sweep soon.
+    pub fn sweep(&self, now: Instant) -> bool {
+        let mut warm = false;
+        let mut every = |cluster: &Rc<Cluster>| {
+            for endpoint in cluster.set.borrow().all() {
+                warm |= endpoint.pool.sweep(now, &self.shard);
+            }
+            Rc::strong_count(cluster) > 1 || now.saturating_duration_since(cluster.used.get()) < IDLE_MAX
+        };
+        self.named.borrow_mut().retain(|_, cluster| every(cluster));
+        self.addresses.borrow_mut().retain(|_, cluster| every(cluster));
+        self.resolved.borrow_mut().retain(|_, cluster| every(cluster));
+        warm
+    }
+
+    fn make_room<K: Eq + Hash>(&self, map: &mut HashMap<K, Rc<Cluster>>) {
+        if map.len() >= CLUSTERS_MAX {
+            self.shard.limit(Limit::Pool);
+            map.retain(|_, cluster| Rc::strong_count(cluster) > 1);
+        }
+    }
+}
+
+/// One cluster on one worker.
+pub struct Cluster {
+    /// `None`: not from the control plane.
+    origin: RefCell<Option<Arc<xds::Cluster>>>,
+    set: RefCell<Set>,
+    used: Cell<Instant>,
+}
+
+impl Cluster {
+    fn new(origin: Option<Arc<xds::Cluster>>) -> Self {
+        Self { origin: RefCell::new(origin), set: RefCell::default(), used: Cell::new(Instant::now()) }
+    }
+
+    /// Whether requests go out as HTTP/2 whatever the client spoke.
+    #[must_use]
+    pub fn http2(&self) -> bool {
+        self.origin.borrow().as_ref().is_some_and(|origin| origin.http2)
+    }
+
+    /// How long an endpoint may take to accept, where the control plane says so.
+    #[must_use]
+    pub fn connect_timeout(&self) -> Option<Duration> {
+        self.origin.borrow().as_ref().map(|origin| origin.connect_timeout)
+    }
+
+    /// Whether another endpoint could be chosen instead of a failed one.
+    #[must_use]
+    pub fn has_alternatives(&self) -> bool {
+        self.set.borrow().ready().len() > 1
+    }
+
+    fn refresh(&self, shard: &Shard) {
+        let origin = self.origin.borrow();
+        let Some(origin) = &*origin else { return };
+        let list = origin.endpoints();
+        if self.set.borrow().is_current(&list) {
+            return;
+        }
+        self.set.borrow_mut().apply(&list, |endpoint| {
+            if endpoint.workload.is_none() && endpoint.version.is_none() {
+                return PeerIndex::UNKNOWN;
+            }
+            shard.peer(&PeerSpec { workload: endpoint.workload.clone(), version: endpoint.version.clone() })
+        });
+    }
+
+    fn replace(&self, addresses: Vec<SocketAddr>) {
+        let list = xds::Endpoints::new(addresses.into_iter().map(xds::Endpoint::new).collect());
+        self.set.borrow_mut().apply(&list, |_| PeerIndex::UNKNOWN);
+    }
+
+    fn consists_of(&self, addresses: &[SocketAddr]) -> bool {
+        let set = self.set.borrow();
+        set.all().len() == addresses.len()
+            && set.all().iter().all(|endpoint| addresses.contains(&endpoint.address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xds::ClusterSpec;
+
+    fn address(last: u8) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, last], 80))
+    }
+
+    fn clusters() -> Rc<Clusters> {
+        let identity = crate::record::Identity {
+            workload: "shop/web".parse().unwrap(),
+            version: None,
+            pod: None,
+            instance: "test".into(),
+        };
+        let config = crate::record::Config { route_cap: 10, trace_ratio: 0.0 };
+        Clusters::new(crate::record::Telemetry::new(config, identity).shard())
+    }
+
+    fn cluster(of: &[u8]) -> Arc<xds::Cluster> {
+        let endpoints = of.iter().map(|&last| xds::Endpoint::new(address(last))).collect();
+        xds::Cluster::new(ClusterSpec::new("orders.shop:8080"), endpoints)
+    }
+
+    #[test]
+    fn no_endpoint_is_a_reason() {
+        let clusters = clusters();
+        assert_eq!(clusters.pick(&cluster(&[])).err(), Some(Reason::NoReadyEndpoint));
+    }
+
+    #[test]
+    fn a_change_of_endpoints_is_seen_by_the_next_pick() {
+        let clusters = clusters();
+        let cluster = cluster(&[1]);
+        assert_eq!(clusters.pick(&cluster).unwrap().address, address(1));
+        cluster.set_endpoints(vec![xds::Endpoint::new(address(2))]);
+        assert_eq!(clusters.pick(&cluster).unwrap().address, address(2));
+    }
+
+    #[test]
+    fn the_one_that_failed_is_not_taken_again() {
+        let clusters = clusters();
+        let source = cluster(&[1, 2]);
+        let state = clusters.of(&source);
+        let failed = clusters.choose(&state, None).unwrap();
+        for _ in 0..20 {
+            assert_ne!(clusters.choose(&state, Some(&failed)).unwrap().address, failed.address);
+        }
+    }
+
+    #[test]
+    fn work_in_flight_is_spread() {
+        let clusters = clusters();
+        let source = cluster(&[1, 2, 3, 4]);
+        let working: Vec<_> = (0..400).map(|_| clusters.pick(&source).unwrap().start()).collect();
+        for endpoint in clusters.of(&source).set.borrow().all() {
+            let share = endpoint.load().in_flight();
+            assert!((60..=140).contains(&share), "{share}");
+        }
+        drop(working);
+    }
+
+    #[test]
+    fn a_cluster_of_the_same_name_keeps_its_state() {
+        let clusters = clusters();
+        let first = clusters.of(&cluster(&[1]));
+        let second = clusters.of(&cluster(&[1, 2]));
+        assert!(Rc::ptr_eq(&first, &second));
+        assert!(!first.has_alternatives(), "not looked at yet");
+        let _ = clusters.choose(&second, None).unwrap();
+        assert!(first.has_alternatives());
+    }
+}

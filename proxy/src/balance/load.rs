@@ -1,0 +1,202 @@
+//! How busy an endpoint is, and which of two to take: peak EWMA and the power of two choices. Pure.
+//!
+//! In: starts and ends of requests with their times, and random numbers. Out: a load, and a choice.
+//! An endpoint's load is its response time, remembered by a decaying average that jumps to every new peak,
+//! times the requests it is working on. Comparing two endpoints at random spreads load almost as well as
+//! comparing all and cannot make every proxy rush to the same one.
+//!
+//! Invariant: no clock, no generator and no io in here; time goes forward or stands still, never back.
+//! Surprise: an endpoint that has never answered costs [`UNKNOWN`] per request in flight, so a newcomer is tried
+//! soon but does not get everything at once.
+
+use std::time::{Duration, Instant};
+
+/// How fast the memory of a peak fades. Ten seconds is what Finagle and linkerd use: long against a garbage
+/// collection pause, short against a deployment.
+const DECAY: Duration = Duration::from_secs(10);
+
+/// Assumed response time of an endpoint that has not answered yet. Above a good in-cluster response, so that a
+/// newcomer has to earn its share.
+const UNKNOWN: Duration = Duration::from_millis(30);
+
+/// One endpoint's load as one worker sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// Seconds; zero until the first answer.
+    average: f64,
+    observed: Option<Instant>,
+    in_flight: u32,
+    /// At least 1.
+    weight: u32,
+}
+
+impl Load {
+    /// Nothing known yet. A weight of zero counts as 1.
+    #[must_use]
+    pub fn new(weight: u32) -> Self {
+        Self { average: 0.0, observed: None, in_flight: 0, weight: weight.max(1) }
+    }
+
+    /// Changes the weight and keeps what was learned.
+    pub fn set_weight(&mut self, weight: u32) {
+        self.weight = weight.max(1);
+    }
+
+    /// Requests being worked on.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    /// A request was given to the endpoint.
+    pub fn start(&mut self) {
+        self.in_flight = self.in_flight.saturating_add(1);
+    }
+
+    /// A request given to the endpoint has ended, however it ended.
+    pub fn end(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// The endpoint took `elapsed` to answer (or to fail).
+    pub fn observe(&mut self, now: Instant, elapsed: Duration) {
+        let sample = elapsed.as_secs_f64();
+        let kept = self.decayed(now);
+        self.average = if sample > kept {
+            sample
+        } else {
+            let since = self.observed.map_or(DECAY, |then| now.saturating_duration_since(then));
+            let weight = (-since.as_secs_f64() / DECAY.as_secs_f64()).exp();
+            self.average.mul_add(weight, sample * (1.0 - weight))
+        };
+        self.observed = Some(self.observed.map_or(now, |then| then.max(now)));
+    }
+
+    /// What the endpoint would cost a request given to it now: seconds, by weight.
+    #[must_use]
+    pub fn cost(&self, now: Instant) -> f64 {
+        let expected = if self.observed.is_some() { self.decayed(now) } else { UNKNOWN.as_secs_f64() };
+        // A floor, so that in-flight requests count even where answers took no measurable time.
+        expected.max(1e-6) * (f64::from(self.in_flight) + 1.0) / f64::from(self.weight)
+    }
+
+    fn decayed(&self, now: Instant) -> f64 {
+        let Some(then) = self.observed else { return 0.0 };
+        self.average * (-now.saturating_duration_since(then).as_secs_f64() / DECAY.as_secs_f64()).exp()
+    }
+}
+
+/// Two different positions below `count`, from one random number. `count` must be at least 2.
+#[must_use]
+pub fn two_of(count: usize, random: u64) -> (usize, usize) {
+    debug_assert!(count >= 2, "one of one needs no choice");
+    let count = (count as u64).max(2);
+    let (high, low) = (random >> 32, random & 0xffff_ffff);
+    // Multiply and shift maps 32 random bits to a range without a division.
+    let first = (high * count) >> 32;
+    let second = (low * (count - 1)) >> 32;
+    (first as usize, (if second >= first { second + 1 } else { second }) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_peak_counts_at_once_and_fades() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut load = Load::new(1);
+        load.observe(at(0), Duration::from_millis(5));
+        load.observe(at(1), Duration::from_secs(2));
+        let peak = load.cost(at(1));
+        assert!(peak >= 2.0, "{peak}");
+        assert!(load.cost(at(11)) < peak / 2.0);
+        for second in 12..60 {
+            load.observe(at(second), Duration::from_millis(5));
+        }
+        assert!(load.cost(at(60)) < 0.05, "{}", load.cost(at(60)));
+    }
+
+    #[test]
+    fn work_in_flight_and_weight_scale_the_cost() {
+        let now = Instant::now();
+        let mut busy = Load::new(1);
+        let mut strong = Load::new(4);
+        busy.observe(now, Duration::from_millis(10));
+        strong.observe(now, Duration::from_millis(10));
+        for _ in 0..3 {
+            busy.start();
+            strong.start();
+        }
+        assert!((busy.cost(now) / strong.cost(now) - 4.0).abs() < 1e-9);
+        busy.end();
+        assert_eq!(busy.in_flight(), 2);
+    }
+
+    #[test]
+    fn a_newcomer_is_neither_shunned_nor_flooded() {
+        let now = Instant::now();
+        let mut known = Load::new(1);
+        known.observe(now, Duration::from_millis(20));
+        let mut newcomer = Load::new(1);
+        known.start();
+        assert!(newcomer.cost(now) < known.cost(now), "idle newcomer before busy veteran");
+        newcomer.start();
+        newcomer.start();
+        assert!(newcomer.cost(now) > known.cost(now), "but not twice in a row");
+    }
+
+    proptest! {
+        #[test]
+        fn two_choices_are_two(count in 2_usize..2000, random: u64) {
+            let (first, second) = two_of(count, random);
+            prop_assert!(first < count && second < count && first != second);
+        }
+
+        #[test]
+        fn a_cost_is_always_a_positive_number(
+            steps in proptest::collection::vec((0_u64..100_000, 0_u64..100_000, any::<bool>()), 0..50),
+            weight: u32,
+        ) {
+            let mut now = Instant::now();
+            let mut load = Load::new(weight);
+            for (advance, elapsed, start) in steps {
+                now += Duration::from_millis(advance);
+                if start { load.start() } else { load.end() }
+                load.observe(now, Duration::from_millis(elapsed));
+                let cost = load.cost(now);
+                prop_assert!(cost.is_finite() && cost > 0.0);
+            }
+        }
+
+        #[test]
+        fn the_slow_one_of_two_gets_less(seed: u64) {
+            // Two endpoints, one ten times slower; each serves one request per tick of its own.
+            let mut random = fastrand::Rng::with_seed(seed);
+            let start = Instant::now();
+            let mut loads = [Load::new(1), Load::new(1)];
+            let took = [Duration::from_millis(2), Duration::from_millis(20)];
+            let mut count = [0_u32; 2];
+            let mut ends: Vec<(Instant, usize)> = Vec::new();
+            for tick in 0..400_u64 {
+                let now = start + Duration::from_millis(tick);
+                ends.retain(|&(end, index)| {
+                    if end <= now {
+                        loads[index].end();
+                        loads[index].observe(now, took[index]);
+                    }
+                    end > now
+                });
+                let (a, b) = two_of(2, random.u64(..));
+                let index = if loads[a].cost(now) <= loads[b].cost(now) { a } else { b };
+                loads[index].start();
+                ends.push((now + took[index], index));
+                count[index] += 1;
+            }
+            prop_assert!(count[0] > count[1] * 3, "{count:?}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! What a connection's requests are addressed to, resolved once and kept with the connection.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{HeaderValue, Method};
+use weft_wire::xds::{Destination as Asked, ListenerName};
+use weft_wire::{Host, Reason};
+
+use super::Refusal;
+use crate::balance::Cluster;
+use crate::connect;
+use crate::http::headers;
+use crate::http::server::{Session, Target};
+use crate::record::{Direction, Edge, EdgeSpec};
+use crate::xds::{self, Listener};
+
+/// Destinations that one connection remembers. A forward-proxy client may name many; beyond this the oldest is
+/// forgotten and found again when needed.
+const DESTINATIONS_MAX: usize = 16;
+
+/// Port of an authority that names none.
+const HTTP_PORT: u16 = 80;
+
+/// One destination.
+pub(in crate::http) struct Destination {
+    /// The authority it was found by; `None`: whatever the requests say, it is this one.
+    authority: Option<Box<str>>,
+    /// Its name in telemetry.
+    pub(super) edge: Rc<Edge>,
+    host: Box<str>,
+    backend: Backend,
+}
+
+enum Backend {
+    /// By route; the cluster that was last routed to is at hand.
+    Routed { listener: Arc<Listener>, last: RefCell<Option<(Arc<xds::Cluster>, Rc<Cluster>)>> },
+    /// Always this one.
+    Direct(Rc<Cluster>),
+    /// None.
+    Nowhere(Reason),
+}
+
+impl Destination {
+    /// The cluster for one request.
+    pub(super) fn cluster(&self, session: &Session, parts: &Parts) -> Result<Rc<Cluster>, Refusal> {
+        match &self.backend {
+            Backend::Direct(cluster) => Ok(Rc::clone(cluster)),
+            Backend::Nowhere(reason) => Err((*reason).into()),
+            Backend::Routed { listener, last } => {
+                let routes = listener.routes();
+                if let Some(route) = routes.pick(parts) {
+                    return Ok(Self::recall(session, last, route.cluster()));
+                }
+                // A port that was declared to be opaque has no routes, only a cluster.
+                match listener.cluster() {
+                    Some(cluster) if routes.is_empty() => Ok(Self::recall(session, last, &cluster)),
+                    _ => Err(Reason::RouteNotFound.into()),
+                }
+            }
+        }
+    }
+
+    fn recall(
+        session: &Session,
+        last: &RefCell<Option<(Arc<xds::Cluster>, Rc<Cluster>)>>,
+        cluster: &Arc<xds::Cluster>,
+    ) -> Rc<Cluster> {
+        let mut last = last.borrow_mut();
+        match &*last {
+            Some((same, state)) if Arc::ptr_eq(same, cluster) => Rc::clone(state),
+            _ => {
+                let state = session.worker.clusters.of(cluster);
+                *last = Some((Arc::clone(cluster), Rc::clone(&state)));
+                state
+            }
+        }
+    }
+
+    /// A `Host` for a request that has none (HTTP/1.0).
+    pub(super) fn host(&self) -> HeaderValue {
+        HeaderValue::try_from(&*self.host).unwrap_or_else(|_| HeaderValue::from_static(""))
+    }
+
+    /// The authority it was found by.
+    pub(super) fn authority(&self) -> Option<&str> {
+        self.authority.as_deref()
+    }
+}
+
+impl Session {
+    /// The destination of a request, if this connection has met it before.
+    pub(super) fn known(&self, parts: &Parts) -> Option<Rc<Destination>> {
+        let destinations = self.destinations.borrow();
+        // Connections of all but forward-proxy clients have one; mostly it fits any request.
+        match destinations.as_slice() {
+            [only] if only.authority.is_none() => Some(Rc::clone(only)),
+            several => {
+                let authority = headers::authority(parts).unwrap_or_default();
+                let found = several.iter().find(|known| known.authority.as_deref() == Some(authority))?;
+                Some(Rc::clone(found))
+            }
+        }
+    }
+
+    /// Finds the destination of a request and remembers it.
+    pub(super) async fn find(&self, parts: &Parts) -> Rc<Destination> {
+        let found = Rc::new(match &self.target {
+            Target::Listener(listener) => {
+                self.fixed(Backend::Routed { listener: Arc::clone(listener), last: RefCell::new(None) })
+            }
+            Target::App(address) => self.fixed(Backend::Direct(self.worker.clusters.at(*address))),
+            Target::Nowhere(reason) => self.fixed(Backend::Nowhere(*reason)),
+            Target::PassThrough(address) => {
+                self.named(parts, Backend::Direct(self.worker.clusters.at(*address)))
+            }
+            Target::ForwardProxy => self.proxied(parts).await,
+        });
+        let mut destinations = self.destinations.borrow_mut();
+        if destinations.len() >= DESTINATIONS_MAX {
+            destinations.remove(0);
+        }
+        destinations.push(Rc::clone(&found));
+        found
+    }
+
+    fn fixed(&self, backend: Backend) -> Destination {
+        self.destination(None, self.edge.clone(), backend)
+    }
+
+    fn destination(&self, authority: Option<&str>, spec: EdgeSpec, backend: Backend) -> Destination {
+        Destination {
+            authority: authority.map(Box::from),
+            edge: self.worker.shard.edge(&spec),
+            host: format!("{}:{}", spec.server_address, spec.server_port).into(),
+            backend,
+        }
+    }
+
+    /// Somewhere outside the mesh: called by the name its requests use, if that is one.
+    fn named(&self, parts: &Parts, backend: Backend) -> Destination {
+        let authority = headers::authority(parts).unwrap_or_default();
+        let mut spec = self.edge.clone();
+        if let Some((host, _)) = split(authority) {
+            spec.server_address = host.as_str().into();
+        }
+        self.destination(Some(authority), spec, backend)
+    }
+
+    /// Wherever the request says.
+    async fn proxied(&self, parts: &Parts) -> Destination {
+        let authority = headers::authority(parts).unwrap_or_default();
+        let nowhere = |reason| self.destination(Some(authority), self.edge.clone(), Backend::Nowhere(reason));
+        // Origin form addresses the proxy itself, which has nothing to offer.
+        let absolute = parts.uri.authority().is_some();
+        let Some((host, port)) = split(authority).filter(|_| absolute) else {
+            return nowhere(Reason::ProtocolError);
+        };
+        let port = match port {
+            Some(port) => port,
+            None if parts.method == Method::CONNECT => return nowhere(Reason::ProtocolError),
+            None => HTTP_PORT,
+        };
+        let bare = host.as_str().trim_start_matches('[').trim_end_matches(']');
+        let asked = match bare.parse() {
+            Ok(ip) => Asked::Address(std::net::SocketAddr::new(ip, port)),
+            Err(_) => Asked::Name { host: host.as_str().into(), port },
+        };
+        let mut spec =
+            EdgeSpec { server_address: bare.into(), server_port: port, service: None, ..self.edge.clone() };
+        if let Some(listener) = self.worker.discover(ListenerName::Outbound(asked.clone())).await {
+            if let Some(service) = &listener.service {
+                spec.server_address = service.service.to_string().into();
+                spec.server_port = service.port;
+                spec.service = Some(service.service.clone());
+            }
+            return self.destination(
+                Some(authority),
+                spec,
+                Backend::Routed { listener, last: RefCell::new(None) },
+            );
+        }
+        let backend = match asked {
+            Asked::Address(address) if self.worker.loops(Direction::Outbound, address) => {
+                Backend::Nowhere(Reason::RequestLoop)
+            }
+            Asked::Address(address) => Backend::Direct(self.worker.clusters.at(address)),
+            Asked::Name { host, port } => self.resolved(authority, &host, port).await,
+        };
+        self.destination(Some(authority), spec, backend)
+    }
+
+    async fn resolved(&self, authority: &str, host: &str, port: u16) -> Backend {
+        match connect::resolve(host, port, self.worker.config.connect_timeout).await {
+            Ok(mut addresses) => {
+                addresses.retain(|address| !self.worker.loops(Direction::Outbound, *address));
+                if addresses.is_empty() {
+                    return Backend::Nowhere(Reason::RequestLoop);
+                }
+                Backend::Direct(self.worker.clusters.resolved(authority, addresses))
+            }
+            Err(error) => {
+                tracing::debug!(%authority, %error, "forward proxy");
+                Backend::Nowhere(error.reason())
+            }
+        }
+    }
+}
+
+/// Host and port of an authority.
+fn split(authority: &str) -> Option<(Host, Option<u16>)> {
+    let (host, port) = match authority.rsplit_once(':') {
+        // The colons of a bare IPv6 address are inside brackets.
+        Some((host, port)) if !port.contains(']') => (host, Some(port.parse().ok()?)),
+        _ => (authority, None),
+    };
+    Some((host.parse().ok()?, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authorities_are_split_at_the_port() {
+        let of = |text| split(text).map(|(host, port)| (host.to_string(), port));
+        assert_eq!(of("Orders.shop:8080"), Some(("orders.shop".into(), Some(8080))));
+        assert_eq!(of("orders"), Some(("orders".into(), None)));
+        assert_eq!(of("[fd00::1]:80"), Some(("[fd00::1]".into(), Some(80))));
+        assert_eq!(of("[fd00::1]"), Some(("[fd00::1]".into(), None)));
+        for bad in ["", ":80", "orders:", "orders:x", "orders:99999", "a b:80"] {
+            assert_eq!(of(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Open connections to one endpoint, kept by one worker.
+//!
+//! In: HTTP/1 links whose response has ended, connections opened elsewhere (detection's race), HTTP/2 connections
+//! with their streams. Out: the most recently used one that is still good. Invariants: last in, first out, so that
+//! a burst's extra connections fall idle and expire; at most [`IDLE_MAX`] idle ones; a connection on which the
+//! server has said anything while idle, end of stream included, is never given out.
+//!
+//! Surprise: an idle HTTP/1 connection is *parked* by the next sweep: hyper's engine and its buffers are dropped and
+//! the bare socket kept. Nobody waits on idle connections; they are probed when swept and when taken. Non-goal:
+//! a queue for connections. Requests without one open another; how many are in flight is bounded elsewhere.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use crate::http::client::{H1, H2};
+use crate::record::{Limit, Shard};
+
+/// Idle connections kept for each endpoint. Above the concurrency that one worker saturates at; a parked
+/// connection costs half a kilobyte here and as much in the kernel.
+const IDLE_MAX: usize = 256;
+
+/// How long an idle connection is kept. Below the keep-alive timeouts that common servers have (nginx 75 s), so
+/// that it is mostly us who close, without a race. Servers with shorter ones (Node 5 s, gunicorn 2 s) are seen by
+/// the probe.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// How long a connection stays warm before it is parked.
+const WARM_TIME: Duration = Duration::from_millis(150);
+
+/// HTTP/2 connections to one endpoint. Another is opened only when all are out of streams.
+const H2_CONNECTIONS_MAX: usize = 8;
+
+/// Connections of one worker to one endpoint.
+#[derive(Default)]
+pub struct Pool {
+    idle: RefCell<Vec<Idle>>,
+    h2: RefCell<Vec<H2>>,
+    opening: Rc<Turn>,
+    closed: Cell<bool>,
+}
+
+#[derive(Default)]
+struct Turn {
+    busy: Cell<bool>,
+    over: Notify,
+}
+
+/// Leave to open an HTTP/2 connection; others wait until it is dropped.
+#[must_use = "others wait until this is dropped"]
+pub struct Opening(Rc<Turn>);
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.busy.set(false);
+        self.0.over.notify_waiters();
+    }
+}
+
+struct Idle {
+    since: Instant,
+    connection: Connection,
+}
+
+enum Connection {
+    Warm(Box<H1>),
+    Parked(TcpStream),
+}
+
+/// An HTTP/1 connection from the pool.
+pub enum Taken {
+    /// Ready to send.
+    Warm(Box<H1>),
+    /// Needs an engine.
+    Bare(TcpStream),
+}
+
+impl Pool {
+    /// The connection that was used last and is still good.
+    #[must_use]
+    pub fn take(&self) -> Option<Taken> {
+        let mut idle = self.idle.borrow_mut();
+        loop {
+            match idle.pop()?.connection {
+                // hyper itself looks at the socket before it writes, and gives the request back.
+                Connection::Warm(link) => return Some(Taken::Warm(link)),
+                Connection::Parked(stream) if is_quiet(&stream) => return Some(Taken::Bare(stream)),
+                Connection::Parked(_) => {}
+            }
+        }
+    }
+
+    /// Keeps a connection whose response has ended.
+    pub fn put(&self, link: Box<H1>, now: Instant, shard: &Shard) {
+        if self.closed.get() {
+            return;
+        }
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() >= IDLE_MAX {
+            shard.limit(Limit::Pool);
+            return;
+        }
+        idle.push(Idle { since: now, connection: Connection::Warm(link) });
+    }
+
+    /// An HTTP/2 connection with room for another stream, the oldest one first, so that the others can end; or leave
+    /// to open one. One is opened at a time: who comes meanwhile waits for it, and finds room on it.
+    ///
+    /// # Errors
+    /// When the caller shall open one: it tells so by dropping the guard, after [`put_h2`](Self::put_h2) or without.
+    pub async fn h2(&self) -> Result<H2, Opening> {
+        loop {
+            if let Some(connection) = self.shared_h2() {
+                return Ok(connection);
+            }
+            if !self.opening.busy.replace(true) {
+                return Err(Opening(Rc::clone(&self.opening)));
+            }
+            self.opening.over.notified().await;
+        }
+    }
+
+    fn shared_h2(&self) -> Option<H2> {
+        let mut list = self.h2.borrow_mut();
+        list.retain(|connection| !connection.is_closed());
+        match list.iter().find(|connection| connection.has_room()) {
+            Some(connection) => Some(connection.clone()),
+            // All full: rather wait in line on one of them than open a connection for every stream.
+            None if list.len() >= H2_CONNECTIONS_MAX => list.iter().min_by_key(|c| c.streams()).cloned(),
+            None => None,
+        }
+    }
+
+    /// Keeps an HTTP/2 connection for as long as it lives.
+    pub fn put_h2(&self, connection: H2) {
+        if !self.closed.get() {
+            self.h2.borrow_mut().push(connection);
+        }
+    }
+
+    /// The endpoint is gone: idle connections close now, the others when their requests end.
+    pub fn close(&self) {
+        self.closed.set(true);
+        self.idle.borrow_mut().clear();
+        self.h2.borrow_mut().clear();
+    }
+
+    /// Whether [`close`](Self::close) was called.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    /// Parks what has cooled down, drops what died or is too old. Says whether something is still warm.
+    pub fn sweep(&self, now: Instant, shard: &Shard) -> bool {
+        let mut warm = false;
+        let mut idle = self.idle.borrow_mut();
+        if !idle.is_empty() {
+            let swept = std::mem::take(&mut *idle);
+            idle.extend(swept.into_iter().filter_map(|Idle { since, connection }| {
+                let age = now.saturating_duration_since(since);
+                if age >= IDLE_TIME_MAX {
+                    shard.limit(Limit::IdleTimeout);
+                    return None;
+                }
+                let connection = match connection {
+                    Connection::Warm(link) if age >= WARM_TIME => Connection::Parked(link.park()?),
+                    Connection::Warm(link) => {
+                        warm = true;
+                        Connection::Warm(link)
+                    }
+                    Connection::Parked(stream) if is_quiet(&stream) => Connection::Parked(stream),
+                    Connection::Parked(_) => return None,
+                };
+                Some(Idle { since, connection })
+            }));
+        }
+        // Dropping the last handle ends an HTTP/2 connection once its streams have ended.
+        self.h2
+            .borrow_mut()
+            .retain(|connection| !connection.is_closed() && !connection.is_idle_for(now, IDLE_TIME_MAX));
+        warm
+    }
+
+    #[cfg(test)]
+    pub(crate) fn idle_count(&self) -> usize {
+        self.idle.borrow().len()
+    }
+}
+
+/// Whether a server has neither closed nor said anything. An HTTP/1 server has nothing to say unasked.
+fn is_quiet(stream: &TcpStream) -> bool {
+    let mut byte = [0; 1];
+    matches!(stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
