@@ -16,6 +16,7 @@ mod proto;
 mod route;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
@@ -23,7 +24,7 @@ use sha2::{Digest, Sha256};
 use weft_wire::xds::{Destination, ListenerName, parse_endpoint_cluster};
 use weft_wire::{ServiceId, ServicePort};
 
-use crate::world::{Key, Port, Service, World};
+use crate::world::{Key, Peer, Port, Service, World};
 use crate::xds::Kind;
 
 /// A compiled resource.
@@ -114,6 +115,14 @@ impl Target {
 struct Direct<'a> {
     /// The service it answers for, when one does. Several: the first by name.
     service: Option<(&'a Service, &'a Port)>,
+}
+
+impl Direct<'_> {
+    /// Who is there: as the service's endpoint says, else as the address alone says.
+    fn peer(&self, world: &World, address: SocketAddr) -> Option<Arc<Peer>> {
+        let known = self.service.and_then(|(_, port)| port.endpoints.iter().find(|e| e.address == address));
+        known.and_then(|endpoint| endpoint.peer.clone()).or_else(|| world.peer_at(address.ip()))
+    }
 }
 
 fn direct(world: &World, address: SocketAddr) -> Option<Direct<'_>> {

@@ -8,6 +8,9 @@
 //!
 //! [`Event`]: crate::world::Event
 
+mod catalog;
+pub mod files;
+
 use std::sync::Arc;
 use std::time::SystemTime;
 

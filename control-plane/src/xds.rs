@@ -6,10 +6,13 @@
 //! `session` is the pure state of one stream; `server` is the shell that owns streams; `status` tells people
 //! who runs what. Non-goal: the state-of-the-world variant of the protocol, which resends everything.
 
+mod server;
+mod session;
 mod status;
 
 use std::fmt;
 
+pub use server::{Server, WARM_UP};
 pub use status::{KindStatus, ProxyStatus, Status};
 
 /// The four kinds of resource, in the order in which they are pushed: what is referred to goes first.

@@ -36,10 +36,10 @@ pub(super) fn compile(world: &World, name: &str) -> Option<Resource> {
             let direct = direct(world, address)?;
             let protocol = direct.service.and_then(|(_, port)| port.protocol);
             let fields = Fields::default();
-            let fields = direct
-                .service
-                .map(|(service, port)| Fields::default().service(service, port))
-                .unwrap_or(fields);
+            let fields = match direct.service {
+                Some((service, port)) => fields.service(service, port),
+                None => fields,
+            };
             Some(finish(&by_discovery(name, protocol, fields), true))
         }
         Target::App(address) => Some(finish(&app(name, address), false)),

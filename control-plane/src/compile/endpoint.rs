@@ -1,7 +1,6 @@
 //! Endpoint assignments: where a cluster's traffic can go, and who is there.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::HealthStatus;
 use envoy_types::pb::envoy::config::endpoint::v3::{
@@ -32,10 +31,7 @@ pub(super) fn compile(world: &World, name: &str) -> Option<Resource> {
 /// The one endpoint of a direct call. It is called whether it is ready or not: the caller asked for it.
 fn directly(world: &World, address: SocketAddr) -> Option<Endpoint> {
     let direct = direct(world, address)?;
-    let known = direct.service.and_then(|(_, port)| port.endpoints.iter().find(|e| e.address == address));
-    let peer = known.and_then(|endpoint| endpoint.peer.as_ref().map(Arc::clone));
-    let peer = peer.or_else(|| world.peer_at(address.ip()));
-    Some(Endpoint { address, health: Health::Ready, peer })
+    Some(Endpoint { address, health: Health::Ready, peer: direct.peer(world, address) })
 }
 
 /// An assignment with all endpoints in one locality.

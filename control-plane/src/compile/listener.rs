@@ -24,7 +24,7 @@ use weft_wire::xds::{Destination, ListenerName, Protocol, endpoint_cluster};
 
 use super::proto::{self, Fields, ads, any, duration};
 use super::route::table;
-use super::{Resource, any_address, canonical, direct, finish, provisional, resolve, service_port};
+use super::{Direct, Resource, any_address, canonical, direct, finish, provisional, resolve, service_port};
 use crate::world::{Port, Service, World};
 
 /// How long to wait for a client's first bytes on an undeclared port before the connection counts as opaque.
@@ -49,11 +49,7 @@ fn by_address(world: &World, name: &str, address: SocketAddr) -> Option<Resource
     }
     let direct = direct(world, address)?;
     let cluster = endpoint_cluster(address);
-    let fields = Fields::default();
-    let (fields, protocol) = match direct.service {
-        Some((service, port)) => (fields.service(service, port), port.protocol),
-        None => (fields, None),
-    };
+    let (fields, protocol) = who(world, &direct, address);
     let routes = RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name: cluster.clone() });
     let listener = Listener {
         traffic_direction: TrafficDirection::Outbound as i32,
@@ -78,17 +74,7 @@ fn to_service(name: &str, address: SocketAddr, service: &Service, port: &Port) -
 /// least the pod.
 fn inbound(world: &World, name: &str, address: SocketAddr) -> Option<Resource> {
     let direct = direct(world, address)?;
-    let endpoint = direct.service.and_then(|(_, port)| port.endpoints.iter().find(|e| e.address == address));
-    let peer = endpoint.and_then(|endpoint| endpoint.peer.clone()).or_else(|| world.peer_at(address.ip()));
-    let mut fields = Fields::default();
-    let mut protocol = None;
-    if let Some((service, port)) = direct.service {
-        fields = fields.service(service, port);
-        protocol = port.protocol;
-    }
-    if let Some(peer) = &peer {
-        fields = fields.peer(peer);
-    }
+    let (fields, protocol) = who(world, &direct, address);
     // The app's cluster bears the listener's name.
     let cluster = format!("inbound/{address}");
     let routes = RouteSpecifier::RouteConfig(table(&cluster, &cluster));
@@ -98,6 +84,20 @@ fn inbound(world: &World, name: &str, address: SocketAddr) -> Option<Resource> {
         ..listener(name, address, protocol, &cluster, routes)
     };
     Some(finish(&listener, true))
+}
+
+/// What is known of an address that is itself an endpoint: its service and its workload.
+fn who(world: &World, direct: &Direct<'_>, address: SocketAddr) -> (Fields, Option<Protocol>) {
+    let mut fields = Fields::default();
+    let mut protocol = None;
+    if let Some((service, port)) = direct.service {
+        fields = fields.service(service, port);
+        protocol = port.protocol;
+    }
+    if let Some(peer) = direct.peer(world, address) {
+        fields = fields.peer(&peer);
+    }
+    (fields, protocol)
 }
 
 fn listener(
