@@ -11,9 +11,13 @@
 //! knows `app`.
 
 pub mod compile;
+pub mod api;
 pub mod config;
 pub mod graph;
+pub mod ingest;
+pub mod mesh;
 pub mod resources;
 pub mod sources;
+pub mod store;
 pub mod world;
 pub mod xds;

@@ -154,6 +154,12 @@ impl World {
         self.proxies.get(instance).is_some()
     }
 
+    /// The addresses that a connected proxy instance says are its own.
+    #[must_use]
+    pub fn addresses_of(&self, instance: &str) -> Option<Vec<IpAddr>> {
+        self.proxies.get(instance).map(|proxy| proxy.metadata.addresses.clone())
+    }
+
     // === events ===
 
     fn record(&mut self, event: Event, now: Instant, changes: &mut Changes) {

@@ -117,6 +117,12 @@ impl Directory {
         }
     }
 
+    /// The addresses of a connected proxy instance.
+    #[must_use]
+    pub fn addresses_of(&self, instance: &str) -> Option<Vec<IpAddr>> {
+        self.live.read().addresses_of(instance)
+    }
+
     /// The service that answers at an address: by virtual IP, else by endpoint.
     #[must_use]
     pub fn service_of(&self, address: SocketAddr) -> Option<ServicePort> {

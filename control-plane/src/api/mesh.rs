@@ -1,0 +1,164 @@
+//! `/api/proxies`, `/api/config/errors`, `/api/overview` and `/metrics`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use prometheus::{Encoder as _, TextEncoder};
+use serde::Serialize;
+
+use super::Api;
+use crate::graph::analysis::{Diagnosis, Health, Outcomes};
+use crate::graph::view::Latency;
+use crate::graph::{Inventory, Kind, Problem, Proxy, Timestamp, View, Window};
+use crate::ingest::Reporter;
+use crate::ingest::metrics::Totals;
+
+#[derive(Serialize)]
+struct Proxies {
+    at: Timestamp,
+    proxies: Vec<KnownProxy>,
+}
+
+#[derive(Serialize)]
+struct KnownProxy {
+    #[serde(flatten)]
+    proxy: Proxy,
+    /// `null` until its first report is counted.
+    reports: Option<Reporter>,
+}
+
+/// Every connected sidecar.
+pub(super) async fn proxies(State(api): State<Api>) -> Response {
+    let mut proxies: Vec<KnownProxy> = api
+        .mesh
+        .proxies()
+        .into_iter()
+        .map(|proxy| KnownProxy { reports: api.ingest.reporter(&proxy.instance), proxy })
+        .collect();
+    proxies.sort_by(|left, right| {
+        (&left.proxy.workload, &left.proxy.instance).cmp(&(&right.proxy.workload, &right.proxy.instance))
+    });
+    uncached(Json(Proxies { at: Timestamp::now(), proxies }))
+}
+
+#[derive(Serialize)]
+struct ConfigErrors {
+    errors: Vec<Problem>,
+}
+
+/// What is wrong in the configuration.
+pub(super) async fn problems(State(api): State<Api>) -> Response {
+    uncached(Json(ConfigErrors { errors: api.mesh.problems() }))
+}
+
+#[derive(Serialize)]
+struct Overview {
+    at: Timestamp,
+    version: &'static str,
+    window: Window,
+    diagnosis: Option<Diagnosis>,
+    proxies: ProxyCounts,
+    inventory: Inventory,
+    nodes: NodeCounts,
+    edges: EdgeCounts,
+    requests_per_second: f64,
+    success_rate: Option<f64>,
+    /// Of the slowest edge.
+    worst_latency_ms: Option<Latency>,
+    config_errors: usize,
+    ingest: Totals,
+    event_streams: usize,
+}
+
+#[derive(Serialize)]
+struct ProxyCounts {
+    connected: usize,
+    synced: usize,
+    reporting: usize,
+}
+
+#[derive(Serialize)]
+struct NodeCounts {
+    total: usize,
+    workloads: usize,
+    failing: usize,
+    degraded: usize,
+    healthy: usize,
+    idle: usize,
+}
+
+#[derive(Serialize)]
+struct EdgeCounts {
+    total: usize,
+    active: usize,
+    unprotected: usize,
+}
+
+/// Counts at a glance, over the last minute.
+pub(super) async fn overview(State(api): State<Api>) -> Response {
+    let view = api.live.view(Window::Minute).await;
+    let proxies = api.mesh.proxies();
+    let synced = proxies.iter().filter(|proxy| proxy.synced).count();
+    let counts =
+        ProxyCounts { connected: proxies.len(), synced, reporting: api.ingest.reporting(Timestamp::now()) };
+    let all = view.edges.iter().fold(Outcomes::default(), |sum, edge| {
+        let failed = edge.failures.iter().map(|failure| failure.count).sum();
+        sum.and(Outcomes {
+            count: edge.requests,
+            failed: if edge.requests > 0 { failed } else { 0 },
+            active: true,
+        })
+    });
+    let rate: f64 = view.edges.iter().map(|edge| edge.requests_per_second).sum();
+    let latencies = view.edges.iter().filter(|edge| edge.requests > 0).filter_map(|edge| edge.latency_ms);
+    uncached(Json(Overview {
+        at: view.at,
+        version: env!("CARGO_PKG_VERSION"),
+        window: view.window,
+        diagnosis: view.diagnosis.clone(),
+        proxies: counts,
+        inventory: api.mesh.inventory(),
+        nodes: node_counts(&view),
+        edges: EdgeCounts {
+            total: view.edges.len(),
+            active: view.edges.iter().filter(|edge| !edge.idle).count(),
+            unprotected: view.edges.iter().filter(|edge| matches!(edge.tls, Some("none" | "mixed"))).count(),
+        },
+        requests_per_second: (rate * 1e3).round() / 1e3,
+        success_rate: all.success_rate(),
+        worst_latency_ms: latencies.max_by(|left, right| left.p99.total_cmp(&right.p99)),
+        config_errors: api.mesh.problems().len(),
+        ingest: api.ingest.totals(),
+        event_streams: api.live.subscribers(),
+    }))
+}
+
+fn node_counts(view: &View) -> NodeCounts {
+    let with = |health: Health| view.nodes.iter().filter(|node| node.health == health).count();
+    NodeCounts {
+        total: view.nodes.len(),
+        workloads: view.nodes.iter().filter(|node| node.kind == Kind::Workload).count(),
+        failing: with(Health::Failing),
+        degraded: with(Health::Degraded),
+        healthy: with(Health::Healthy),
+        idle: with(Health::Idle),
+    }
+}
+
+/// This program's own numbers in Prometheus text format.
+pub(super) async fn metrics(State(api): State<Api>) -> Response {
+    api.ingest.refresh_metrics();
+    api.event_streams.set(i64::try_from(api.live.subscribers()).unwrap_or(i64::MAX));
+    let encoder = TextEncoder::new();
+    let mut text = Vec::new();
+    if let Err(error) = encoder.encode(&api.registry.gather(), &mut text) {
+        tracing::error!(%error, "the metrics could not be written");
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
+    ([(header::CONTENT_TYPE, encoder.format_type().to_owned())], text).into_response()
+}
+
+fn uncached(json: impl IntoResponse) -> Response {
+    ([(header::CACHE_CONTROL, "no-store")], json).into_response()
+}

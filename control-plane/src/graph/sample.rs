@@ -1,0 +1,149 @@
+//! One thing that was observed on one edge: the unit in which traffic enters the graph.
+//!
+//! In: ingest makes samples from reports once both ends are named; the journal stores and replays them. Out:
+//! [`Graph::apply`](super::Graph::apply) and [`Graph::retract`](super::Graph::retract).
+//! Invariant: applying samples in any order gives the same graph, so late reports and replays need no care.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::{Histogram, NodeKey, Protocol, Timestamp, Tls};
+
+/// One observation on one edge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// Who called.
+    pub source: NodeKey,
+    /// Who was called.
+    pub target: NodeKey,
+    /// What they spoke.
+    pub protocol: Protocol,
+    /// How the bytes were protected.
+    pub tls: Tls,
+    /// The end of the interval it was observed in, by this program's clock.
+    pub at: Timestamp,
+    /// The service that was asked for, `name.namespace:port`, where there is one.
+    pub service: Option<Arc<str>>,
+    /// The caller's version, when known.
+    pub source_version: Option<Arc<str>>,
+    /// The callee's version, when known.
+    pub target_version: Option<Arc<str>>,
+    /// The caller's address when the *callee* reported: the sample is taken back if it turns out that the
+    /// caller reports for itself.
+    pub provisional: Option<IpAddr>,
+    /// What was observed.
+    pub measure: Measure,
+}
+
+/// What was observed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Measure {
+    /// Requests of one route with one outcome; there are as many as `durations` counts.
+    Requests {
+        /// Request method.
+        method: Arc<str>,
+        /// Path template, or `/package.Service/Method` for gRPC.
+        route: Arc<str>,
+        /// What the response said.
+        status: Status,
+        /// Why they failed, iff they did.
+        error: Option<Arc<str>>,
+        /// How long they took.
+        durations: Histogram,
+    },
+    /// Connections that were opened and are not HTTP.
+    Opened(u32),
+    /// Connections that ended and were not HTTP; there are as many as `durations` counts.
+    Closed {
+        /// Why they failed, iff they did.
+        error: Option<Arc<str>>,
+        /// How long they lived.
+        durations: Histogram,
+    },
+    /// Bytes, as the caller sees them.
+    Bytes {
+        /// From caller to callee.
+        sent: u64,
+        /// From callee to caller.
+        received: u64,
+    },
+    /// Requests whose route the sidecar folded into the overflow route.
+    Folded(u32),
+}
+
+/// A response's status: HTTP's, or gRPC's where there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Status(u16);
+
+impl Status {
+    /// No status: the request failed before a response came.
+    pub const NONE: Self = Self(0);
+    const GRPC: u16 = 10_000;
+
+    /// An HTTP status; [`NONE`](Self::NONE) when it is not one.
+    #[must_use]
+    pub const fn http(code: i64) -> Self {
+        if code >= 100 && code <= 999 { Self(code as u16) } else { Self::NONE }
+    }
+
+    /// A gRPC status code; [`NONE`](Self::NONE) when it is not one.
+    #[must_use]
+    pub const fn grpc(code: i64) -> Self {
+        if code >= 0 && code <= 16 { Self(Self::GRPC + code as u16) } else { Self::NONE }
+    }
+
+    /// The number the journal stores.
+    #[must_use]
+    pub const fn code(self) -> u16 {
+        self.0
+    }
+
+    /// Reads what [`code`](Self::code) gave.
+    #[must_use]
+    pub const fn from_code(code: u16) -> Self {
+        if code >= Self::GRPC { Self::grpc((code - Self::GRPC) as i64) } else { Self::http(code as i64) }
+    }
+
+    /// The word in the API: `200`, `grpc unavailable`, `none`.
+    #[must_use]
+    pub fn word(self) -> String {
+        const NAMES: [&str; 17] = [
+            "ok",
+            "cancelled",
+            "unknown",
+            "invalid_argument",
+            "deadline_exceeded",
+            "not_found",
+            "already_exists",
+            "permission_denied",
+            "resource_exhausted",
+            "failed_precondition",
+            "aborted",
+            "out_of_range",
+            "unimplemented",
+            "internal",
+            "unavailable",
+            "data_loss",
+            "unauthenticated",
+        ];
+        match self.0 {
+            0 => "none".to_owned(),
+            code if code >= Self::GRPC => {
+                let name = NAMES.get(usize::from(code - Self::GRPC)).copied().unwrap_or("unknown");
+                format!("grpc {name}")
+            }
+            code => code.to_string(),
+        }
+    }
+}
+
+impl Sample {
+    /// Number of requests in it.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        match &self.measure {
+            Measure::Requests { durations, .. } => durations.count(),
+            _ => 0,
+        }
+    }
+}

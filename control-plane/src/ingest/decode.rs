@@ -1,0 +1,534 @@
+//! From OTLP to what Weft understands: a pure function over bytes from strangers.
+//!
+//! In: an `ExportMetricsServiceRequest`. Out: observations grouped by who reports them, and counts of what was
+//! not taken, by cause.
+//! Invariants: never panics; never keeps more than [`POINTS_MAX`] points of a request, [`ATTRIBUTES_MAX`]
+//! attributes of a point and [`TEXT_MAX`] bytes of a text; a request whose *route* or *error* is too long still
+//! counts, under the overflow word, so that totals stay right.
+//! Surprise: points of foreign senders are taken only when they carry a `weft.` attribute. Apps instrumented with
+//! OpenTelemetry send the same metric names, and their calls are already counted by their sidecars.
+//! Non-goal: cumulative temporality. It needs state per series; a sender is told to switch to delta.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
+use opentelemetry_proto::tonic::metrics::v1::{
+    AggregationTemporality, ExponentialHistogramDataPoint, HistogramDataPoint, Metric, NumberDataPoint,
+    metric::Data, number_data_point,
+};
+use weft_wire::{Host, ServiceId, WorkloadId, attribute, histogram as shape};
+
+use crate::graph::{Histogram, Measure, Protocol, Status, Tls};
+
+/// Points of one request: 200 routes with five outcomes on 20 edges.
+pub const POINTS_MAX: usize = 20_000;
+/// Attributes of one point or resource; Weft's own points have fewer than twenty.
+pub const ATTRIBUTES_MAX: usize = 48;
+/// Bytes of one text.
+pub const TEXT_MAX: usize = 256;
+/// Buckets of one histogram. Ours have at most 416, the OpenTelemetry SDKs' 160.
+const BUCKETS_MAX: usize = 1_024;
+
+/// Who reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reporting {
+    /// The workload.
+    pub workload: WorkloadId,
+    /// Its version, when known.
+    pub version: Option<Arc<str>>,
+}
+
+/// Which side of an edge reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The caller.
+    Client,
+    /// The callee.
+    Server,
+}
+
+/// One point, understood.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observation {
+    /// Which side reports.
+    pub side: Side,
+    /// When its interval began, in Unix nanoseconds of the sender's clock.
+    pub start: u64,
+    /// When its interval ended, in Unix nanoseconds of the sender's clock.
+    pub end: u64,
+    /// The service that was called, if known.
+    pub service: Option<ServiceId>,
+    /// The workload on the other side, if known.
+    pub peer: Option<WorkloadId>,
+    /// Its version, if known.
+    pub peer_version: Option<Arc<str>>,
+    /// The host that was asked for.
+    pub host: Option<Host>,
+    /// The port that was asked for.
+    pub port: u16,
+    /// The caller's address, when the callee reports.
+    pub client: Option<IpAddr>,
+    /// How the bytes were protected.
+    pub tls: Tls,
+    /// What was spoken.
+    pub protocol: Protocol,
+    /// What was observed.
+    pub measure: Measure,
+}
+
+/// The observations of one reporter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// Who reports.
+    pub reporter: Reporting,
+    /// What it observed.
+    pub observations: Vec<Observation>,
+}
+
+/// Points that were not taken, by cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Dropped {
+    /// Cumulative sums and histograms.
+    pub cumulative: u64,
+    /// A foreign sender's points that carry no `weft.` attribute.
+    pub foreign: u64,
+    /// Values that make no sense: negative, not finite, names that are no names.
+    pub invalid: u64,
+    /// Neither side could tell who called.
+    pub no_caller: u64,
+    /// Beyond [`POINTS_MAX`].
+    pub too_many: u64,
+    /// Points that the sender itself lost before it could send them.
+    pub by_sender: u64,
+}
+
+impl Dropped {
+    /// Points of this request that were not taken although they were meant for the graph.
+    #[must_use]
+    pub const fn rejected(&self) -> u64 {
+        self.cumulative + self.invalid + self.no_caller + self.too_many + self.foreign
+    }
+
+    /// What to tell the sender; empty when everything was taken.
+    #[must_use]
+    pub fn message(&self) -> String {
+        let mut said = Vec::new();
+        let mut say = |count: u64, text: &str| {
+            if count > 0 {
+                said.push(format!("{count} {text}"));
+            }
+        };
+        say(self.cumulative, "cumulative (set OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE=delta)");
+        say(self.foreign, "without a weft.* attribute");
+        say(self.invalid, "with a value or name that is not valid");
+        say(self.no_caller, "without client.address");
+        say(self.too_many, "beyond the limit of points per request");
+        if said.is_empty() { String::new() } else { format!("data points not taken: {}", said.join(", ")) }
+    }
+}
+
+/// A request, understood.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Decoded {
+    /// By reporter.
+    pub groups: Vec<Group>,
+    /// What was not taken.
+    pub dropped: Dropped,
+}
+
+/// Reads `request`. `sidecar` says that it bears a sidecar's report metadata.
+#[must_use]
+pub fn decode(request: &ExportMetricsServiceRequest, sidecar: bool) -> Decoded {
+    let mut decoder = Decoder { sidecar, dropped: Dropped::default(), points: 0, texts: HashMap::new() };
+    let mut groups = Vec::new();
+    for resource in &request.resource_metrics {
+        let attributes = resource.resource.as_ref().map_or(&[][..], |resource| &resource.attributes);
+        let reporter = decoder.reporter(attributes);
+        let mut observations = Vec::new();
+        for metric in resource.scope_metrics.iter().flat_map(|scope| &scope.metrics) {
+            decoder.metric(metric, &mut observations);
+        }
+        match reporter {
+            Some(reporter) if !observations.is_empty() => groups.push(Group { reporter, observations }),
+            Some(_) => {}
+            None => decoder.dropped.invalid += observations.len() as u64,
+        }
+    }
+    Decoded { groups, dropped: decoder.dropped }
+}
+
+/// What a metric's points are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Metering {
+    Requests,
+    Closed,
+    Opened,
+    Io,
+    Folded,
+}
+
+fn metering(name: &str) -> Option<(Metering, Option<Side>)> {
+    Some(match name {
+        attribute::HTTP_CLIENT_REQUEST_DURATION => (Metering::Requests, Some(Side::Client)),
+        attribute::HTTP_SERVER_REQUEST_DURATION => (Metering::Requests, Some(Side::Server)),
+        attribute::CLIENT_CONNECTION_DURATION => (Metering::Closed, Some(Side::Client)),
+        attribute::SERVER_CONNECTION_DURATION => (Metering::Closed, Some(Side::Server)),
+        attribute::CLIENT_CONNECTIONS => (Metering::Opened, Some(Side::Client)),
+        attribute::SERVER_CONNECTIONS => (Metering::Opened, Some(Side::Server)),
+        attribute::CLIENT_IO => (Metering::Io, Some(Side::Client)),
+        attribute::SERVER_IO => (Metering::Io, Some(Side::Server)),
+        // On either side; the callee's carry the caller's address.
+        attribute::ROUTE_FOLDED => (Metering::Folded, None),
+        _ => return None,
+    })
+}
+
+/// Attributes of a point that mean something here; everything else is not looked at.
+#[derive(Debug, Default)]
+struct Attributes<'a> {
+    texts: HashMap<&'static str, &'a str>,
+    port: i64,
+    status: Option<i64>,
+    grpc_status: Option<i64>,
+    is_weft: bool,
+}
+
+const TEXTS: [&str; 13] = [
+    attribute::HTTP_REQUEST_METHOD,
+    attribute::HTTP_ROUTE,
+    attribute::ERROR_TYPE,
+    attribute::NETWORK_PROTOCOL_NAME,
+    attribute::NETWORK_IO_DIRECTION,
+    attribute::RPC_SYSTEM,
+    attribute::SERVER_ADDRESS,
+    attribute::CLIENT_ADDRESS,
+    attribute::PEER_WORKLOAD,
+    attribute::PEER_NAMESPACE,
+    attribute::PEER_VERSION,
+    attribute::PEER_SERVICE,
+    attribute::TLS,
+];
+
+impl<'a> Attributes<'a> {
+    fn read(pairs: &'a [KeyValue]) -> Self {
+        let mut read = Self::default();
+        for pair in pairs.iter().take(ATTRIBUTES_MAX) {
+            read.is_weft |= pair.key.starts_with("weft.");
+            let Some(value) = pair.value.as_ref().and_then(|value| value.value.as_ref()) else { continue };
+            match (pair.key.as_str(), value) {
+                (attribute::SERVER_PORT, Value::IntValue(port)) => read.port = *port,
+                (attribute::HTTP_RESPONSE_STATUS_CODE, Value::IntValue(status)) => {
+                    read.status = Some(*status)
+                }
+                (attribute::RPC_GRPC_STATUS_CODE, Value::IntValue(status)) => {
+                    read.grpc_status = Some(*status)
+                }
+                (key, Value::StringValue(text)) => {
+                    if let Some(known) = TEXTS.iter().find(|known| **known == key) {
+                        read.texts.insert(known, text);
+                    }
+                }
+                _ => {}
+            }
+        }
+        read
+    }
+
+    /// A text, unless it is missing or empty.
+    fn text(&self, key: &'static str) -> Option<&'a str> {
+        self.texts.get(key).copied().filter(|text| !text.is_empty())
+    }
+}
+
+struct Decoder {
+    sidecar: bool,
+    dropped: Dropped,
+    points: usize,
+    /// Texts repeat on most points of a report; each is kept once.
+    texts: HashMap<String, Arc<str>>,
+}
+
+impl Decoder {
+    fn reporter(&mut self, attributes: &[KeyValue]) -> Option<Reporting> {
+        let text = |wanted: &str| {
+            let pair = attributes.iter().take(ATTRIBUTES_MAX).find(|pair| pair.key == wanted)?;
+            match pair.value.as_ref()?.value.as_ref()? {
+                Value::StringValue(text) if !text.is_empty() => Some(text.as_str()),
+                _ => None,
+            }
+        };
+        let namespace = text(attribute::SERVICE_NAMESPACE).unwrap_or("default");
+        let workload = WorkloadId::new(namespace, text(attribute::SERVICE_NAME)?).ok()?;
+        let version = text(attribute::SERVICE_VERSION).filter(|text| text.len() <= TEXT_MAX);
+        Some(Reporting { workload, version: version.map(|text| self.intern(text)) })
+    }
+
+    fn metric(&mut self, metric: &Metric, into: &mut Vec<Observation>) {
+        let Some(data) = &metric.data else { return };
+        if metric.name == attribute::REPORT_DROPPED {
+            if let Data::Sum(sum) = data {
+                let lost = sum.data_points.iter().take(POINTS_MAX).filter_map(whole_number);
+                self.dropped.by_sender = lost.fold(self.dropped.by_sender, u64::saturating_add);
+            }
+            return;
+        }
+        let Some((metering, side)) = metering(&metric.name) else { return };
+        let (temporality, count) = match data {
+            Data::ExponentialHistogram(histogram) => {
+                (histogram.aggregation_temporality, histogram.data_points.len())
+            }
+            Data::Histogram(histogram) => (histogram.aggregation_temporality, histogram.data_points.len()),
+            Data::Sum(sum) => (sum.aggregation_temporality, sum.data_points.len()),
+            Data::Gauge(_) | Data::Summary(_) => return,
+        };
+        if temporality != AggregationTemporality::Delta as i32 {
+            self.dropped.cumulative += count as u64;
+            return;
+        }
+        let taken = count.min(POINTS_MAX - self.points);
+        self.points += taken;
+        self.dropped.too_many += (count - taken) as u64;
+        for position in 0..taken {
+            let point = match data {
+                Data::ExponentialHistogram(histogram) => {
+                    Point::of_exponential(&histogram.data_points[position])
+                }
+                Data::Histogram(histogram) => Point::of_explicit(&histogram.data_points[position]),
+                Data::Sum(sum) => Point::of_number(&sum.data_points[position]),
+                Data::Gauge(_) | Data::Summary(_) => return,
+            };
+            let attributes = Attributes::read(point.attributes);
+            if !self.sidecar && !attributes.is_weft {
+                self.dropped.foreign += 1;
+                continue;
+            }
+            match self.observation(metering, side, &point, &attributes) {
+                Some(observation) => into.push(observation),
+                None => self.dropped.invalid += 1,
+            }
+        }
+    }
+
+    fn observation(
+        &mut self,
+        metering: Metering,
+        side: Option<Side>,
+        point: &Point<'_>,
+        attributes: &Attributes<'_>,
+    ) -> Option<Observation> {
+        let client = attributes.text(attribute::CLIENT_ADDRESS).and_then(|text| text.parse().ok());
+        let side = side.unwrap_or(if client.is_some() { Side::Server } else { Side::Client });
+        let protocol = match (attributes.text(attribute::NETWORK_PROTOCOL_NAME), metering) {
+            _ if attributes.text(attribute::RPC_SYSTEM) == Some("grpc") => Protocol::Grpc,
+            (Some("http"), _) | (_, Metering::Requests | Metering::Folded) => Protocol::Http,
+            (Some("tls"), _) => Protocol::Tls,
+            _ => Protocol::Tcp,
+        };
+        let measure = self.measure(metering, side, point, attributes)?;
+        let peer =
+            match (attributes.text(attribute::PEER_NAMESPACE), attributes.text(attribute::PEER_WORKLOAD)) {
+                (namespace, Some(name)) => Some(WorkloadId::new(namespace.unwrap_or("default"), name).ok()?),
+                (_, None) => None,
+            };
+        let service = attributes.text(attribute::PEER_SERVICE).map(str::parse).transpose().ok()?;
+        let host = attributes.text(attribute::SERVER_ADDRESS).and_then(|text| text.parse().ok());
+        let version = attributes.text(attribute::PEER_VERSION).filter(|text| text.len() <= TEXT_MAX);
+        Some(Observation {
+            side,
+            start: if point.start == 0 { point.end } else { point.start.min(point.end) },
+            end: point.end,
+            service,
+            peer,
+            peer_version: version.map(|text| self.intern(text)),
+            host,
+            port: u16::try_from(attributes.port).unwrap_or_default(),
+            client,
+            tls: attributes.text(attribute::TLS).map_or(Tls::None, Tls::from_word),
+            protocol,
+            measure,
+        })
+    }
+
+    fn measure(
+        &mut self,
+        metering: Metering,
+        side: Side,
+        point: &Point<'_>,
+        attributes: &Attributes<'_>,
+    ) -> Option<Measure> {
+        let number = || match point.value {
+            Value_::Number(number) => number,
+            Value_::Durations(_) => None,
+        };
+        let durations = || match &point.value {
+            Value_::Durations(durations) => durations.clone().filter(|durations| durations.count() > 0),
+            Value_::Number(_) => None,
+        };
+        let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        Some(match metering {
+            Metering::Requests => {
+                let route = attributes.text(attribute::HTTP_ROUTE).unwrap_or("/");
+                let method =
+                    attributes.text(attribute::HTTP_REQUEST_METHOD).unwrap_or(attribute::METHOD_OTHER);
+                Measure::Requests {
+                    method: self.short(method, attribute::METHOD_OTHER),
+                    route: self.short(route, attribute::ROUTE_OVERFLOW),
+                    status: match (attributes.grpc_status, attributes.status) {
+                        (Some(code), _) => Status::grpc(code),
+                        (None, Some(code)) => Status::http(code),
+                        (None, None) => Status::NONE,
+                    },
+                    error: self.error(attributes),
+                    durations: durations()?,
+                }
+            }
+            Metering::Closed => Measure::Closed { error: self.error(attributes), durations: durations()? },
+            Metering::Opened => Measure::Opened(small(number()?)),
+            Metering::Folded => Measure::Folded(small(number()?)),
+            Metering::Io => {
+                let bytes = number()?;
+                let transmit = attributes.text(attribute::NETWORK_IO_DIRECTION)? == attribute::IO_TRANSMIT;
+                // As the caller sees it: what the callee transmits, the caller receives.
+                match transmit == (side == Side::Client) {
+                    true => Measure::Bytes { sent: bytes, received: 0 },
+                    false => Measure::Bytes { sent: 0, received: bytes },
+                }
+            }
+        })
+    }
+
+    fn error(&mut self, attributes: &Attributes<'_>) -> Option<Arc<str>> {
+        attributes.text(attribute::ERROR_TYPE).map(|text| self.short(text, attribute::ROUTE_OVERFLOW))
+    }
+
+    /// `text`, or `instead` when it is too long to be what it claims.
+    fn short(&mut self, text: &str, instead: &str) -> Arc<str> {
+        let text = if text.len() > TEXT_MAX { instead } else { text };
+        self.intern(text)
+    }
+
+    fn intern(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.texts.get(text) {
+            return known.clone();
+        }
+        let shared: Arc<str> = text.into();
+        self.texts.insert(text.to_owned(), shared.clone());
+        shared
+    }
+}
+
+/// A point of any kind.
+struct Point<'a> {
+    attributes: &'a [KeyValue],
+    start: u64,
+    end: u64,
+    value: Value_,
+}
+
+/// `None` inside where the value makes no sense.
+enum Value_ {
+    Number(Option<u64>),
+    Durations(Option<Histogram>),
+}
+
+impl<'a> Point<'a> {
+    fn of_exponential(point: &'a ExponentialHistogramDataPoint) -> Self {
+        let value = Value_::Durations(exponential(point));
+        Self {
+            attributes: &point.attributes,
+            start: point.start_time_unix_nano,
+            end: point.time_unix_nano,
+            value,
+        }
+    }
+
+    fn of_explicit(point: &'a HistogramDataPoint) -> Self {
+        let value = Value_::Durations(explicit(point));
+        Self {
+            attributes: &point.attributes,
+            start: point.start_time_unix_nano,
+            end: point.time_unix_nano,
+            value,
+        }
+    }
+
+    fn of_number(point: &'a NumberDataPoint) -> Self {
+        let value = Value_::Number(whole_number(point));
+        Self {
+            attributes: &point.attributes,
+            start: point.start_time_unix_nano,
+            end: point.time_unix_nano,
+            value,
+        }
+    }
+}
+
+fn whole_number(point: &NumberDataPoint) -> Option<u64> {
+    match point.value? {
+        number_data_point::Value::AsInt(value) => u64::try_from(value).ok(),
+        // Saturating float-to-int conversion.
+        number_data_point::Value::AsDouble(value) => {
+            (value.is_finite() && value >= 0.0).then_some(value as u64)
+        }
+    }
+}
+
+fn small(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// Any scale to ours. A finer one merges exactly; the buckets of a coarser one count in their middle.
+fn exponential(point: &ExponentialHistogramDataPoint) -> Option<Histogram> {
+    // OpenTelemetry's range of scales.
+    let scale = Some(point.scale).filter(|scale| (-10..=20).contains(scale))?;
+    let mut durations = Histogram::default();
+    durations.add(i32::MIN, small(point.zero_count));
+    if let Some(positive) = &point.positive {
+        if positive.bucket_counts.len() > BUCKETS_MAX {
+            return None;
+        }
+        for (position, &count) in positive.bucket_counts.iter().enumerate() {
+            let index = i64::from(positive.offset) + position as i64;
+            let index = if scale >= shape::SCALE {
+                index >> (scale - shape::SCALE)
+            } else {
+                let width = 1i64 << (shape::SCALE - scale);
+                index.saturating_mul(width).saturating_add(width / 2)
+            };
+            let index = i32::try_from(index).unwrap_or(if index < 0 { i32::MIN } else { i32::MAX });
+            durations.add(index, small(count));
+        }
+    }
+    durations.add_sum(point.sum.unwrap_or_default());
+    Some(durations)
+}
+
+/// Explicit bounds to exponential buckets: each count goes to the middle of its bucket.
+fn explicit(point: &HistogramDataPoint) -> Option<Histogram> {
+    let (counts, bounds) = (&point.bucket_counts, &point.explicit_bounds);
+    if counts.len() > BUCKETS_MAX
+        || counts.len() != bounds.len() + 1
+        || bounds.iter().any(|bound| !bound.is_finite())
+    {
+        return None;
+    }
+    let mut durations = Histogram::default();
+    for (position, &count) in counts.iter().enumerate() {
+        let lower = position.checked_sub(1).map(|below| bounds[below]);
+        let middle = match (lower, bounds.get(position)) {
+            (Some(lower), Some(&upper)) if lower > 0.0 => (lower * upper.max(lower)).sqrt(),
+            (_, Some(&upper)) => upper / 2.0,
+            (Some(lower), None) => lower,
+            (None, None) => point.sum.unwrap_or_default() / point.count.max(1) as f64,
+        };
+        durations.add(shape::bucket(middle), small(count));
+    }
+    durations.add_sum(point.sum.unwrap_or_default());
+    Some(durations)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,112 @@
+//! Who is in the mesh, for those who draw it: world, xDS status and source problems behind one read handle.
+//!
+//! In: the handles of those three. Out: [`Mesh`], which ingest and API ask. This is the one place where the
+//! two flows of the control plane (what the mesh should do, what it does) touch; neither knows the other.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use weft_wire::WorkloadId;
+
+use crate::graph::{Inventory, Mesh, Problem, Proxy, Timestamp};
+use crate::sources::{self, Effect, Problems};
+use crate::world::{Live, Lookup};
+use crate::xds::{ProxyStatus, Status};
+
+/// The mesh as it is now.
+#[derive(Clone)]
+pub struct CurrentMesh {
+    world: Live,
+    status: Status,
+    problems: Problems,
+}
+
+impl CurrentMesh {
+    /// Joins the three handles.
+    #[must_use]
+    pub fn new(world: Live, status: Status, problems: Problems) -> Self {
+        Self { world, status, problems }
+    }
+}
+
+impl Mesh for CurrentMesh {
+    fn workload_at(&self, address: IpAddr) -> Option<WorkloadId> {
+        match self.world.read().lookup(address) {
+            Lookup::Known(workload) => Some(workload.id),
+            Lookup::Shared { .. } | Lookup::Unknown => None,
+        }
+    }
+
+    fn has_sidecar(&self, address: IpAddr) -> bool {
+        match self.world.read().lookup(address) {
+            Lookup::Known(workload) => workload.meshed,
+            Lookup::Shared { meshed } => meshed,
+            Lookup::Unknown => false,
+        }
+    }
+
+    fn addresses_of(&self, instance: &str) -> Option<Vec<IpAddr>> {
+        self.world.read().addresses_of(instance)
+    }
+
+    fn proxies(&self) -> Vec<Proxy> {
+        self.status.proxies().into_iter().map(proxy).collect()
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        self.problems.borrow().problems.iter().map(problem).collect()
+    }
+
+    fn inventory(&self) -> Inventory {
+        let world = self.world.read();
+        let mut inventory = Inventory::default();
+        let mut workloads = HashSet::new();
+        for service in world.services() {
+            inventory.services += 1;
+            for endpoint in service.ports.iter().flat_map(|port| &port.endpoints) {
+                inventory.endpoints += 1;
+                workloads.extend(endpoint.peer.as_ref().map(|peer| peer.workload.clone()));
+            }
+        }
+        workloads.extend(self.status.proxies().into_iter().filter_map(|proxy| proxy.workload));
+        inventory.workloads = workloads.len();
+        inventory
+    }
+}
+
+fn proxy(status: ProxyStatus) -> Proxy {
+    let kinds = status.kinds.values();
+    Proxy {
+        subscriptions: kinds.clone().map(|kind| kind.subscriptions.len()).sum(),
+        synced: kinds.clone().all(|kind| !kind.outstanding),
+        rejected: kinds.clone().find_map(|kind| kind.last_nack.clone()),
+        instance: status.instance.to_string(),
+        agent: status.agent,
+        workload: status.workload,
+        version: status.version,
+        pod: status.pod,
+        addresses: status.addresses,
+        connected_since: timestamp(status.connected_since),
+    }
+}
+
+fn problem(problem: &sources::Problem) -> Problem {
+    Problem {
+        file: problem.file.clone(),
+        line: problem.line,
+        document: problem.document,
+        object: problem.object.clone(),
+        field: problem.field.clone(),
+        message: problem.reason.clone(),
+        effect: match problem.effect {
+            Effect::FileKeptLastGood => "file_kept_last_good",
+            Effect::ObjectIgnored => "object_ignored",
+        },
+    }
+}
+
+fn timestamp(at: SystemTime) -> Timestamp {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
