@@ -54,8 +54,8 @@ enum Command {
     },
 
     /// The sidecar
-    #[command(hide = true, disable_help_flag = true, disable_version_flag = true)]
-    Proxy(Passed),
+    #[command(hide = true)]
+    Proxy(Box<inner::Proxy>),
     /// The control plane
     #[command(hide = true, disable_help_flag = true, disable_version_flag = true)]
     ControlPlane(Passed),
@@ -103,8 +103,8 @@ pub(crate) fn run() -> ExitCode {
             completions(shell);
             Ok(ExitCode::SUCCESS)
         }
-        Command::Proxy(passed) => Ok(inner::proxy(passed)),
-        Command::ControlPlane(passed) => Ok(inner::control_plane(passed)),
+        Command::Proxy(arguments) => inner::proxy(*arguments).map(|()| ExitCode::SUCCESS),
+        Command::ControlPlane(passed) => inner::control_plane(passed).map(|()| ExitCode::SUCCESS),
         Command::DemoApp { name } => demo::app::run(&name).map(|()| ExitCode::SUCCESS),
         Command::FabricExec(arguments) => {
             let (what, error) = launch::run(arguments);

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use clap::ValueEnum;
 use console::style;
 
-use crate::api::{Api, Edge, Graph, Node};
+use crate::api::{Api, Edge, Graph, Latency, Node};
 use crate::{output, table};
 
 #[derive(Debug, clap::Args)]
@@ -63,7 +63,8 @@ fn tree(graph: &Graph, api: &Api) -> String {
     let mut walk = Walk::new(graph, &names);
     let called: HashSet<&str> = graph.edges.iter().map(|edge| edge.target.as_str()).collect();
     let mut roots: Vec<&str> = walk.calls.keys().copied().filter(|source| !called.contains(source)).collect();
-    roots.sort_by_key(|root| names.of(root));
+    // Meshed callers first: theirs is the whole story, while callers without a sidecar only join in.
+    roots.sort_by_key(|root| (!root.starts_with("workload:"), names.of(root)));
     for root in roots {
         walk.root(root);
     }
@@ -185,10 +186,10 @@ impl<'a> Walk<'a> {
 }
 
 fn row(label: String, edge: &Edge) -> Vec<String> {
-    let latency = edge.signals.latency_ms.unwrap_or_default();
-    let rate = match edge.protocol.as_str() {
-        "http" | "grpc" => table::rate(&edge.signals),
-        _ => table::bytes_per_second(edge.bytes_per_second()),
+    // For bytes, latency would be the connections' life, which says nothing about how good they were.
+    let (rate, latency) = match edge.protocol.as_str() {
+        "http" | "grpc" => (table::rate(&edge.signals), edge.signals.latency_ms.unwrap_or_default()),
+        _ => (table::bytes_per_second(edge.bytes_per_second()), Latency::default()),
     };
     vec![
         label,

@@ -1,28 +1,50 @@
 //! This program's life as a sidecar or control plane.
 //!
 //! In: the arguments behind `weft proxy` or `weft control-plane`. Out: what `weft-proxy` and `weft-control-plane`
-//! would do with them.
+//! would do with them, options and environment included.
 
+use std::ffi::CString;
 use std::os::unix::process::CommandExt as _;
-use std::process::ExitCode;
+
+use weft_proxy::config::{Arguments, Config};
+use weft_proxy::intercept;
 
 use crate::args::Passed;
-use crate::output;
 
-pub(crate) fn proxy(passed: Passed) -> ExitCode {
-    sibling("weft-proxy", passed)
+/// `weft proxy`, the same as `weft-proxy`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Proxy {
+    #[command(subcommand)]
+    command: Option<ProxyCommand>,
+    #[command(flatten)]
+    arguments: Arguments,
 }
 
-pub(crate) fn control_plane(passed: Passed) -> ExitCode {
-    sibling("weft-control-plane", passed)
+#[derive(Debug, clap::Subcommand)]
+enum ProxyCommand {
+    /// Make the kernel hand this network namespace's TCP connections to the sidecar
+    Intercept(intercept::Args),
 }
 
-fn sibling(name: &str, passed: Passed) -> ExitCode {
-    let path = std::env::current_exe().map(|path| path.with_file_name(name));
-    let error = match path {
-        Ok(path) => std::process::Command::new(path).args(passed.arguments).exec(),
-        Err(error) => error,
-    };
-    output::error(&anyhow::Error::new(error).context(format!("cannot start {name}")));
-    ExitCode::from(127)
+pub(crate) fn proxy(proxy: Proxy) -> anyhow::Result<()> {
+    title("weft-proxy");
+    let Proxy { command, arguments } = proxy;
+    match command {
+        Some(ProxyCommand::Intercept(arguments)) => Ok(intercept::run(&arguments)?),
+        None => weft_proxy::app::run(Config::try_from(arguments)?),
+    }
+}
+
+pub(crate) fn control_plane(passed: Passed) -> anyhow::Result<()> {
+    title("weft-control");
+    let path = std::env::current_exe()?.with_file_name("weft-control-plane");
+    Err(std::process::Command::new(path).args(passed.arguments).exec().into())
+}
+
+/// What `ps` shows instead of the name of the file that was started, which is always the same.
+pub(crate) fn title(text: &str) {
+    if let Ok(text) = CString::new(text) {
+        // Cosmetic.
+        nix::sys::prctl::set_name(&text).ok();
+    }
 }

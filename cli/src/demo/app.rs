@@ -13,7 +13,6 @@ mod client;
 mod payments;
 mod storefront;
 
-use std::ffi::CString;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -67,9 +66,7 @@ impl Places {
 
 /// Runs the program `name` until SIGTERM.
 pub(crate) fn run(name: &str) -> anyhow::Result<()> {
-    if let Ok(title) = CString::new(name) {
-        nix::sys::prctl::set_name(&title)?;
-    }
+    crate::inner::title(name);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let places = Places::from_environment()?;

@@ -75,7 +75,7 @@ pub(super) fn program(launcher: &Launcher, copy: &Copy, copies: &[Copy]) -> Comm
             .env("WEFT_DEMO_ORDERS", format!("http://{orders}"));
     }
     if copy.role.part != Part::Meshed {
-        return program;
+        return program.env("WEFT_DEMO_SOURCE", copy.address.to_string());
     }
     program
         .env("http_proxy", format!("http://{}", at(copy.address, OUTBOUND)))
