@@ -1,7 +1,6 @@
 //! What every response and request of the API passes: security headers, and the check of the `Host` header.
 //!
-//! Invariant: no inline script ever runs. Styles may be inline because the graph and chart libraries of the
-//! dashboard insert their own style elements; a style cannot read or send anything under this policy.
+//! Invariant: nothing runs, is styled or is fetched in a browser that this program did not serve itself as a file.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -47,9 +46,9 @@ impl HostPolicy {
 const HEADERS: [(HeaderName, &str); 5] = [
     (
         header::CONTENT_SECURITY_POLICY,
-        "default-src 'none'; script-src 'self'; worker-src 'self' blob:; style-src 'self' 'unsafe-inline'; \
-         img-src 'self' data: blob:; font-src 'self'; connect-src 'self'; manifest-src 'self'; base-uri 'none'; \
-         form-action 'none'; frame-ancestors 'none'",
+        "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self'; \
+         font-src 'self'; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; \
+         frame-ancestors 'none'",
     ),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::REFERRER_POLICY, "no-referrer"),
