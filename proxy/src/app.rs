@@ -5,21 +5,24 @@
 //! everything that is not traffic, so that a scrape never delays a request. Invariant: a worker that ends
 //! before its time ends the process; a sidecar that serves with fewer workers than it says helps nobody.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use weft_wire::node::{NodeMetadata, Registration};
 
 use crate::accept::{self, Bound, Listeners};
 use crate::admin::{self, Admin};
 use crate::config::Config;
+use crate::connect::{ConnectOptions, Dialer};
 use crate::drain::{Phase, Trigger, Watch};
 use crate::record::{Identity, Telemetry};
 use crate::worker::{self, Worker};
-use crate::xds::Directory;
+use crate::xds::{self, Directory};
 
 mod limits;
 mod log;
@@ -35,6 +38,12 @@ const BLOCKING_THREADS_MAX: usize = 4;
 
 /// How long an idle thread of name resolution stays.
 const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// How long the control plane may take to accept a connection.
+const CONTROL_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long leaving the control plane in an orderly way may take.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Runs the sidecar until a signal and its drain have ended.
 ///
@@ -69,7 +78,23 @@ async fn serve(
     let mut signals = Signals::new()?;
 
     // What the control plane says.
-    let directory = Directory::standalone();
+    let (node, following) = watch::channel(describe(&config, &bound));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (directory, asking) = match &config.control_plane {
+        None => (Directory::standalone(), None),
+        Some(address) => {
+            let (directory, task) = xds::spawn(xds::Options {
+                control_plane: address.clone(),
+                instance: config.identity.instance.to_string(),
+                node: node.borrow().clone(),
+                listeners_max: xds::LISTENERS_MAX_DEFAULT,
+            });
+            let dialer =
+                Dialer::new(ConnectOptions { timeout: CONTROL_CONNECT_TIMEOUT, mark: config.socket_mark });
+            let asking = task.follow(following).dial(dialer).run(async { drop(stopped.await) });
+            (directory, Some(tokio::spawn(asking)))
+        }
+    };
 
     // Traffic.
     let (event, mut events) = mpsc::channel(2 * workers.len().max(1));
@@ -107,12 +132,20 @@ async fn serve(
     }
 
     announce(&config, &bound)?;
-    until_drained(&config, &trigger, &mut signals, &mut events).await
+    until_draining(&trigger, &mut signals, &mut events).await?;
+    // No longer an endpoint of anything, from now on and not only when the process is gone.
+    node.send_modify(|node| node.registrations.clear());
+    until_drained(&config, &trigger, &mut signals, &mut events).await?;
+    drop(stop);
+    if let Some(asking) = asking {
+        drop(tokio::time::timeout(GOODBYE, asking).await);
+    }
+    tracing::info!("drained");
+    Ok(())
 }
 
-/// Waits for the end: a signal or `POST /drain`, then the last connection, the deadline, or a second signal.
-async fn until_drained(
-    config: &Config,
+/// Waits for a signal or `POST /drain`.
+async fn until_draining(
     trigger: &Trigger,
     signals: &mut Signals,
     events: &mut mpsc::Receiver<worker::Event>,
@@ -124,11 +157,19 @@ async fn until_drained(
                 tracing::info!(signal = name, "draining");
                 trigger.advance(Phase::Draining);
             }
-            turned = phase.changed() => if turned.is_ok() { break },
+            turned = phase.changed() => if turned.is_ok() { return Ok(()) },
             event = events.recv() => broken(event)?,
         }
     }
+}
 
+/// Waits for the last connection, the deadline, or a second signal; then lets go.
+async fn until_drained(
+    config: &Config,
+    trigger: &Trigger,
+    signals: &mut Signals,
+    events: &mut mpsc::Receiver<worker::Event>,
+) -> anyhow::Result<()> {
     let deadline = tokio::time::sleep(config.drain_deadline);
     tokio::pin!(deadline);
     let mut busy = config.workers.get();
@@ -151,8 +192,34 @@ async fn until_drained(
     trigger.advance(Phase::Expired);
     // Workers let go of what is left and end; that takes no time that depends on anybody else.
     while events.recv().await.is_some() {}
-    tracing::info!("drained");
     Ok(())
+}
+
+/// What the sidecar says of itself to the control plane.
+fn describe(config: &Config, bound: &Bound) -> NodeMetadata {
+    let registered = |inbound| {
+        config.register.iter().map(move |register| Registration {
+            service: register.service.clone(),
+            address: reachable(inbound, &config.identity.addresses),
+            protocol: register.protocol,
+        })
+    };
+    NodeMetadata {
+        workload: config.identity.workload.clone(),
+        version: config.identity.version.as_deref().map(str::to_owned),
+        pod: config.identity.pod.as_deref().map(str::to_owned),
+        addresses: config.identity.addresses.clone(),
+        registrations: bound.inbound.into_iter().flat_map(registered).collect(),
+    }
+}
+
+/// Where others reach a listener: its address, or the pod's when it listens on all.
+fn reachable(listener: SocketAddr, addresses: &[IpAddr]) -> SocketAddr {
+    // A listener on all IPv6 addresses takes IPv4 as well.
+    match addresses.iter().find(|ip| listener.is_ipv6() || ip.is_ipv4()) {
+        Some(ip) if listener.ip().is_unspecified() => SocketAddr::new(*ip, listener.port()),
+        _ => listener,
+    }
 }
 
 fn broken(event: Option<worker::Event>) -> anyhow::Result<()> {
@@ -250,5 +317,19 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_on_all_addresses_is_reached_at_the_pods() {
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let pod = ["fd00::7", "10.0.0.7"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        assert_eq!(reachable(address("[::]:15006"), &pod), address("[fd00::7]:15006"));
+        assert_eq!(reachable(address("0.0.0.0:15006"), &pod), address("10.0.0.7:15006"));
+        assert_eq!(reachable(address("127.0.0.1:4000"), &pod), address("127.0.0.1:4000"));
     }
 }

@@ -6,8 +6,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 use weft_wire::Reason;
@@ -117,6 +120,57 @@ pub async fn resolve(host: &str, port: u16, timeout: Duration) -> Result<Vec<Soc
     // common and one without IPv4 rare.
     found.sort_by_key(SocketAddr::is_ipv6);
     if found.is_empty() { Err(unresolved(None)) } else { Ok(found) }
+}
+
+/// Connects to the first of a name's addresses that accepts.
+///
+/// # Errors
+/// The last address's failure, or that there is none.
+pub async fn connect_host(
+    host: &str,
+    port: u16,
+    options: &ConnectOptions,
+) -> Result<TcpStream, ConnectError> {
+    let mut failed = ConnectError::Unresolved { host: host.into(), source: None };
+    for address in resolve(host, port, options.timeout).await? {
+        match connect(address, options).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+/// Opens the sidecar's own gRPC connections to the control plane. With the mark, like every other: an intercepted
+/// one would come back to this sidecar.
+#[derive(Debug, Clone)]
+pub struct Dialer(ConnectOptions);
+
+impl Dialer {
+    /// Connects with these options.
+    #[must_use]
+    pub fn new(options: ConnectOptions) -> Self {
+        Self(options)
+    }
+}
+
+impl tower::Service<http::Uri> for Dialer {
+    type Response = TokioIo<TcpStream>;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: http::Uri) -> Self::Future {
+        let options = self.0;
+        Box::pin(async move {
+            let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+            let port = uri.port_u16().unwrap_or(default);
+            connect_host(uri.host().unwrap_or_default(), port, &options).await.map(TokioIo::new)
+        })
+    }
 }
 
 #[cfg(test)]

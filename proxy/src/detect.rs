@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use weft_wire::xds::Protocol;
 use weft_wire::{Host, Reason};
 
+use crate::drain::Watch;
 use crate::record::{self, Limit};
 use crate::tls::hello::{self, Hello};
 use crate::worker::Worker;
@@ -39,6 +40,9 @@ const HEAD_START: Duration = Duration::from_millis(5);
 /// How long the client may still be silent after the race's connection failed: an HTTP client deserves a
 /// response that says why, others a quick end.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
+
+/// How long a connection may say nothing while the sidecar drains.
+const SILENT_MAX: Duration = Duration::from_secs(1);
 
 /// The result of detection. `C` is the race's connection to the server, with whatever its owner keeps beside it.
 #[derive(Debug)]
@@ -74,7 +78,7 @@ pub enum How {
 /// how it ended and how long it took. `open` connects to the server; it is called at most once.
 ///
 /// # Errors
-/// When reading from the client fails.
+/// When reading from the client fails, and when a drain finds that nobody has said anything.
 pub async fn identify<O, F, C>(
     worker: &Worker,
     client: &TcpStream,
@@ -89,11 +93,11 @@ where
     let begin = Instant::now();
     let timeout = worker.config.detect_timeout;
     let detected = match declared {
-        None => race(client, timeout, open).await?,
+        None => race(client, timeout, &worker.drain, open).await?,
         // Which version of HTTP is the client's choice, so its first bytes are still looked at; anything that is
         // neither is the declared version's server to refuse.
-        Some(Protocol::Http) => client_only(client, timeout).await?.or_http(Sniff::Http1),
-        Some(Protocol::Http2) => client_only(client, timeout).await?.or_http(Sniff::Http2),
+        Some(Protocol::Http) => client_only(client, timeout, &worker.drain).await?.or_http(Sniff::Http1),
+        Some(Protocol::Http2) => client_only(client, timeout, &worker.drain).await?.or_http(Sniff::Http2),
         Some(Protocol::Tls) => Detected::declared(Sniff::Tls),
         Some(Protocol::Tcp) => Detected::declared(Sniff::Opaque),
     };
@@ -208,11 +212,15 @@ impl Held {
 /// For ports whose protocol lets nobody but the client speak first.
 ///
 /// # Errors
-/// When reading from the client fails.
-pub async fn client_only<C>(client: &TcpStream, timeout: Duration) -> io::Result<Detected<C>> {
+/// When reading from the client fails, and when a drain finds that it has said nothing.
+pub async fn client_only<C>(client: &TcpStream, timeout: Duration, drain: &Watch) -> io::Result<Detected<C>> {
     let mut held = Held::new();
     // Nothing is held back from anybody yet, so there is no deadline either.
-    held.read(client).await?;
+    tokio::select! {
+        biased;
+        read = held.read(client) => read?,
+        silent = silent_in_drain(drain) => return Err(silent),
+    }
     let deadline = Instant::now() + timeout;
     while held.open() {
         match tokio::time::timeout_at(deadline, held.read(client)).await {
@@ -224,7 +232,12 @@ pub async fn client_only<C>(client: &TcpStream, timeout: Duration) -> io::Result
 }
 
 /// For a port about which nothing is known: whoever speaks first decides.
-async fn race<O, F, C>(client: &TcpStream, timeout: Duration, open: O) -> io::Result<Detected<C>>
+async fn race<O, F, C>(
+    client: &TcpStream,
+    timeout: Duration,
+    drain: &Watch,
+    open: O,
+) -> io::Result<Detected<C>>
 where
     O: FnOnce() -> F,
     F: Future<Output = Result<C, Reason>>,
@@ -262,6 +275,7 @@ where
             },
             () = spoken(opened.as_ref()) => held.decide(How::Server, Sniff::Opaque),
             () = expired(deadline) => held.decide(How::Timeout, Sniff::Opaque),
+            silent = silent_in_drain(drain), if held.bytes.is_empty() => return Err(silent),
         }
     }
     // A verdict while the connection was still being opened drops the attempt: HTTP pools may have a better one.
@@ -273,6 +287,14 @@ async fn spoken<C: AsRef<TcpStream>>(server: Option<&C>) {
     // Peeks, because a socket that was just connected reports itself readable without having anything to read.
     // End of stream and reset count as well: a server that hangs up has said enough.
     drop(server.as_ref().peek(&mut [0]).await);
+}
+
+/// Completes when draining has gone on for a moment. A connection that has said nothing until then is one that was
+/// opened ahead of time; the drain need not wait for it.
+async fn silent_in_drain(drain: &Watch) -> io::Error {
+    drain.signaled().await;
+    tokio::time::sleep(SILENT_MAX).await;
+    io::Error::new(io::ErrorKind::ConnectionAborted, "silent while draining")
 }
 
 async fn expired(deadline: Option<Instant>) {

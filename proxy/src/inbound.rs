@@ -84,3 +84,25 @@ fn edge(listener: Option<&Arc<Listener>>, asked: SocketAddr, client: SocketAddr,
         client: Some(client.ip()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::tests::worker;
+
+    /// What a connection costs while nobody knows yet what it speaks: a client that connects ahead of time may wait
+    /// here for hours. What comes after is a task of its own.
+    #[tokio::test]
+    async fn a_connection_that_says_nothing_is_small() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (client, accepted) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
+        let (stream, peer) = accepted.unwrap();
+        let worker = worker(&[]);
+        let permit = worker.inbound_permits.acquire().unwrap();
+        let accepted = Accepted { stream, client: peer, local: address, original: None, permit };
+        let inbound = size_of_val(&serve(Rc::clone(&worker), accepted));
+        assert!(inbound <= 2560, "{inbound} bytes");
+        drop(client);
+    }
+}

@@ -98,7 +98,10 @@ pub async fn serve(worker: Rc<Worker>, role: Role, accepted: Accepted) {
 /// each request.
 async fn forward_proxy(worker: Rc<Worker>, accepted: Accepted) {
     let timeout = worker.config.detect_timeout;
-    let Ok(detected) = detect::client_only::<tcp::Upstream>(&accepted.stream, timeout).await else { return };
+    let Ok(detected) = detect::client_only::<tcp::Upstream>(&accepted.stream, timeout, &worker.drain).await
+    else {
+        return;
+    };
     let destination = Destination::Address(accepted.local);
     let version = match detected.sniff {
         Sniff::Http1 => http::Version::Http1,

@@ -14,6 +14,7 @@ async fn pair() -> (TcpStream, TcpStream) {
 }
 
 /// What a race opens in these tests.
+#[derive(Debug)]
 struct Server(TcpStream);
 
 impl AsRef<TcpStream> for Server {
@@ -32,7 +33,7 @@ const LONG: Duration = Duration::from_secs(60);
 async fn a_client_that_speaks_http_opens_no_connection() {
     let (mut client, ours) = pair().await;
     client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-    let detected = race(&ours, LONG, never).await.unwrap();
+    let detected = race(&ours, LONG, &Watch::default(), never).await.unwrap();
     assert_eq!(detected.sniff, Sniff::Http1);
     assert_eq!(&detected.prefix[..], b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
 }
@@ -42,7 +43,7 @@ async fn a_server_that_speaks_first_decides_at_once() {
     let (_client, ours) = pair().await;
     let (mut server, upstream) = pair().await;
     server.write_all(b"220 mail.example ESMTP\r\n").await.unwrap();
-    let detected = race(&ours, LONG, || async { Ok(Server(upstream)) }).await.unwrap();
+    let detected = race(&ours, LONG, &Watch::default(), || async { Ok(Server(upstream)) }).await.unwrap();
     assert_eq!(detected.sniff, Sniff::Opaque);
     assert_eq!(detected.how, How::Server);
     assert!(detected.prefix.is_empty());
@@ -57,7 +58,8 @@ async fn a_request_line_in_pieces_is_still_http_and_keeps_the_opened_connection(
     let (_server, upstream) = pair().await;
     client.write_all(b"GE").await.unwrap();
     let (opened, open) = tokio::sync::oneshot::channel();
-    let detecting = race(&ours, LONG, move || async move {
+    let drain = Watch::default();
+    let detecting = race(&ours, LONG, &drain, move || async move {
         opened.send(()).unwrap();
         Ok(Server(upstream))
     });
@@ -77,7 +79,10 @@ async fn ambiguous_bytes_are_held_back_only_until_the_deadline() {
     let (mut client, ours) = pair().await;
     let (_server, upstream) = pair().await;
     client.write_all(b"GET").await.unwrap();
-    let detected = race(&ours, Duration::from_millis(1), || async { Ok(Server(upstream)) }).await.unwrap();
+    let detected =
+        race(&ours, Duration::from_millis(1), &Watch::default(), || async { Ok(Server(upstream)) })
+            .await
+            .unwrap();
     assert_eq!(detected.sniff, Sniff::Opaque);
     assert_eq!(detected.how, How::Timeout);
     assert_eq!(&detected.prefix[..], b"GET");
@@ -87,7 +92,8 @@ async fn ambiguous_bytes_are_held_back_only_until_the_deadline() {
 async fn a_failed_connection_lets_the_client_still_ask() {
     let (mut client, ours) = pair().await;
     let (failed, fail) = tokio::sync::oneshot::channel();
-    let detecting = race(&ours, LONG, move || async move {
+    let drain = Watch::default();
+    let detecting = race(&ours, LONG, &drain, move || async move {
         failed.send(()).unwrap();
         Err::<Server, _>(Reason::ConnectRefused)
     });
@@ -105,7 +111,7 @@ async fn a_failed_connection_lets_the_client_still_ask() {
 async fn a_client_that_only_hangs_up_is_opaque() {
     let (client, ours) = pair().await;
     drop(client);
-    let detected = race(&ours, LONG, never).await.unwrap();
+    let detected = race(&ours, LONG, &Watch::default(), never).await.unwrap();
     assert_eq!(detected.sniff, Sniff::Opaque);
 }
 
@@ -114,7 +120,17 @@ async fn the_first_eight_kilobytes_are_the_limit() {
     let (mut client, ours) = pair().await;
     let line = [b"GET /".as_slice(), &vec![b'a'; PEEK_MAX * 2]].concat();
     client.write_all(&line).await.unwrap();
-    let detected = client_only::<Server>(&ours, LONG).await.unwrap();
+    let detected = client_only::<Server>(&ours, LONG, &Watch::default()).await.unwrap();
     assert_eq!(detected.sniff, Sniff::Http1);
     assert!(detected.prefix.len() <= PEEK_MAX + READ_STEP);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_does_not_wait_for_those_who_say_nothing() {
+    let (_client, ours) = pair().await;
+    let (_server, upstream) = pair().await;
+    let drain = Watch::default();
+    drain.turn(crate::drain::Phase::Draining);
+    let silent = race(&ours, LONG, &drain, || async { Ok(Server(upstream)) }).await;
+    assert_eq!(silent.expect_err("gone").kind(), io::ErrorKind::ConnectionAborted);
 }

@@ -20,6 +20,8 @@ use tonic::Streaming;
 use tonic::transport::Endpoint;
 use weft_wire::node::NodeMetadata;
 
+use crate::connect::{ConnectOptions, Dialer};
+
 use super::backoff::Backoff;
 use super::client::{Client, Input, Now, Output};
 use super::directory::{Directory, Interest};
@@ -43,6 +45,7 @@ pub struct Task {
     directory: Arc<Directory>,
     client: Client,
     endpoint: Endpoint,
+    dialer: Dialer,
     interests: mpsc::Receiver<Interest>,
     node: Option<watch::Receiver<NodeMetadata>>,
     backoff: Backoff,
@@ -85,7 +88,15 @@ impl Task {
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
             .tcp_nodelay(true);
-        Self { directory, client, endpoint, interests, node: None, backoff: Backoff::default() }
+        let dialer = Dialer::new(ConnectOptions { timeout: CONNECT_TIMEOUT, mark: None });
+        Self { directory, client, endpoint, dialer, interests, node: None, backoff: Backoff::default() }
+    }
+
+    /// Opens streams with another dialer, for instance one that marks its sockets.
+    #[must_use]
+    pub fn dial(mut self, dialer: Dialer) -> Self {
+        self.dialer = dialer;
+        self
     }
 
     /// Follows changes of what the node says of itself: each opens a new stream.
@@ -119,10 +130,10 @@ impl Task {
 
     /// Opens a stream and serves it to its end.
     async fn stream<S: Future<Output = ()>>(&mut self, mut stop: Pin<&mut S>) -> Ended {
-        let endpoint = self.endpoint.clone();
+        let (endpoint, dialer) = (self.endpoint.clone(), self.dialer.clone());
         let (sender, requests) = mpsc::channel(REQUESTS_AHEAD);
         let open = async move {
-            let channel = endpoint.connect().await.map_err(|error| describe(&error))?;
+            let channel = endpoint.connect_with_connector(dialer).await.map_err(|error| describe(&error))?;
             let mut service =
                 AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MESSAGE_MAX);
             let stream = service.delta_aggregated_resources(ReceiverStream::new(requests)).await;
@@ -217,7 +228,7 @@ impl Task {
         }
         for waiter in wake {
             // Whoever has given up meanwhile is not missed.
-            drop(waiter.send(()));
+            let _given_up = waiter.send(());
         }
         self.directory.set_status(self.client.status());
     }
