@@ -59,7 +59,7 @@ fn data_is_told_by_its_shape() {
     ] {
         assert_eq!(once(path), expected, "{path}");
     }
-    assert_eq!(once(&format!("/x/{}", "a".repeat(SEGMENT_MAX + 1))), "/x/{param}");
+    assert_eq!(once(&format!("/x/{}", "z".repeat(SEGMENT_MAX + 1))), "/x/{param}");
 }
 
 #[test]
