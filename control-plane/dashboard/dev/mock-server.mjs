@@ -20,7 +20,7 @@ const { values } = parseArgs({
     dist: { type: 'string', default: fileURLToPath(new URL('../dist', import.meta.url)) },
   },
 });
-const CSP = "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self'; worker-src 'self'; connect-src 'self'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; form-action 'none'";
+const CSP = "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const TYPES = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript', '.css': 'text/css', '.svg': 'image/svg+xml' };
 const started = Date.now() - 400_000;
 let late = false;
@@ -89,9 +89,9 @@ const server = createServer((request, response) => {
     return body ? json(response, body) : problem(response, 404, 'Not found', 'there is no such edge');
   }
   if (url.pathname === '/api/proxies') return json(response, { proxies: proxies(values.scenario, now, started) });
-  if (url.pathname === '/api/overview') return json(response, { proxies: proxies(values.scenario, now, started).length });
+  if (url.pathname === '/api/overview') return json(response, { proxies: { connected: proxies(values.scenario, now, started).length } });
   if (url.pathname === '/api/config/errors') {
-    return json(response, { errors: values.scenario === 'namespaces' ? [{ file: 'orders.yaml', line: 14, field: 'spec.ports[0].appProtcol', message: 'unknown field `appProtcol`, did you mean `appProtocol`?' }] : [] });
+    return json(response, { errors: values.scenario === 'namespaces' ? [{ file: 'orders.yaml', line: 14, column: 9, object: 'Service shop/orders', field: 'spec.ports[0].appProtcol', message: 'unknown field `appProtcol`, did you mean `appProtocol`?' }] : [] });
   }
   return problem(response, 404, 'Not found', `there is nothing at ${url.pathname}`);
 });

@@ -167,6 +167,7 @@ export function proxies(scenario, at, started) {
   const names = scenario === 'quiet' ? ['web', 'orders', 'payments'] : [...new Set(edgesOf(scenario, false).flatMap(([s, t]) => [s, t]).filter((id) => id.startsWith('workload:')).map((id) => id.split('/')[1]))];
   return names.map((name, index) => ({
     instance: `3f0c${hash(name).toString(16)}`, workload: name, namespace: 'shop', version: 'v1', pod: `${name}-7c4f9`, addresses: [`10.0.1.${index + 10}`],
-    connected_since: iso(started), last_report: iso(at - (at % 1000)), subscriptions: 4 + (index % 5), rejected: null,
+    connected_since: iso(started), subscriptions: 4 + (index % 5), synced: index % 7 !== 3, rejected: null,
+    reports: { last_sequence: 400, last_report_at: iso(at - (at % 1000)), reports: 400 },
   }));
 }

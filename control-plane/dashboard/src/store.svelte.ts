@@ -8,7 +8,7 @@ import * as client from './api/client';
 import { Live, type LinkState } from './api/live';
 import type { ConfigError, Graph, Overview, Proxy } from './api/model';
 import { History } from './lib/history';
-import { slowness } from './lib/health';
+import { arriving, type Arriving } from './lib/health';
 import { parse } from './lib/search';
 import * as url from './lib/url';
 import { explain, say, type Key, type Language, type Values } from './messages';
@@ -44,8 +44,7 @@ export class Store {
   recorded = $state(0);
 
   readonly query = $derived(parse(this.search));
-  /** The p99 that the callers of each node see. */
-  readonly slowness = $derived<ReadonlyMap<string, number>>(this.graph ? slowness(this.graph) : new Map());
+  readonly arriving = $derived<ReadonlyMap<string, Arriving>>(this.graph ? arriving(this.graph) : new Map());
   /** What the search found; null when nothing is searched. */
   readonly found = $derived.by<{ nodes: ReadonlySet<string>; edges: ReadonlySet<string> } | null>(() => {
     const graph = this.graph;
@@ -176,7 +175,7 @@ export class Store {
 
   async #askSlowly(): Promise<void> {
     if (document.hidden || this.link === 'reconnecting') return;
-    const [overview, proxies, errors] = await Promise.allSettled([client.overview(this.window), client.proxies(), client.configErrors()]);
+    const [overview, proxies, errors] = await Promise.allSettled([client.overview(), client.proxies(), client.configErrors()]);
     if (this.pausedAt !== null) return;
     if (overview.status === 'fulfilled') this.overview = overview.value;
     if (proxies.status === 'fulfilled') this.proxies = proxies.value;

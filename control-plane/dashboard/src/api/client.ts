@@ -19,7 +19,7 @@ export const graph = (window: string): Promise<Graph> => get(`api/graph?window=$
 export const edge = (id: string, window: string): Promise<EdgeDetail> =>
   get(`api/edges/${encodeURIComponent(id)}?window=${window}`).then(decode.edgeDetail);
 export const proxies = (): Promise<Proxy[]> => get('api/proxies').then(decode.proxies);
-export const overview = (window: string): Promise<Overview> => get(`api/overview?window=${window}`).then(decode.overview);
+export const overview = (): Promise<Overview> => get('api/overview').then(decode.overview);
 export const configErrors = (): Promise<ConfigError[]> => get('api/config/errors').then(decode.configErrors);
 
 async function get(path: string): Promise<unknown> {

@@ -172,46 +172,40 @@ function series(value: unknown): Sample[] {
 }
 
 export function proxies(value: unknown): Proxy[] {
-  const items = Array.isArray(value) ? value : list(object(value, 'proxies').proxies);
-  return items.map((item) => {
-    const json = object(item, 'proxy');
+  return list(object(value, 'list of sidecars').proxies).map((item) => {
+    const json = object(item, 'sidecar');
+    const reports = typeof json.reports === 'object' && json.reports !== null ? (json.reports as Json) : {};
     return {
-      id: text(json.id) ?? text(json.instance) ?? '',
+      id: text(json.instance) ?? '',
       workload: text(json.workload) ?? '',
       namespace: text(json.namespace),
       version: text(json.version),
       pod: text(json.pod),
       addresses: texts(json.addresses),
-      connected: typeof json.connected === 'boolean' ? json.connected : null,
       connectedSince: instant(json.connected_since),
-      lastReport: instant(json.last_report),
-      subscriptions: number(json.subscriptions),
+      subscriptions: number(json.subscriptions) ?? 0,
+      synced: json.synced === true,
       rejected: text(json.rejected),
+      lastReport: instant(reports.last_report_at),
     };
   });
 }
 
 export function overview(value: unknown): Overview {
-  const json = object(value, 'overview');
-  return {
-    services: number(json.services),
-    proxies: number(json.proxies),
-    rps: number(json.requests_per_second),
-    success: number(json.success_rate),
-    p99: latency(json.latency_ms)?.p99 ?? null,
-    unhealthy: number(json.unhealthy),
-  };
+  const counts = object(value, 'overview').proxies;
+  const json = typeof counts === 'object' && counts !== null ? (counts as Json) : {};
+  return { sidecars: number(json.connected), synced: number(json.synced) };
 }
 
 export function configErrors(value: unknown): ConfigError[] {
-  const items = Array.isArray(value) ? value : list(object(value, 'errors').errors);
-  return items.map((item) => {
-    const json = object(item, 'error');
+  return list(object(value, 'list of problems').errors).map((item) => {
+    const json = object(item, 'problem');
     return {
       file: text(json.file) ?? '',
       line: number(json.line),
+      object: text(json.object),
       field: text(json.field),
-      message: text(json.message) ?? text(json.error) ?? '',
+      message: text(json.message) ?? '',
     };
   });
 }
@@ -238,15 +232,10 @@ function number(value: unknown): number | null {
   return typeof value === 'number' && Number.isFinite(value) ? value : null;
 }
 
-/** RFC 3339, or Unix milliseconds, or Unix seconds. */
+/** RFC 3339 to Unix milliseconds. */
 function instant(value: unknown): number | null {
-  if (typeof value === 'string') {
-    const parsed = Date.parse(value);
-    return Number.isNaN(parsed) ? null : parsed;
-  }
-  const raw = number(value);
-  if (raw === null) return null;
-  return raw < 1e11 ? raw * 1000 : raw;
+  const parsed = typeof value === 'string' ? Date.parse(value) : Number.NaN;
+  return Number.isNaN(parsed) ? null : parsed;
 }
 
 function keyed<T extends { readonly id: string }>(values: readonly T[]): ReadonlyMap<string, T> {

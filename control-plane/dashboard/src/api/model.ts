@@ -128,25 +128,27 @@ export interface Proxy {
   readonly version: string | null;
   readonly pod: string | null;
   readonly addresses: readonly string[];
-  readonly connected: boolean | null;
   readonly connectedSince: number | null;
-  readonly lastReport: number | null;
-  readonly subscriptions: number | null;
+  readonly subscriptions: number;
+  /** Whether it has acknowledged everything sent to it. */
+  readonly synced: boolean;
+  /** What it said about the last resource it rejected, while that stands. */
   readonly rejected: string | null;
+  /** null until its first report. */
+  readonly lastReport: number | null;
 }
 
+/** What the picture itself does not tell. */
 export interface Overview {
-  readonly services: number | null;
-  readonly proxies: number | null;
-  readonly rps: number | null;
-  readonly success: number | null;
-  readonly p99: number | null;
-  readonly unhealthy: number | null;
+  readonly sidecars: number | null;
+  readonly synced: number | null;
 }
 
 export interface ConfigError {
   readonly file: string;
   readonly line: number | null;
+  /** `Kind namespace/name`. */
+  readonly object: string | null;
   readonly field: string | null;
   readonly message: string;
 }

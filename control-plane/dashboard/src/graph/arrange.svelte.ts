@@ -1,9 +1,10 @@
 /**
  * Decides where every node stands, and keeps it there.
  *
- * The first picture gets the layered layout. While a picture is still filling up (SETTLE_MS, and only until
- * somebody touches it) the layout may be made again; after that nothing moves by itself: newcomers are placed
- * around the others, a node that comes back gets its old place, and a drag is for good.
+ * The first picture gets the layered layout. While it is still filling up (SETTLE_MS from the first edge on, and
+ * only until somebody drags a node) the layout may be made again; after that nothing moves by itself: newcomers
+ * are placed around the others, a node that comes back gets its old place, and a drag is for good.
+ * Surprise: a node without any edge has no place of its own yet; it moves once, when it gets its first edge.
  */
 import type { Graph } from '../api/model';
 import type { Point } from './geometry';
@@ -11,7 +12,7 @@ import { layered, type LayoutInput } from './layout';
 import type { Memory } from './memory';
 import { placeAll } from './place';
 
-/** How long after its first node a picture may still be arranged as a whole. */
+/** How long after its first edge a picture may still be arranged as a whole. */
 const SETTLE_MS = 4_000;
 const SETTLE_DEBOUNCE_MS = 350;
 /** A worker that does not answer by then is not going to; nodes are then placed one by one. */
@@ -33,7 +34,10 @@ export class Arranger {
   #remembered: Map<string, Point>;
   #graph: Graph | null = null;
   #since: number | null = null;
-  #touched = false;
+  #shape = '';
+  /** Nodes of a settled picture that have never had an edge. */
+  #lone = new Set<string>();
+  readonly #picture: ReadonlyMap<string, Point>;
   #running = false;
   #again = false;
   #timer: ReturnType<typeof setTimeout> | undefined;
@@ -44,46 +48,67 @@ export class Arranger {
     this.#calm = calm;
     const { dragged, picture } = memory.load();
     this.#dragged = dragged;
+    this.#picture = picture;
     this.#remembered = new Map([...picture, ...dragged]);
   }
 
   update(graph: Graph): void {
     this.#graph = graph;
-    if (graph.nodes.size === 0) return;
     const unknown = [...graph.nodes.keys()].filter((id) => !this.positions.has(id));
-    if (unknown.length === 0) return;
-    if (this.#since === null) {
+    const shape = signature(graph);
+    if (shape === this.#shape && unknown.length === 0) return;
+    this.#shape = shape;
+    if (this.settled) {
+      this.#join(unknown);
+      return;
+    }
+    if (this.positions.size === 0 && this.#continues(unknown)) return;
+    if (graph.edges.size > 0 && this.#since === null) {
+      // Without a call there is no left and no right: only from here on does a layout mean something.
       this.#since = Date.now();
-      const known = unknown.filter((id) => this.#remembered.has(id) && !this.#dragged.has(id));
-      if (known.length * 2 > unknown.length) {
-        // The same picture as before a reload: continue it.
-        this.#settle();
-        this.#add(unknown);
-        this.arranged += 1;
-        return;
-      }
       setTimeout(() => this.#settle(), SETTLE_MS);
-      void this.#whole(false);
-      return;
     }
-    if (this.#unsettled()) {
-      clearTimeout(this.#timer);
-      this.#timer = setTimeout(() => void this.#whole(true), SETTLE_DEBOUNCE_MS);
-      return;
-    }
-    this.#add(unknown);
-    this.untidy += unknown.length;
+    clearTimeout(this.#timer);
+    if (this.positions.size === 0) void this.#whole(false);
+    else this.#timer = setTimeout(() => void this.#whole(true), SETTLE_DEBOUNCE_MS);
+  }
+
+  /** After a reload of the page: the same picture as before, if most of it is still there. */
+  #continues(ids: readonly string[]): boolean {
+    const graph = this.#graph;
+    if (!graph || graph.edges.size === 0) return false;
+    const known = ids.filter((id) => this.#picture.has(id));
+    if (known.length * 2 <= ids.length) return false;
+    this.#settle();
+    this.#join(ids);
+    this.arranged += 1;
+    return true;
+  }
+
+  /** Newcomers find a place; a lone node that makes or gets its first call moves to where it belongs. */
+  #join(newcomers: readonly string[]): void {
+    const graph = this.#graph;
+    if (!graph) return;
+    const called = new Set([...graph.edges.values()].flatMap((edge) => [edge.source, edge.target]));
+    const found = [...this.#lone].filter((id) => called.has(id));
+    for (const id of found) this.#lone.delete(id);
+    for (const id of newcomers) if (!called.has(id)) this.#lone.add(id);
+    if (newcomers.length === 0 && found.length === 0) return;
+    const moving = found.filter((id) => !this.#dragged.has(id));
+    for (const id of moving) this.#remembered.delete(id);
+    this.#add([...newcomers, ...moving]);
+    this.untidy += newcomers.length;
   }
 
   /** The user asks for a fresh arrangement; drags are forgotten. */
   async relayout(): Promise<void> {
     this.#dragged.clear();
     this.#memory.saveDragged(this.#dragged);
-    await this.#whole(true);
+    await this.#whole(true, true);
   }
 
   drag(id: string, point: Point): void {
-    this.#touched = true;
+    this.#settle();
     cancelAnimationFrame(this.#frame);
     const next = new Map(this.positions);
     next.set(id, point);
@@ -99,23 +124,20 @@ export class Arranger {
     this.#keep(this.positions);
   }
 
-  /** The user looks at it in their own way: from now on nothing moves by itself. */
-  touch(): void {
-    this.#touched = true;
-  }
-
-  #unsettled(): boolean {
-    return !this.#touched && this.#since !== null && Date.now() - this.#since < SETTLE_MS;
-  }
-
   #settle(): void {
+    if (this.settled) return;
     this.settled = true;
+    clearTimeout(this.#timer);
+    const called = new Set([...(this.#graph?.edges.values() ?? [])].flatMap((edge) => [edge.source, edge.target]));
+    this.#lone = new Set([...(this.#graph?.nodes.keys() ?? [])].filter((id) => !called.has(id)));
+    if (!this.#running && this.positions.size > 0) this.#join(this.#missing());
   }
 
   #add(ids: readonly string[]): void {
     const graph = this.#graph;
     if (!graph) return;
-    const standing = new Map([...this.positions].filter(([id]) => graph.nodes.has(id)));
+    const moving = new Set(ids);
+    const standing = new Map([...this.positions].filter(([id]) => graph.nodes.has(id) && !moving.has(id)));
     const fresh: string[] = [];
     for (const id of ids) {
       const before = this.#remembered.get(id);
@@ -126,7 +148,11 @@ export class Arranger {
     this.#keep(this.positions);
   }
 
-  async #whole(glide: boolean): Promise<void> {
+  #missing(): string[] {
+    return [...(this.#graph?.nodes.keys() ?? [])].filter((id) => !this.positions.has(id));
+  }
+
+  async #whole(glide: boolean, asked = false): Promise<void> {
     if (this.#running) {
       this.#again = true;
       return;
@@ -138,20 +164,25 @@ export class Arranger {
         const graph = this.#graph;
         if (!graph) return;
         const layout = await deadline(layered(input(graph)), LAYOUT_DEADLINE_MS);
+        if (this.settled && !asked && this.positions.size > 0) {
+          // Settled while the layout was being made: too late to move anybody.
+          this.#join(this.#missing());
+          return;
+        }
         for (const [id, point] of this.#dragged) if (layout.positions.has(id)) layout.positions.set(id, point);
         this.untidy = 0;
         this.bends = layout.bends;
         await this.#move(layout.positions, glide && !this.#calm());
         this.arranged += 1;
         // Nodes that came while the layout was being made.
-        const late = [...(this.#graph?.nodes.keys() ?? [])].filter((id) => !this.positions.has(id));
+        const late = this.#missing();
         if (late.length > 0) {
-          if (this.#unsettled()) this.#again = true;
-          else this.#add(late);
+          if (this.settled) this.#join(late);
+          else this.#again = true;
         }
       } while (this.#again);
     } catch {
-      this.#add([...(this.#graph?.nodes.keys() ?? [])].filter((id) => !this.positions.has(id)));
+      this.#add(this.#missing());
       this.arranged += 1;
     } finally {
       this.#running = false;
@@ -191,6 +222,11 @@ export class Arranger {
     }
     this.#memory.savePicture(this.#remembered);
   }
+}
+
+/** What a layout depends on. */
+function signature(graph: Graph): string {
+  return [...graph.nodes.keys(), '', ...graph.edges.keys()].sort().join('\n');
 }
 
 function input(graph: Graph): LayoutInput {

@@ -13,7 +13,7 @@ export interface Point {
 }
 
 /** Size of a node's card, the same for every kind: a calm grid matters more than a snug fit. */
-export const CARD = { width: 188, height: 56 } as const;
+export const CARD = { width: 204, height: 56 } as const;
 
 export interface Link {
   readonly id: string;

@@ -28,7 +28,7 @@ const OPTIONS = {
   'elk.layered.considerModelOrder.strategy': 'PREFER_EDGES',
   'elk.layered.nodePlacement.strategy': 'NETWORK_SIMPLEX',
   'elk.layered.cycleBreaking.strategy': 'DEPTH_FIRST',
-  'elk.layered.spacing.nodeNodeBetweenLayers': '172',
+  'elk.layered.spacing.nodeNodeBetweenLayers': '180',
   'elk.layered.spacing.edgeNodeBetweenLayers': '40',
   'elk.spacing.nodeNode': '38',
   'elk.spacing.edgeNode': '26',
@@ -37,7 +37,8 @@ const OPTIONS = {
   'elk.aspectRatio': '1.9',
   'elk.padding': '[top=20,left=20,bottom=20,right=20]',
 };
-const GROUP_OPTIONS = { 'elk.padding': '[top=48,left=28,bottom=28,right=28]' };
+/** Spacing is not inherited by a group. */
+const GROUP_OPTIONS = { ...OPTIONS, 'elk.padding': '[top=48,left=28,bottom=28,right=28]' };
 
 let elk: InstanceType<typeof ELK> | null = null;
 

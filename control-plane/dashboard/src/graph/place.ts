@@ -7,7 +7,7 @@
  */
 import { CARD, type Link, type Point } from './geometry';
 
-export const COLUMN = CARD.width + 172;
+export const COLUMN = CARD.width + 180;
 export const ROW = CARD.height + 34;
 
 /** Rows tried above and below before giving up and taking the place below everything. */

@@ -22,10 +22,13 @@ export interface SurfaceEvents {
   drop(id: string): void;
 }
 
+/** `gentle`: beside a selection that stays; `faded`: beside what the pointer or the search asks for. */
+export type Emphasis = 'normal' | 'strong' | 'gentle' | 'faded';
+
 export interface EdgeLook {
   readonly edge: GraphEdge;
   readonly curve: Curve;
-  readonly emphasis: 'normal' | 'strong' | 'faded';
+  readonly emphasis: Emphasis;
 }
 
 const ZOOM_MIN = 0.1;
@@ -92,16 +95,19 @@ export class Surface {
     this.#go(zoom, { x: centre.x - (centre.x - pan.x) * ratio, y: centre.y - (centre.y - pan.y) * ratio }, animated);
   }
 
-  /** Moves the view just enough to show a point that is outside. */
-  reveal(point: Point, animated: boolean): void {
+  /** Moves the view just enough to show cards that are outside; where not all fit, the last one matters most. */
+  reveal(points: readonly Point[], animated: boolean): void {
     const cy = this.#cy;
-    const { x, y } = cy.pan();
     const zoom = cy.zoom();
+    let { x, y } = cy.pan();
+    const before = { x, y };
     const margin = { x: Math.min(cy.width() / 2, (CARD.width / 2) * zoom + 24), y: Math.min(cy.height() / 2, (CARD.height / 2) * zoom + 24) };
-    const onScreen = { x: point.x * zoom + x, y: point.y * zoom + y };
-    const dx = clamp(onScreen.x, margin.x, cy.width() - margin.x) - onScreen.x;
-    const dy = clamp(onScreen.y, margin.y, cy.height() - margin.y) - onScreen.y;
-    if (dx !== 0 || dy !== 0) this.#go(zoom, { x: x + dx, y: y + dy }, animated);
+    for (const point of points) {
+      const on = { x: point.x * zoom + x, y: point.y * zoom + y };
+      x += clamp(on.x, margin.x, cy.width() - margin.x) - on.x;
+      y += clamp(on.y, margin.y, cy.height() - margin.y) - on.y;
+    }
+    if (x !== before.x || y !== before.y) this.#go(zoom, { x, y }, animated);
   }
 
   shows(points: Iterable<Point>): boolean {
@@ -194,6 +200,7 @@ export class Surface {
       },
       { selector: 'edge[emphasis = "strong"][health = "healthy"]', style: { 'line-color': colours.accent, 'target-arrow-color': colours.accent } },
       { selector: 'edge[emphasis = "strong"]', style: { 'z-index': 10 } },
+      { selector: 'edge[emphasis = "gentle"]', style: { opacity: 0.5 } },
       { selector: 'edge[emphasis = "faded"]', style: { opacity: 0.18 } },
     ] as cytoscape.StylesheetStyle[];
   }

@@ -4,8 +4,26 @@ export function graph(window: string): string {
   return `weft graph${option(window)}`;
 }
 
-export function stat(window: string, about?: string): string {
-  return `weft stat${about === undefined ? '' : ` ${about}`}${option(window)}`;
+export function stat(window: string): string {
+  return `weft stat${option(window)}`;
+}
+
+export function edge(window: string, source: string, target: string): string {
+  return `weft stat ${source} ${target} --routes${option(window)}`;
+}
+
+export function callers(window: string, target: string): string {
+  return `weft stat - ${target}${option(window)}`;
+}
+
+export function calls(window: string, source: string): string {
+  return `weft stat ${source}${option(window)}`;
+}
+
+/** What the CLI takes for a node: its name where that is enough, else its id. */
+export function name(node: { readonly id: string; readonly name: string }, all: Iterable<{ readonly id: string; readonly name: string }>): string {
+  for (const other of all) if (other.name === node.name && other.id !== node.id) return node.id;
+  return node.name;
 }
 
 function option(window: string): string {

@@ -55,12 +55,24 @@ export function sum(edges: Iterable<GraphEdge>): Sum {
   return { rps, success: judged > 0 ? good / judged : null, slowest };
 }
 
-/** The largest p99 among the requests that arrive at each node. */
-export function slowness(graph: Graph): ReadonlyMap<string, number> {
-  const worst = new Map<string, number>();
+export interface Arriving {
+  /** The largest p99 among the edges that arrive. */
+  readonly p99: number | null;
+  /** Bytes per second of opaque connections, both ways; null where there are none. */
+  readonly opaqueBytes: number | null;
+}
+
+/** What the edges say of each node that the node itself does not carry. */
+export function arriving(graph: Graph): ReadonlyMap<string, Arriving> {
+  const result = new Map<string, Arriving>();
   for (const edge of graph.edges.values()) {
-    const p99 = edge.latency?.p99 ?? null;
-    if (p99 !== null && hasRequests(edge)) worst.set(edge.target, Math.max(p99, worst.get(edge.target) ?? 0));
+    const { p99, opaqueBytes } = result.get(edge.target) ?? { p99: null, opaqueBytes: null };
+    const slow = hasRequests(edge) ? (edge.latency?.p99 ?? null) : null;
+    const bytes = hasRequests(edge) || edge.idle ? null : edge.bytesSent + edge.bytesReceived;
+    result.set(edge.target, {
+      p99: slow === null ? p99 : Math.max(slow, p99 ?? 0),
+      opaqueBytes: bytes === null ? opaqueBytes : bytes + (opaqueBytes ?? 0),
+    });
   }
-  return worst;
+  return result;
 }

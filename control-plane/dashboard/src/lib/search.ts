@@ -88,6 +88,7 @@ function read(token: string): Term | null {
   const body = negated ? token.slice(1) : token;
   const match = COMPARISON.exec(body);
   if (!match) {
+    if (/[<>=]/.test(body)) return null; // half a comparison
     const key = ALIASES[body.toLowerCase()] ?? body.toLowerCase();
     const flag = FLAGS[key];
     if (flag) return { negated, edge: flag, node: null };

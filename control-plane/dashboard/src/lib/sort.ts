@@ -29,5 +29,7 @@ export interface Column<T> {
   readonly id: string;
   readonly title: string;
   readonly numeric?: boolean;
+  /** Not a number to look at, but sorted like one: large first. */
+  readonly worstFirst?: boolean;
   readonly value: (row: T) => Value;
 }
