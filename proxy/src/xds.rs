@@ -10,6 +10,7 @@
 //! ```
 //!
 //! - [`model`]: what workers see. [`directory`]: the map and the waiting room.
+//! - [`dump`]: the map for people. [`backoff`]: when to try again.
 //! - [`parse`]: one resource → draft, or an error that names the field (becomes a NACK).
 //! - [`subscription`]: the protocol of one resource type. [`store`]: drafts → compiled objects, in order.
 //! - [`client`]: the two together as one step function. [`task`]: its sockets and clock.
@@ -28,8 +29,11 @@ use weft_wire::node::NodeMetadata;
 mod backoff;
 mod client;
 mod directory;
+mod dump;
 mod model;
 mod parse;
+#[cfg(test)]
+mod plane;
 mod store;
 mod subscription;
 mod task;

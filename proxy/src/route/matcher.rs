@@ -7,138 +7,17 @@
 //! Surprise: authority is compared with its port first, then without, because xDS domains may carry one.
 //! Non-goal: regular expressions. The control plane does not send them and [`crate::xds`] refuses them.
 
+mod condition;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::{HeaderName, Method};
 
 use crate::xds::Cluster;
 
-/// How a path must look.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PathMatch {
-    /// Equal, byte by byte, without the query.
-    Exact(Box<str>),
-    /// Starts with these bytes. `Prefix("/")` matches everything, `*` of `OPTIONS` included.
-    Prefix(Box<str>),
-    /// Starts with these whole segments: `/a` matches `/a` and `/a/b` but not `/ab` (HTTPRoute's `PathPrefix`).
-    Segments(Box<str>),
-}
-
-/// How a header's or query parameter's value must look.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ValueMatch {
-    /// Equal.
-    Exact(Box<str>),
-    /// Starts with.
-    Prefix(Box<str>),
-    /// Ends with.
-    Suffix(Box<str>),
-    /// Contains.
-    Contains(Box<str>),
-    /// Is there at all.
-    Present,
-}
-
-/// One condition on a header.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HeaderMatch {
-    /// The header.
-    pub name: HeaderName,
-    /// What its value must be. Several lines of one header are compared one by one: any may match.
-    pub value: ValueMatch,
-    /// Whether the condition is turned round.
-    pub invert: bool,
-}
-
-/// One condition on a query parameter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QueryMatch {
-    /// The parameter, as it stands in the URL (no percent decoding).
-    pub name: Box<str>,
-    /// What its first value must be.
-    pub value: ValueMatch,
-}
-
-/// All conditions of one route; all must hold.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Matches {
-    /// The path.
-    pub path: PathMatch,
-    /// The method; `None` = any.
-    pub method: Option<Method>,
-    /// Headers.
-    pub headers: Box<[HeaderMatch]>,
-    /// Query parameters.
-    pub query: Box<[QueryMatch]>,
-}
-
-impl Matches {
-    /// Matches every request.
-    #[must_use]
-    pub fn all() -> Self {
-        Self { path: PathMatch::Prefix("/".into()), method: None, headers: [].into(), query: [].into() }
-    }
-
-    /// Whether the conditions hold for every request, so that nothing needs to be looked at.
-    fn is_all(&self) -> bool {
-        matches!(&self.path, PathMatch::Prefix(prefix) if &**prefix == "/" || prefix.is_empty())
-            && self.method.is_none()
-            && self.headers.is_empty()
-            && self.query.is_empty()
-    }
-
-    fn hold(&self, request: &Parts) -> bool {
-        self.path.holds(request.uri.path())
-            && self.method.as_ref().is_none_or(|method| *method == request.method)
-            && self.headers.iter().all(|header| header.holds(request))
-            && self.query.iter().all(|query| query.holds(request.uri.query().unwrap_or_default()))
-    }
-}
-
-impl PathMatch {
-    fn holds(&self, path: &str) -> bool {
-        match self {
-            Self::Exact(exact) => **exact == *path,
-            Self::Prefix(prefix) => &**prefix == "/" || path.starts_with(&**prefix),
-            Self::Segments(prefix) => path
-                .strip_prefix(prefix.trim_end_matches('/'))
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
-        }
-    }
-}
-
-impl ValueMatch {
-    fn holds(&self, value: &[u8]) -> bool {
-        match self {
-            Self::Exact(text) => value == text.as_bytes(),
-            Self::Prefix(text) => value.starts_with(text.as_bytes()),
-            Self::Suffix(text) => value.ends_with(text.as_bytes()),
-            Self::Contains(text) => {
-                text.is_empty() || value.windows(text.len()).any(|window| window == text.as_bytes())
-            }
-            Self::Present => true,
-        }
-    }
-}
-
-impl HeaderMatch {
-    fn holds(&self, request: &Parts) -> bool {
-        let mut values = request.headers.get_all(&self.name).iter();
-        values.any(|value| self.value.holds(value.as_bytes())) != self.invert
-    }
-}
-
-impl QueryMatch {
-    fn holds(&self, query: &str) -> bool {
-        let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        pairs
-            .find(|(name, _)| **name == *self.name)
-            .is_some_and(|(_, value)| self.value.holds(value.as_bytes()))
-    }
-}
+pub use condition::{HeaderMatch, Matches, PathMatch, QueryMatch, ValueMatch};
 
 /// One cluster that a route sends to, with its share.
 #[derive(Debug, Clone)]
@@ -186,6 +65,12 @@ impl Route {
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// What the route asks of a request.
+    #[must_use]
+    pub fn matches(&self) -> &Matches {
+        &self.matches
     }
 
     /// The cluster for one request: drawn by weight where there are several, so ask once per request.
@@ -353,13 +238,15 @@ impl RouteTable {
         lower.copy_from_slice(authority);
         lower.make_ascii_lowercase();
         let full = std::str::from_utf8(lower).ok()?;
-        self.named(full).or_else(|| self.named(without_port(full)?))
-    }
-
-    fn named(&self, host: &str) -> Option<usize> {
-        let suffix = || self.suffixes.iter().find(|(suffix, _)| host.ends_with(&**suffix));
-        let prefix = || self.prefixes.iter().find(|(prefix, _)| host.starts_with(&**prefix));
-        self.exact.get(host).copied().or_else(|| Some(suffix().or_else(prefix)?.1))
+        let spellings = [Some(full), without_port(full)];
+        let spellings = || spellings.iter().flatten();
+        let exact = || spellings().find_map(|host| self.exact.get(*host).copied());
+        let ending = |host: &str| self.suffixes.iter().find(|(suffix, _)| host.ends_with(&**suffix));
+        let beginning = |host: &str| self.prefixes.iter().find(|(prefix, _)| host.starts_with(&**prefix));
+        let wild = || {
+            spellings().find_map(|host| ending(host)).or_else(|| spellings().find_map(|host| beginning(host)))
+        };
+        exact().or_else(|| Some(wild()?.1))
     }
 }
 
@@ -384,4 +271,162 @@ fn authority(request: &Parts) -> Option<&str> {
 fn without_port(authority: &str) -> Option<&str> {
     let (host, port) = authority.rsplit_once(':')?;
     (!port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())).then_some(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xds::ClusterSpec;
+    use http::{HeaderName, Method};
+    use proptest::prelude::*;
+
+    fn cluster(name: &str) -> Arc<Cluster> {
+        Cluster::new(ClusterSpec::new(name), vec![])
+    }
+
+    fn route(name: &str, matches: Matches) -> Arc<Route> {
+        Route::new(name, matches, cluster(name))
+    }
+
+    fn path(path: PathMatch) -> Matches {
+        Matches { path, ..Matches::all() }
+    }
+
+    fn host(domains: &[&str], routes: Vec<Arc<Route>>) -> VirtualHost {
+        VirtualHost {
+            name: "".into(),
+            domains: domains.iter().map(|&domain| domain.into()).collect(),
+            routes,
+        }
+    }
+
+    fn request(method: &str, uri: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut request = http::Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).expect("a request").into_parts().0
+    }
+
+    fn picked(table: &RouteTable, request: &Parts) -> Option<String> {
+        table.pick(request).map(|route| route.name().to_string())
+    }
+
+    #[test]
+    fn one_cluster_takes_every_request() {
+        let table = RouteTable::to(cluster("a"));
+        for request in
+            [request("GET", "/", &[]), request("OPTIONS", "*", &[]), request("CONNECT", "a:443", &[])]
+        {
+            assert_eq!(picked(&table, &request).as_deref(), Some("a"), "{request:?}");
+        }
+        assert_eq!(picked(&RouteTable::empty(), &request("GET", "/", &[])), None);
+    }
+
+    #[test]
+    fn the_first_match_wins() {
+        let table = RouteTable::new(vec![host(
+            &["*"],
+            vec![
+                route("exact", path(PathMatch::Exact("/a".into()))),
+                route("segments", path(PathMatch::Segments("/a".into()))),
+                route("prefix", path(PathMatch::Prefix("/ab".into()))),
+                route("post", Matches { method: Some(Method::POST), ..Matches::all() }),
+            ],
+        )]);
+        let table = table.expect("valid");
+        for (method, uri, expected) in [
+            ("GET", "/a?x=1", Some("exact")),
+            ("GET", "/a/", Some("segments")),
+            ("GET", "/a/b", Some("segments")),
+            ("GET", "/abc", Some("prefix")),
+            ("POST", "/z", Some("post")),
+            ("GET", "/z", None),
+        ] {
+            assert_eq!(picked(&table, &request(method, uri, &[])).as_deref(), expected, "{method} {uri}");
+        }
+    }
+
+    #[test]
+    fn headers_and_query_parameters_are_conditions() {
+        let header = |name: &'static str, value, invert| HeaderMatch {
+            name: HeaderName::from_static(name),
+            value,
+            invert,
+        };
+        let matches = Matches {
+            headers: [
+                header("x-team", ValueMatch::Exact("blue".into()), false),
+                header("x-debug", ValueMatch::Present, true),
+            ]
+            .into(),
+            query: [QueryMatch { name: "v".into(), value: ValueMatch::Prefix("2".into()) }].into(),
+            ..Matches::all()
+        };
+        let table = RouteTable::new(vec![host(&["*"], vec![route("a", matches)])]).expect("valid");
+        let picks = |uri, headers: &[(&str, &str)]| table.pick(&request("GET", uri, headers)).is_some();
+        assert!(picks("/?u=1&v=2.1", &[("x-team", "red"), ("x-team", "blue")]));
+        assert!(!picks("/?v=2.1", &[("x-team", "red")]));
+        assert!(!picks("/?v=1&v=2", &[("x-team", "blue")]), "the first value counts");
+        assert!(!picks("/", &[("x-team", "blue")]));
+        assert!(!picks("/?v=2", &[("x-team", "blue"), ("x-debug", "")]));
+    }
+
+    #[test]
+    fn the_most_specific_domain_wins_with_or_without_a_port() {
+        let named = |domain: &str| host(&[domain], vec![route(domain, Matches::all())]);
+        let domains =
+            ["*", "*.shop", "*.eu.shop", "orders.*", "orders.shop", "orders.shop:9090", "[fd00::1]"];
+        let table = RouteTable::new(domains.into_iter().map(named).collect()).expect("valid");
+        for (authority, expected) in [
+            ("Orders.Shop", "orders.shop"),
+            ("orders.shop:80", "orders.shop"),
+            ("orders.shop:9090", "orders.shop:9090"),
+            ("a.shop", "*.shop"),
+            ("a.eu.shop:80", "*.eu.shop"),
+            ("orders.test", "orders.*"),
+            ("[fd00::1]:80", "[fd00::1]"),
+            ("elsewhere", "*"),
+        ] {
+            let request = request("GET", "/", &[("host", authority)]);
+            assert_eq!(picked(&table, &request).as_deref(), Some(expected), "{authority}");
+        }
+        assert_eq!(
+            picked(&table, &request("GET", "http://a.shop/", &[("host", "b.test")])).as_deref(),
+            Some("*.shop")
+        );
+        assert_eq!(picked(&table, &request("GET", "/", &[])).as_deref(), Some("*"));
+        let long = "x".repeat(300);
+        assert_eq!(picked(&table, &request("GET", "/", &[("host", &long)])).as_deref(), Some("*"));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for domains in [&["*", "*"][..], &["a", "A"], &["*.a", "*.a"], &["a*b"], &["*a*"], &[""], &["**"]] {
+            assert!(RouteTable::new(vec![host(domains, vec![])]).is_err(), "{domains:?}");
+        }
+        assert!(Route::split("none", Matches::all(), vec![]).is_err());
+        let idle = Backend { cluster: cluster("a"), weight: 0 };
+        assert!(Route::split("zero", Matches::all(), vec![idle]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn weights_are_honoured_exactly(weights in proptest::collection::vec(0..50_u32, 1..6)) {
+            let total: u32 = weights.iter().sum();
+            let mut drawn = vec![0; weights.len()];
+            for draw in 0..u64::from(total) {
+                drawn[pick_weighted(weights.iter().copied(), draw)] += 1;
+            }
+            prop_assert_eq!(drawn, weights);
+        }
+
+        #[test]
+        fn any_request_is_answered_without_panic(uri in "[/a-z?&=%*]{0,40}", authority in "[a-z:.\\[\\]0-9]{0,40}") {
+            let table = RouteTable::new(vec![host(&["a.b", "*.c"], vec![route("r", path(PathMatch::Segments("/a".into())))])]);
+            if let Ok(request) = http::Request::builder().uri(uri).header("host", authority).body(()) {
+                let _route = table.expect("valid").pick(&request.into_parts().0);
+            }
+        }
+    }
 }

@@ -462,3 +462,6 @@ fn summary(complaints: &[String]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use weft_wire::xds::ListenerName;
 
+use super::dump::dump;
 use super::model::Listener;
 
 /// What the directory knows about a destination.
@@ -170,7 +171,7 @@ impl Directory {
     /// Everything that is known, for people: the admin's config dump.
     #[must_use]
     pub fn dump(&self) -> serde_json::Value {
-        serde_json::json!({ "status": &*self.status() })
+        dump(&self.status(), &self.map.load())
     }
 
     pub(crate) fn publish(&self, map: Map) {
