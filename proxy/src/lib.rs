@@ -16,6 +16,7 @@ pub mod policy;
 pub mod pool;
 pub mod record;
 pub mod reply;
+pub mod report;
 pub mod route;
 pub mod tcp;
 pub mod tls;

@@ -72,6 +72,8 @@ pub const SERVER_PORT: &str = "server.port";
 /// The caller's address as the inbound side saw it; only where no verified identity names the caller.
 pub const CLIENT_ADDRESS: &str = "client.address";
 
+/// How protocol detection ended; only on [`DETECT_DURATION`].
+pub const DETECT_RESULT: &str = "weft.detect.result";
 /// The workload on the other side of the edge.
 pub const PEER_WORKLOAD: &str = "weft.peer.workload";
 /// The namespace of the workload on the other side of the edge.

@@ -158,6 +158,7 @@ impl Shard {
         self.sweep_at(Instant::now());
     }
 
+    /// [`sweep`](Self::sweep) with the time passed in.
     pub(crate) fn sweep_at(&self, now: Instant) {
         let mut kept = 0;
         self.edges.borrow_mut().retain(|_, edge| {
@@ -212,6 +213,22 @@ impl Core {
         self.cells.limits[limit as usize].add(1);
     }
 
+    fn resolve(&self, spec: &PeerSpec) -> PeerIndex {
+        let mut peers = self.peers.borrow_mut();
+        if let Some(index) = peers.indices.get(spec) {
+            return *index;
+        }
+        let Some(index) = u16::try_from(peers.specs.len()).ok().filter(|&index| index <= PeerIndex::MAX)
+        else {
+            self.limit(Limit::Peers);
+            return PeerIndex::UNKNOWN;
+        };
+        let spec = Arc::new(spec.clone());
+        peers.specs.push(Arc::clone(&spec));
+        peers.indices.insert(spec, PeerIndex(index));
+        PeerIndex(index)
+    }
+
     pub(crate) fn peer(&self, index: PeerIndex) -> Arc<PeerSpec> {
         let peers = self.peers.borrow();
         Arc::clone(peers.specs.get(usize::from(index.0)).unwrap_or(&peers.specs[0]))
@@ -246,6 +263,12 @@ impl Edge {
     #[must_use]
     pub fn spec(&self) -> &Arc<EdgeSpec> {
         &self.spec
+    }
+
+    /// As [`Shard::peer`].
+    #[must_use]
+    pub fn peer(&self, spec: &PeerSpec) -> PeerIndex {
+        self.core.resolve(spec)
     }
 
     /// Starts recording a request. Reads method, path, version and content type; call before headers change.

@@ -1,0 +1,212 @@
+//! Reports to the control plane: OTLP metrics over gRPC, every event exactly once.
+//!
+//! In: the ledgers of `record`. Out: every second the differences to the last time, as one report with a
+//! sequence number. Reports are sent in order, one at a time, and sent again, the same bytes under the same
+//! number, until the receiver says that it has them; a receiver that has counted a number says so again without
+//! counting it. That makes an acknowledgement that was lost harmless.
+//!
+//! Invariant: an event is in exactly one place: in a worker's cells, in one report of the queue, or counted by
+//! the receiver. An outage of any length loses nothing: up to [`QUEUE_MAX`] reports keep their place in time;
+//! after that no more differences are taken, the cells go on counting, and the first report after the outage
+//! covers the rest of it. Only label sets that come and go in great numbers during an outage can be lost, and
+//! that is counted (`weft.report.dropped`).
+//!
+//! Surprise: reports are encoded once, when they are taken, and queued as bytes: that is smaller than the
+//! messages, and a resend cannot differ. Non-goal: traces and logs.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::{Instant, MissedTickBehavior};
+use tonic::transport::{Channel, Endpoint};
+use weft_wire::header;
+
+use crate::record::{Limit, Telemetry};
+use queue::{Queue, Report};
+
+mod client;
+mod encode;
+mod queue;
+mod snapshot;
+
+/// How often differences are taken.
+pub const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Reports that wait at most: a minute of an outage keeps its place in time.
+pub const QUEUE_MAX: usize = 60;
+
+/// Bytes that wait at most, whatever their number; a second of a busy sidecar is some 20 kB.
+pub const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How long a receiver may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the last reports may take when the proxy ends.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Intervals between two rounds of [`Telemetry::tidy`].
+const TIDY_EVERY: u32 = 60;
+
+/// Reports until `stop`, then once more what is left, with a short deadline. Run it once, on the admin thread.
+///
+/// Without an `endpoint` nothing is reported and only the chores are done. The connection is opened when there
+/// is something to send.
+pub async fn run(telemetry: Arc<Telemetry>, endpoint: Option<Endpoint>, stop: impl Future<Output = ()>) {
+    let Some(endpoint) = endpoint else { return tidy(&telemetry, stop).await };
+    telemetry.report_differences();
+    let channel = endpoint.connect_lazy();
+    let mut reporter = Reporter::new(telemetry);
+    reporter.report(&channel, stop).await;
+    reporter.take(true);
+    if tokio::time::timeout(FLUSH_TIMEOUT, reporter.flush(&channel)).await.is_err() {
+        tracing::warn!(
+            reports = reporter.queue.len(),
+            "control plane does not answer, last reports are lost"
+        );
+    }
+}
+
+async fn tidy(telemetry: &Telemetry, stop: impl Future<Output = ()>) {
+    let mut stop = std::pin::pin!(stop);
+    let mut rounds = tokio::time::interval(INTERVAL * TIDY_EVERY);
+    loop {
+        tokio::select! {
+            _ = rounds.tick() => telemetry.tidy(),
+            () = &mut stop => return,
+        }
+    }
+}
+
+struct Reporter {
+    telemetry: Arc<Telemetry>,
+    queue: Queue,
+    taken: snapshot::Taken,
+    reachable: bool,
+}
+
+impl Reporter {
+    fn new(telemetry: Arc<Telemetry>) -> Self {
+        Self { telemetry, queue: Queue::default(), taken: snapshot::Taken::new(now()), reachable: true }
+    }
+
+    /// The loop: takes a report every second; sends one at a time, with a pause after a failure.
+    async fn report(&mut self, channel: &Channel, stop: impl Future<Output = ()>) {
+        let mut stop = std::pin::pin!(stop);
+        let mut ticks = tokio::time::interval(INTERVAL);
+        // After a stall one long interval says the same as many short ones.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut round = 0_u32;
+        let mut sending: Option<Sending> = None;
+        let mut not_before = Instant::now();
+        loop {
+            if sending.is_none()
+                && let Some(report) = self.queue.next()
+            {
+                sending = Some(Box::pin(send(channel.clone(), self.instance(), report, not_before)));
+            }
+            tokio::select! {
+                _ = ticks.tick() => {
+                    round = round.wrapping_add(1);
+                    if round.is_multiple_of(TIDY_EVERY) {
+                        self.telemetry.tidy();
+                    }
+                    self.take(false);
+                }
+                outcome = finished(&mut sending) => {
+                    sending = None;
+                    not_before = Instant::now() + self.settle(outcome);
+                }
+                () = &mut stop => return,
+            }
+        }
+    }
+
+    /// Sends everything that waits.
+    async fn flush(&mut self, channel: &Channel) {
+        let mut not_before = Instant::now();
+        while let Some(report) = self.queue.next() {
+            let outcome = send(channel.clone(), self.instance(), report, not_before).await;
+            not_before = Instant::now() + self.settle(outcome);
+        }
+    }
+
+    /// Takes the differences since the last time, unless too much waits already.
+    fn take(&mut self, whatever_waits: bool) {
+        if !self.queue.has_room() && !whatever_waits {
+            // This interval will be part of the next one that is taken.
+            self.telemetry.limit(Limit::ReportQueue);
+            return;
+        }
+        let snapshot = self.taken.snapshot(&self.telemetry, now());
+        for bytes in encode::encode(&snapshot, self.telemetry.identity()) {
+            self.queue.push(bytes);
+        }
+    }
+
+    /// Learns from an attempt to send; returns how long to wait before the next.
+    fn settle(&mut self, outcome: Result<u64, tonic::Status>) -> Duration {
+        match outcome {
+            Ok(sequence) => {
+                self.queue.acknowledged(sequence);
+                if !self.reachable {
+                    tracing::info!(waiting = self.queue.len(), "control plane takes reports again");
+                }
+                self.reachable = true;
+                Duration::ZERO
+            }
+            Err(status) => {
+                if self.reachable {
+                    tracing::warn!(code = ?status.code(), message = status.message(), "control plane does not take reports");
+                }
+                self.reachable = false;
+                self.queue.failed(fastrand::f64())
+            }
+        }
+    }
+
+    fn instance(&self) -> Arc<str> {
+        Arc::clone(&self.telemetry.identity().instance)
+    }
+}
+
+type Sending = std::pin::Pin<Box<dyn Future<Output = Result<u64, tonic::Status>> + Send>>;
+
+/// The end of the attempt under way; never, when there is none.
+async fn finished(sending: &mut Option<Sending>) -> Result<u64, tonic::Status> {
+    match sending {
+        Some(sending) => sending.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// One attempt. Returns the sequence that the receiver has.
+async fn send(
+    channel: Channel,
+    instance: Arc<str>,
+    report: Report,
+    not_before: Instant,
+) -> Result<u64, tonic::Status> {
+    tokio::time::sleep_until(not_before).await;
+    let Report { sequence, bytes } = report;
+    let mut request = tonic::Request::new(bytes);
+    let metadata = request.metadata_mut();
+    let number = |value: u64| tonic::metadata::MetadataValue::from(value);
+    metadata.insert(header::REPORT_SEQUENCE, number(sequence));
+    metadata.insert(header::REPORT_SENT_AT, number(now()));
+    match instance.parse() {
+        Ok(instance) => drop(metadata.insert(header::REPORT_INSTANCE, instance)),
+        Err(_) => return Err(tonic::Status::invalid_argument("the instance's name is not ASCII")),
+    }
+    match tokio::time::timeout(ANSWER_TIMEOUT, client::export(channel, request)).await {
+        Ok(answer) => answer.map(|()| sequence),
+        Err(_) => Err(tonic::Status::deadline_exceeded("no answer")),
+    }
+}
+
+/// Unix nanoseconds.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
+}
+
+#[cfg(test)]
+mod tests;

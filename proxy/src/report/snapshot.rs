@@ -1,0 +1,66 @@
+//! The differences since the last time: what one report says.
+
+use crate::record::cell::{Growth, Totals};
+use crate::record::series::{ConnectionLabels, FlowLabels, FlowTotals, RequestLabels};
+use crate::record::{Detected, Telemetry};
+
+/// What happened between two moments, by label set.
+#[derive(Debug, Default)]
+pub(super) struct Snapshot {
+    /// Unix nanoseconds.
+    pub(super) start: u64,
+    /// Unix nanoseconds.
+    pub(super) end: u64,
+    pub(super) requests: Vec<(RequestLabels, Growth)>,
+    pub(super) flows: Vec<(FlowLabels, FlowTotals)>,
+    pub(super) connections: Vec<(ConnectionLabels, Growth)>,
+    pub(super) detected: Vec<(Detected, Growth)>,
+    /// Label sets lost to the ledger's bound.
+    pub(super) dropped: u64,
+}
+
+/// Up to where differences have been taken.
+#[derive(Debug)]
+pub(super) struct Taken {
+    until: u64,
+    detected: [Totals; Detected::ALL.len()],
+    dropped: u64,
+}
+
+impl Taken {
+    pub(super) fn new(now: u64) -> Self {
+        Self { until: now, detected: Default::default(), dropped: 0 }
+    }
+
+    /// Takes what has happened since. `now` may lie before the last one: clocks are set.
+    pub(super) fn snapshot(&mut self, telemetry: &Telemetry, now: u64) -> Snapshot {
+        let start = self.until.min(now);
+        self.until = now;
+        let mut snapshot = Snapshot { start, end: now, ..Snapshot::default() };
+        let mut books = telemetry.settle();
+        books.requests.differences(|labels, now, then| {
+            snapshot.requests.extend(now.since(then).map(|growth| (labels.clone(), growth)));
+        });
+        books.connections.differences(|labels, now, then| {
+            snapshot.connections.extend(now.since(then).map(|growth| (labels.clone(), growth)));
+        });
+        books.flows.differences(|labels, now, then| {
+            let difference = FlowTotals {
+                to_server: now.to_server - then.to_server,
+                to_client: now.to_client - then.to_client,
+                opened: now.opened - then.opened,
+                folded: now.folded - then.folded,
+            };
+            snapshot.flows.push((labels.clone(), difference));
+        });
+        snapshot.dropped = books.dropped - self.dropped;
+        self.dropped = books.dropped;
+        drop(books);
+        let detected = telemetry.detected();
+        for ((result, now), then) in Detected::ALL.into_iter().zip(&detected).zip(&self.detected) {
+            snapshot.detected.extend(now.since(then).map(|growth| (result, growth)));
+        }
+        self.detected = detected;
+        snapshot
+    }
+}
