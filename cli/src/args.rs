@@ -3,7 +3,6 @@
 //! Surprise: the hidden subcommands are this program's other lives (see the crate's documentation). They are
 //! dispatched before any thread is started, because a process with threads cannot enter a user namespace.
 
-use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -37,6 +36,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Run a program in the mesh, with a sidecar of its own
     Run(run::RunArgs),
+    /// Run a control plane: configuration for sidecars, the graph, the dashboard
+    ControlPlane(Box<weft_control_plane::config::Config>),
     /// Show the live call graph
     Graph(graph::GraphArgs),
     /// Show rate, success and latency of every call
@@ -56,9 +57,6 @@ enum Command {
     /// The sidecar
     #[command(hide = true)]
     Proxy(Box<inner::Proxy>),
-    /// The control plane
-    #[command(hide = true, disable_help_flag = true, disable_version_flag = true)]
-    ControlPlane(Passed),
     /// A program of the demo's shop
     #[command(hide = true)]
     DemoApp {
@@ -74,13 +72,6 @@ enum Command {
     /// Remove a directory when the parent is gone
     #[command(hide = true)]
     FabricSweep(launcher::SweepArgs),
-}
-
-/// Arguments for somebody else's parser.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Passed {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) arguments: Vec<OsString>,
 }
 
 /// Where the control plane's API is.
@@ -104,7 +95,7 @@ pub(crate) fn run() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         Command::Proxy(arguments) => inner::proxy(*arguments).map(|()| ExitCode::SUCCESS),
-        Command::ControlPlane(passed) => inner::control_plane(passed).map(|()| ExitCode::SUCCESS),
+        Command::ControlPlane(config) => inner::control_plane(*config).map(|()| ExitCode::SUCCESS),
         Command::DemoApp { name } => demo::app::run(&name).map(|()| ExitCode::SUCCESS),
         Command::FabricExec(arguments) => {
             let (what, error) = launch::run(arguments);

@@ -11,6 +11,7 @@ mod cast;
 mod manifest;
 mod stage;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -176,15 +177,16 @@ async fn answering(stage: &Stage, api: &Api) -> anyhow::Result<()> {
     }
 }
 
-/// Until every service has been seen in the graph; `None` when that takes too long to wait for.
+/// Until every service has been called by someone; `None` when that takes too long to wait for.
 async fn picture(stage: &Stage, api: &Api) -> anyhow::Result<Option<(usize, usize)>> {
     let deadline = Instant::now() + PICTURE_PATIENCE;
     while Instant::now() < deadline {
         stage.check()?;
-        if let Ok(graph) = api.graph("1m").await
-            && graph.nodes.iter().filter(|node| node.kind == "workload").count() > cast::services()
-        {
-            return Ok(Some((graph.nodes.len(), graph.edges.len())));
+        if let Ok(graph) = api.graph("1m").await {
+            let called: HashSet<&str> = graph.edges.iter().map(|edge| edge.target.as_str()).collect();
+            if called.iter().filter(|target| target.starts_with("workload:")).count() >= cast::services() {
+                return Ok(Some((graph.nodes.len(), graph.edges.len())));
+            }
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -203,11 +205,8 @@ fn explain(stage: &Stage, address: SocketAddr, load: bool, duration: Option<Dura
     ));
     output::line("             recommendations   failing: one call in five, which no shopper notices");
     output::line("             api.bank.example  external, and cron: a caller without a sidecar");
-    let api = if url == crate::api::DEFAULT { String::new() } else { format!(" --api {url}") };
-    output::line(format_args!(
-        "  {}        weft graph{api} · weft stat orders{api} · weft stat --routes{api}",
-        key("Ask")
-    ));
+    let api = if url == crate::api::DEFAULT { String::new() } else { format!("   (each with --api {url})") };
+    output::line(format_args!("  {}        weft graph · weft stat orders · weft stat --routes{api}", key("Ask")));
     if !load {
         output::line(format_args!("  {}      {}", key("Knock"), stage.knock()));
     }

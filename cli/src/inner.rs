@@ -4,12 +4,12 @@
 //! would do with them, options and environment included.
 
 use std::ffi::CString;
-use std::os::unix::process::CommandExt as _;
+use std::io::{self, IsTerminal as _};
 
+use anyhow::Context as _;
+use tracing_subscriber::EnvFilter;
 use weft_proxy::config::{Arguments, Config};
 use weft_proxy::intercept;
-
-use crate::args::Passed;
 
 /// `weft proxy`, the same as `weft-proxy`.
 #[derive(Debug, clap::Args)]
@@ -35,10 +35,19 @@ pub(crate) fn proxy(proxy: Proxy) -> anyhow::Result<()> {
     }
 }
 
-pub(crate) fn control_plane(passed: Passed) -> anyhow::Result<()> {
+/// `weft control-plane`, the same as `weft-control-plane`.
+pub(crate) fn control_plane(config: weft_control_plane::config::Config) -> anyhow::Result<()> {
     title("weft-control");
-    let path = std::env::current_exe()?.with_file_name("weft-control-plane");
-    Err(std::process::Command::new(path).args(passed.arguments).exec().into())
+    let filter = EnvFilter::try_new(&config.log).context("--log")?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // People read colours, machines read JSON.
+    if io::stderr().is_terminal() {
+        log.init();
+    } else {
+        log.json().flatten_event(true).init();
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(weft_control_plane::app::run(config))
 }
 
 /// What `ps` shows instead of the name of the file that was started, which is always the same.

@@ -31,6 +31,8 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(10);
 /// What the sidecar gets to answer what is in flight when the program has ended.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How long to look for the control plane before the program starts anyway.
+const REACH_PATIENCE: Duration = Duration::from_millis(500);
 /// The namespace of names that have none.
 const DEFAULT_NAMESPACE: &str = "default";
 
@@ -78,6 +80,12 @@ pub(crate) fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn accompany(arguments: RunArgs) -> anyhow::Result<u8> {
+    if !reachable(&arguments.control_plane).await? {
+        output::note(format_args!(
+            "no control plane at {} yet: calls work, but nobody sees them; start one with `weft control-plane --insecure`",
+            arguments.control_plane
+        ));
+    }
     let launcher = Launcher::new()?;
     let log = launcher.directory().join("sidecar.log");
     let sidecar = start_sidecar(&launcher, &arguments, &log)?;
@@ -106,6 +114,17 @@ async fn accompany(arguments: RunArgs) -> anyhow::Result<u8> {
     })
     .await?;
     Ok(exit_code(status))
+}
+
+/// Whether something listens there now. The sidecar keeps trying, so this only decides about a remark.
+async fn reachable(control_plane: &str) -> anyhow::Result<bool> {
+    let uri: http::Uri = control_plane.parse().with_context(|| format!("--control-plane {control_plane:?}"))?;
+    let (Some(host), Some("http")) = (uri.host(), uri.scheme_str()) else {
+        anyhow::bail!("--control-plane {control_plane:?}: write it like http://127.0.0.1:15010");
+    };
+    let address = (host.trim_matches(['[', ']']), uri.port_u16().unwrap_or(weft_wire::port::CONTROL_PLAIN));
+    let connect = tokio::net::TcpStream::connect(address);
+    Ok(matches!(tokio::time::timeout(REACH_PATIENCE, connect).await, Ok(Ok(_))))
 }
 
 fn start_sidecar(launcher: &Launcher, arguments: &RunArgs, log: &Path) -> anyhow::Result<Process> {

@@ -107,15 +107,12 @@ impl Stage {
     /// A command line that calls the shop from inside, for demos without load.
     pub(super) fn knock(&self) -> String {
         let shopper = self.copies.iter().position(|copy| copy.role.name == "shopper").unwrap_or_default();
-        match self.pods.get(shopper) {
-            Some(pod) => format!(
-                "nsenter -t {} -U --preserve-credentials -n -m curl http://web:8080/products/7",
-                pod.id()
-            ),
-            None => format!(
-                "curl -x http://{}:15001 http://web.shop:8080/products/7",
-                self.copies[shopper].address
-            ),
+        match (&self.ground, self.pods.get(shopper)) {
+            (Ground::Namespaces(fabric), Some(pod)) => {
+                let user = if fabric.isolation().has_users() { "" } else { " -U --preserve-credentials" };
+                format!("nsenter -t {}{user} -n -m curl http://web:8080/products/7", pod.id())
+            }
+            _ => format!("curl -x http://{}:15001 http://web.shop:8080/products/7", self.copies[shopper].address),
         }
     }
 
