@@ -10,11 +10,15 @@
 //! `world`, `compile` and `graph` do no IO and take the time as an argument. `app` knows everybody and nobody
 //! knows `app`.
 
-pub mod compile;
+pub mod admin;
 pub mod api;
+pub mod app;
+pub mod compile;
 pub mod config;
+pub mod drain;
 pub mod graph;
 pub mod ingest;
+pub mod listen;
 pub mod mesh;
 pub mod resources;
 pub mod sources;

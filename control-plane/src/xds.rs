@@ -6,12 +6,14 @@
 //! `session` is the pure state of one stream; `server` is the shell that owns streams; `status` tells people
 //! who runs what. Non-goal: the state-of-the-world variant of the protocol, which resends everything.
 
+mod metrics;
 mod server;
 mod session;
 mod status;
 
 use std::fmt;
 
+pub use metrics::Metrics;
 pub use server::{Server, WARM_UP};
 pub use status::{KindStatus, ProxyStatus, Status};
 

@@ -24,13 +24,13 @@ use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::{Request, Response, Status as GrpcStatus, Streaming};
+use tonic::{Code, Request, Response, Status as GrpcStatus, Streaming};
 use tracing::{debug, info, warn};
 use weft_wire::WorkloadId;
 use weft_wire::node::{NodeMetadata, USER_AGENT};
 
 use super::session::{Session, Source, Violation};
-use super::{Kind, ProxyStatus, Status};
+use super::{Kind, Metrics, ProxyStatus, Status};
 use crate::compile::{self, Resource};
 use crate::world::{Event, Key, Live, StreamId, World};
 
@@ -58,6 +58,7 @@ pub struct Server {
 struct Shared {
     live: Live,
     status: Status,
+    metrics: Metrics,
     warm_at: tokio::time::Instant,
     streams: Arc<Semaphore>,
     next_stream: AtomicU64,
@@ -68,11 +69,28 @@ struct Shared {
 impl Server {
     /// A server for this world. Its streams end when `shutdown` is cancelled; `tasks` tells when they have.
     #[must_use]
-    pub fn new(live: Live, status: Status, shutdown: CancellationToken, tasks: TaskTracker) -> Self {
+    pub fn new(
+        live: Live,
+        status: Status,
+        metrics: Metrics,
+        shutdown: CancellationToken,
+        tasks: TaskTracker,
+    ) -> Self {
         let warm_at = tokio::time::Instant::now() + WARM_UP;
         let streams = Arc::new(Semaphore::new(STREAMS_MAX));
         let next_stream = AtomicU64::new(1);
-        Self { shared: Arc::new(Shared { live, status, warm_at, streams, next_stream, shutdown, tasks }) }
+        Self {
+            shared: Arc::new(Shared {
+                live,
+                status,
+                metrics,
+                warm_at,
+                streams,
+                next_stream,
+                shutdown,
+                tasks,
+            }),
+        }
     }
 
     /// The gRPC service to mount.
@@ -102,6 +120,7 @@ impl AggregatedDiscoveryService for Server {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, GrpcStatus> {
         let Ok(permit) = Arc::clone(&self.shared.streams).try_acquire_owned() else {
+            self.shared.metrics.refused.inc();
             warn!(limit = STREAMS_MAX, "configuration stream refused: too many");
             return Err(GrpcStatus::resource_exhausted("too many configuration streams"));
         };
@@ -112,6 +131,9 @@ impl AggregatedDiscoveryService for Server {
             let _permit = permit;
             if let Err(status) = serve(&shared, requests, &responses).await {
                 debug!(code = ?status.code(), message = status.message(), "configuration stream ended");
+                if matches!(status.code(), Code::InvalidArgument | Code::ResourceExhausted) {
+                    shared.metrics.violations.inc();
+                }
                 // If nobody reads any more, nobody needs to know.
                 let _gone = responses.send(Err(status)).await;
             }
@@ -183,6 +205,7 @@ impl Stream<'_> {
                     match change {
                         Ok(touched) => self.session.touched(&touched),
                         Err(broadcast::error::RecvError::Lagged(missed)) => {
+                            self.shared.metrics.lagged.inc();
                             debug!(missed, "configuration stream fell behind; checking all it has");
                             self.session.all_touched();
                         }
@@ -201,6 +224,10 @@ impl Stream<'_> {
                     let Ok(room) = room else { return Err(GrpcStatus::cancelled("the client is gone")) };
                     match self.next() {
                         Some(response) => {
+                            if let Some(kind) = Kind::from_type_url(&response.type_url) {
+                                let resources = response.resources.len() + response.removed_resources.len();
+                                self.shared.metrics.sent(kind, resources);
+                            }
                             room.send(Ok(response));
                             self.shared.status.update(id, self.session.status());
                         }
@@ -213,8 +240,9 @@ impl Stream<'_> {
     }
 
     fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), GrpcStatus> {
-        if let Some(error) = &request.error_detail {
-            warn!(type_url = request.type_url, message = error.message, "a proxy rejected its configuration");
+        if let (Some(error), Some(kind)) = (&request.error_detail, Kind::from_type_url(&request.type_url)) {
+            self.shared.metrics.rejected(kind);
+            warn!(%kind, message = error.message, "a proxy rejected its configuration");
         }
         let world = self.shared.live.read();
         let source = Seen { world: &world, namespace: &self.namespace, warming_up: !self.warm };
@@ -269,6 +297,7 @@ impl<'a> Presence<'a> {
     fn enter(shared: &'a Shared, client: &Client) -> Self {
         let stream = StreamId(shared.next_stream.fetch_add(1, Ordering::Relaxed));
         shared.status.set(stream, client.status());
+        shared.metrics.streams.inc();
         let mut sidecar = None;
         if let Some(metadata) = &client.metadata {
             let (instance, metadata) = (Arc::clone(&client.instance), Arc::clone(metadata));
@@ -284,6 +313,7 @@ impl Drop for Presence<'_> {
     fn drop(&mut self) {
         let stream = self.stream;
         self.shared.status.remove(stream);
+        self.shared.metrics.streams.dec();
         // At shutdown nobody leaves: the streams end because we go, and so does the world.
         if let (Some(instance), false) = (self.sidecar.take(), self.shared.shutdown.is_cancelled()) {
             info!(instance = &*instance, clean = self.clean, "proxy disconnected");
