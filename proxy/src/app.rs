@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::connect::{ConnectOptions, Dialer};
 use crate::drain::{Phase, Trigger, Watch};
 use crate::record::{Identity, Telemetry};
+use crate::report;
 use crate::worker::{self, Worker};
 use crate::xds::{self, Directory};
 
@@ -89,12 +90,21 @@ async fn serve(
                 node: node.borrow().clone(),
                 listeners_max: xds::LISTENERS_MAX_DEFAULT,
             });
-            let dialer =
-                Dialer::new(ConnectOptions { timeout: CONTROL_CONNECT_TIMEOUT, mark: config.socket_mark });
-            let asking = task.follow(following).dial(dialer).run(async { drop(stopped.await) });
+            let asking = task.follow(following).dial(dialer(&config)).run(async { drop(stopped.await) });
             (directory, Some(tokio::spawn(asking)))
         }
     };
+
+    // What the control plane, and whoever reads logs, is told.
+    let (flush, flushing) = oneshot::channel::<()>();
+    let reporting = tokio::spawn(report::run(
+        Arc::clone(&telemetry),
+        config.control_plane.clone().map(|address| report::channel(address, dialer(&config))),
+        async { drop(flushing.await) },
+    ));
+    let (close_log, closing_log) = oneshot::channel::<()>();
+    let log = Arc::clone(&telemetry);
+    let logging = tokio::spawn(async move { log.write_access_log(async { drop(closing_log.await) }).await });
 
     // Traffic.
     let (event, mut events) = mpsc::channel(2 * workers.len().max(1));
@@ -136,12 +146,20 @@ async fn serve(
     // No longer an endpoint of anything, from now on and not only when the process is gone.
     node.send_modify(|node| node.registrations.clear());
     until_drained(&config, &trigger, &mut signals, &mut events).await?;
+    // The last numbers first, while the control plane still knows who sends them.
+    drop((flush, close_log));
+    drop(tokio::time::timeout(GOODBYE, async { drop(tokio::join!(reporting, logging)) }).await);
     drop(stop);
     if let Some(asking) = asking {
         drop(tokio::time::timeout(GOODBYE, asking).await);
     }
     tracing::info!("drained");
     Ok(())
+}
+
+/// Opens connections to the control plane.
+fn dialer(config: &Config) -> Dialer {
+    Dialer::new(ConnectOptions { timeout: CONTROL_CONNECT_TIMEOUT, mark: config.socket_mark })
 }
 
 /// Waits for a signal or `POST /drain`.

@@ -21,6 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tonic::transport::{Channel, Endpoint};
 use weft_wire::header;
 
+use crate::connect::Dialer;
 use crate::record::{Limit, Telemetry};
 use queue::{Queue, Report};
 
@@ -42,19 +43,24 @@ pub const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the last reports may take when the proxy ends.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Failures after which the last reports are given up: whoever stops a whole mesh at once waits for nobody.
+const FLUSH_FAILURES_MAX: u32 = 3;
+
+/// How long the connection may be silent until it is probed; a dead one would hold every report for
+/// [`ANSWER_TIMEOUT`].
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Intervals between two rounds of [`Telemetry::tidy`].
 const TIDY_EVERY: u32 = 60;
 
 /// Reports until `stop`, then once more what is left, with a short deadline. Run it once, on the admin thread.
 ///
-/// Without an `endpoint` nothing is reported and only the chores are done. The connection is opened when there
-/// is something to send.
-pub async fn run(telemetry: Arc<Telemetry>, endpoint: Option<Endpoint>, stop: impl Future<Output = ()>) {
-    let Some(endpoint) = endpoint else { return tidy(&telemetry, stop).await };
+/// Without a `channel` nothing is reported and only the chores are done.
+pub async fn run(telemetry: Arc<Telemetry>, channel: Option<Channel>, stop: impl Future<Output = ()>) {
+    let Some(channel) = channel else { return tidy(&telemetry, stop).await };
     telemetry.report_differences();
-    let channel = endpoint.connect_lazy();
     let mut reporter = Reporter::new(telemetry);
     reporter.report(&channel, stop).await;
     reporter.take(true);
@@ -64,6 +70,15 @@ pub async fn run(telemetry: Arc<Telemetry>, endpoint: Option<Endpoint>, stop: im
             "control plane does not answer, last reports are lost"
         );
     }
+}
+
+/// A connection to the control plane that is opened when there is something to send. Call inside a runtime.
+#[must_use]
+pub fn channel(control_plane: http::Uri, dialer: Dialer) -> Channel {
+    Endpoint::from(control_plane)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(ANSWER_TIMEOUT)
+        .connect_with_connector_lazy(dialer)
 }
 
 async fn tidy(telemetry: &Telemetry, stop: impl Future<Output = ()>) {
@@ -121,10 +136,13 @@ impl Reporter {
         }
     }
 
-    /// Sends everything that waits.
+    /// Sends everything that waits, or gives up.
     async fn flush(&mut self, channel: &Channel) {
         let mut not_before = Instant::now();
-        while let Some(report) = self.queue.next() {
+        self.queue.start_over();
+        while let Some(report) = self.queue.next()
+            && self.queue.failures() < FLUSH_FAILURES_MAX
+        {
             let outcome = send(channel.clone(), self.instance(), report, not_before).await;
             not_before = Instant::now() + self.settle(outcome);
         }

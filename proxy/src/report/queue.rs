@@ -61,6 +61,16 @@ impl Queue {
         pause.mul_f64(0.5 + chance / 2.0)
     }
 
+    /// Failures since the last success.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// Forgets failures: the next pause is the shortest.
+    pub(super) fn start_over(&mut self) {
+        self.failures = 0;
+    }
+
     pub(super) fn len(&self) -> usize {
         self.reports.len()
     }
