@@ -25,7 +25,11 @@ fn serve(config: Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.log).context("read --log")?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
     // People read colours, machines read JSON.
-    if stderr().is_terminal() { log.init() } else { log.json().flatten_event(true).init() }
+    if stderr().is_terminal() {
+        log.init()
+    } else {
+        log.json().flatten_event(true).init()
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.context("start the runtime")?.block_on(app::run(config))
 }

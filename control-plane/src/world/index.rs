@@ -42,6 +42,11 @@ impl<K: Eq + Hash, V: Ord> Index<K, V> {
         self.0.get(key).into_iter().flatten()
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn has<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> bool
     where
         K: Borrow<Q>,
