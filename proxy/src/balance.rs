@@ -236,14 +236,7 @@ mod tests {
     }
 
     fn clusters() -> Rc<Clusters> {
-        let identity = crate::record::Identity {
-            workload: "shop/web".parse().unwrap(),
-            version: None,
-            pod: None,
-            instance: "test".into(),
-        };
-        let config = crate::record::Config { route_cap: 10, trace_ratio: 0.0 };
-        Clusters::new(crate::record::Telemetry::new(config, identity).shard())
+        Clusters::new(Rc::clone(&crate::worker::tests::worker(&[]).shard))
     }
 
     fn cluster(of: &[u8]) -> Arc<xds::Cluster> {

@@ -33,7 +33,7 @@ const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
 /// What became of a request's body; shared by the body and the request's record.
 #[derive(Debug, Default)]
 pub struct Upload {
-    /// Bytes of data so far.
+    /// Bytes of data that were read and not yet recorded.
     pub bytes: Cell<u64>,
     /// The body was read to its end.
     pub ended: Cell<bool>,
@@ -185,20 +185,23 @@ impl Exchange {
         self.in_flight
     }
 
-    fn finish(mut self, bytes: u64) {
-        self.count(bytes);
+    fn finish(mut self) {
+        self.count(0);
         self.record.complete();
     }
 
-    fn fail(mut self, bytes: u64, reason: Reason) {
-        self.count(bytes);
+    fn fail(mut self, reason: Reason) {
+        self.count(0);
         self.record.failed(reason, self.by);
     }
 
-    fn count(&mut self, bytes: u64) {
-        self.record.response_bytes(bytes);
+    /// Counts as bytes pass, so that a stream of hours is seen all the time.
+    fn count(&mut self, response_bytes: u64) {
+        if response_bytes > 0 {
+            self.record.response_bytes(response_bytes);
+        }
         if let Some(upload) = &self.upload {
-            self.record.request_bytes(upload.bytes.get());
+            self.record.request_bytes(upload.bytes.take());
         }
     }
 }
@@ -208,7 +211,6 @@ pub struct ResponseBody {
     source: Source,
     /// `None` once the record has said its last word.
     exchange: Option<Exchange>,
-    bytes: u64,
 }
 
 enum Source {
@@ -232,14 +234,13 @@ impl ResponseBody {
     /// The proxy's own words. What is to be recorded has been recorded; the guard counts until they are out.
     #[must_use]
     pub fn own(text: Bytes, guard: Option<InFlight>) -> Self {
-        Self { source: Source::Own(text, guard), exchange: None, bytes: 0 }
+        Self { source: Source::Own(text, guard), exchange: None }
     }
 
     /// An HTTP/1 response.
     #[must_use]
     pub fn h1(incoming: Incoming, lease: Lease, exchange: Exchange) -> Self {
-        let mut body =
-            Self { source: Source::H1 { incoming, lease: Some(lease) }, exchange: Some(exchange), bytes: 0 };
+        let mut body = Self { source: Source::H1 { incoming, lease: Some(lease) }, exchange: Some(exchange) };
         body.end_if_over();
         body
     }
@@ -247,7 +248,7 @@ impl ResponseBody {
     /// An HTTP/2 response.
     #[must_use]
     pub fn h2(stream: H2Stream, exchange: Exchange) -> Self {
-        let mut body = Self { source: Source::H2(Box::new(stream)), exchange: Some(exchange), bytes: 0 };
+        let mut body = Self { source: Source::H2(Box::new(stream)), exchange: Some(exchange) };
         body.end_if_over();
         body
     }
@@ -273,7 +274,7 @@ impl ResponseBody {
         }
         self.source = Source::Own(Bytes::new(), None);
         if let Some(exchange) = self.exchange.take() {
-            exchange.finish(self.bytes);
+            exchange.finish();
         }
     }
 
@@ -284,7 +285,7 @@ impl ResponseBody {
             // An upload that the client broke off takes the response with it.
             let by_client = exchange.upload.as_ref().and_then(|upload| upload.failed.get());
             let reason = by_client.unwrap_or(Reason::UpstreamReset);
-            exchange.fail(self.bytes, reason);
+            exchange.fail(reason);
         }
     }
 
@@ -299,7 +300,7 @@ impl Drop for ResponseBody {
     fn drop(&mut self) {
         // Nobody read it to the end: the record itself says `client_cancelled`.
         if let Some(exchange) = &mut self.exchange {
-            exchange.count(self.bytes);
+            exchange.count(0);
         }
     }
 }
@@ -331,7 +332,9 @@ impl Body for ResponseBody {
         match frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    this.bytes += data.len() as u64;
+                    if let Some(exchange) = &mut this.exchange {
+                        exchange.count(data.len() as u64);
+                    }
                 } else if let Some(trailers) = frame.trailers_ref() {
                     this.trailers(trailers);
                 }

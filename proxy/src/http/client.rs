@@ -46,6 +46,8 @@ type Io = TokioIo<TcpStream>;
 pub struct H1 {
     /// `None` once the connection has ended.
     engine: Option<http1::Connection<Io, RequestBody>>,
+    /// The engine has ended, by an upgrade if it is still there. Polled once more it would close the socket.
+    over: bool,
     sender: http1::SendRequest<RequestBody>,
     shard: Rc<Shard>,
     /// Whether it has carried a response before: only then can it have been closed under us.
@@ -68,7 +70,7 @@ impl H1 {
     pub async fn start(stream: TcpStream, reused: bool, shard: Rc<Shard>) -> Result<Box<Self>, hyper::Error> {
         let (sender, engine) =
             http1::Builder::new().max_buf_size(BUFFER_MAX).handshake(TokioIo::new(stream)).await?;
-        Ok(Box::new(Self { engine: Some(engine), sender, shard, reused }))
+        Ok(Box::new(Self { engine: Some(engine), over: false, sender, shard, reused }))
     }
 
     /// Whether the connection has carried a request before, so that its server may have closed it meanwhile.
@@ -80,17 +82,19 @@ impl H1 {
     /// Sends a request and waits for the response's head. Cancel safe: dropping the future and the connection
     /// cancels the request.
     pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, Unanswered> {
-        let Self { engine, sender, .. } = self;
+        let Self { engine, over, sender, .. } = self;
         // The response's channel must not be told "not yet" by the task's cooperation budget: nobody would wake us.
         let mut answer = pin!(tokio::task::unconstrained(sender.try_send_request(request)));
         let nobody = &mut Context::from_waker(Waker::noop());
         let result = std::future::poll_fn(|context| {
-            let ended = match engine {
-                Some(engine) => Pin::new(engine).poll(context).is_ready(),
-                None => true,
-            };
+            if !*over {
+                *over = match engine {
+                    Some(engine) => Pin::new(engine).poll(context).is_ready(),
+                    None => true,
+                };
+            }
             match answer.as_mut().poll(nobody) {
-                Poll::Pending if ended => {
+                Poll::Pending if *over => {
                     // Dropping the engine makes it give back what it has not begun to send.
                     *engine = None;
                     answer.as_mut().poll(nobody)
@@ -106,7 +110,9 @@ impl H1 {
     /// After `101` or a successful `CONNECT`: the socket, and bytes of the new protocol that came with the head.
     pub async fn into_upgraded(mut self: Box<Self>) -> Option<(TcpStream, Bytes)> {
         let engine = self.engine.as_mut()?;
-        std::future::poll_fn(|context| Pin::new(&mut *engine).poll(context)).await.ok()?;
+        if !self.over {
+            std::future::poll_fn(|context| Pin::new(&mut *engine).poll(context)).await.ok()?;
+        }
         let parts = self.engine.take()?.into_parts();
         Some((parts.io.into_inner(), parts.read_buf))
     }
@@ -120,7 +126,7 @@ impl H1 {
 
     fn poll_engine(&mut self, context: &mut Context<'_>) {
         if let Some(engine) = &mut self.engine
-            && Pin::new(engine).poll(context).is_ready()
+            && (self.over || Pin::new(engine).poll(context).is_ready())
         {
             self.engine = None;
         }

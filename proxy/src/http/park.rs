@@ -330,6 +330,12 @@ impl Lot {
         self.pulses.borrow().len()
     }
 
+    /// Connections without an engine.
+    #[must_use]
+    pub fn parked(&self) -> usize {
+        self.pulses.borrow().iter().filter(|pulse| pulse.parked.get()).count()
+    }
+
     /// Whether no connection takes part.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -361,14 +367,7 @@ mod tests {
     use super::*;
 
     fn shard() -> Rc<Shard> {
-        let identity = crate::record::Identity {
-            workload: "shop/web".parse().unwrap(),
-            version: None,
-            pod: None,
-            instance: "test".into(),
-        };
-        crate::record::Telemetry::new(crate::record::Config { route_cap: 10, trace_ratio: 0.0 }, identity)
-            .shard()
+        Rc::clone(&crate::worker::tests::worker(&[]).shard)
     }
 
     #[test]

@@ -1,0 +1,15 @@
+//! HTTP through one worker over real sockets: raw clients and raw apps, so that every byte is ours to choose.
+//!
+//! Each test runs on one thread: proxy, app and client are tasks of the same `LocalSet`. Nothing waits for a fixed
+//! time; what takes its time is waited for by its condition, with a deadline.
+
+#[path = "http/harness.rs"]
+mod harness;
+#[path = "http/h1.rs"]
+mod h1;
+#[path = "http/h2.rs"]
+mod h2;
+#[path = "http/hostile.rs"]
+mod hostile;
+#[path = "http/lifecycle.rs"]
+mod lifecycle;

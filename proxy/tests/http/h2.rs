@@ -1,0 +1,250 @@
+//! HTTP/2 with prior knowledge, gRPC included.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{HeaderMap, Request, Response};
+use tokio::net::TcpStream;
+use tokio::task::spawn_local;
+use weft_proxy::drain::Phase;
+use weft_proxy::http::Target;
+use weft_proxy::http::Version::{Http1, Http2};
+use weft_proxy::xds::{Cluster, ClusterSpec, Endpoint, Listener, ListenerSpec, RouteTable};
+
+use crate::harness::{App, Raw, app, nobody, story, until};
+
+/// A gRPC-like app: echoes the body, says OK in trailers.
+async fn echo() -> App {
+    app(|raw, _| async move {
+        let mut connection = h2::server::handshake(raw.stream).await.unwrap();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            spawn_local(async move {
+                let mut body = request.into_body();
+                let response =
+                    Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+                let Ok(mut send) = respond.send_response(response, false) else { return };
+                while let Some(Ok(data)) = body.data().await {
+                    body.flow_control().release_capacity(data.len()).unwrap();
+                    if send.send_data(data, false).is_err() {
+                        return;
+                    }
+                }
+                let mut trailers = HeaderMap::new();
+                trailers.insert("grpc-status", "0".parse().unwrap());
+                let _ = send.send_trailers(trailers);
+            });
+        }
+    })
+    .await
+}
+
+async fn client(address: SocketAddr) -> SendRequest<Bytes> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+    spawn_local(connection);
+    sender.ready().await.unwrap()
+}
+
+fn post() -> Request<()> {
+    Request::builder()
+        .method("POST")
+        .uri("http://orders.shop:8080/shop.Orders/Get")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())
+        .unwrap()
+}
+
+async fn whole(response: Response<h2::RecvStream>) -> (Response<()>, Vec<u8>, Option<HeaderMap>) {
+    let (head, mut body) = response.into_parts();
+    let mut bytes = Vec::new();
+    while let Some(data) = body.data().await {
+        let data = data.unwrap();
+        body.flow_control().release_capacity(data.len()).unwrap();
+        bytes.extend_from_slice(&data);
+    }
+    (Response::from_parts(head, ()), bytes, body.trailers().await.unwrap())
+}
+
+#[test]
+fn a_grpc_call_keeps_its_trailers() {
+    story(|mesh| async move {
+        let app = echo().await;
+        let mut sender = client(mesh.sidecar(Http2, Target::App(app.address)).await).await;
+        for _ in 0..3 {
+            let (response, mut body) = sender.send_request(post(), false).unwrap();
+            body.send_data(Bytes::from_static(b"ping"), true).unwrap();
+            let (head, bytes, trailers) = whole(response.await.unwrap()).await;
+            assert_eq!(head.headers()["content-type"], "application/grpc");
+            assert_eq!(bytes, b"ping");
+            assert_eq!(trailers.unwrap()["grpc-status"], "0");
+        }
+        assert_eq!(app.connections(), 1);
+        mesh.recorded(&["http_server_request_duration_seconds_count", "shop.Orders", " 3"]).await;
+    });
+}
+
+#[test]
+fn streams_share_a_connection_and_large_bodies_flow() {
+    story(|mesh| async move {
+        let app = echo().await;
+        let sender = client(mesh.sidecar(Http2, Target::App(app.address)).await).await;
+        let calls: Vec<_> = (0..20)
+            .map(|_| {
+                let mut sender = sender.clone();
+                spawn_local(async move {
+                    let (response, mut body) = sender.send_request(post(), false).unwrap();
+                    let upload = spawn_local(async move {
+                        for _ in 0..40 {
+                            body.reserve_capacity(10_000);
+                            while body.capacity() < 10_000 {
+                                std::future::poll_fn(|context| body.poll_capacity(context))
+                                    .await
+                                    .unwrap()
+                                    .unwrap();
+                            }
+                            body.send_data(vec![7; 10_000].into(), false).unwrap();
+                        }
+                        body.send_data(Bytes::new(), true).unwrap();
+                    });
+                    let (_, bytes, _) = whole(response.await.unwrap()).await;
+                    upload.await.unwrap();
+                    assert_eq!(bytes.len(), 400_000);
+                })
+            })
+            .collect();
+        for call in calls {
+            call.await.unwrap();
+        }
+        assert_eq!(app.connections(), 1);
+    });
+}
+
+#[test]
+fn messages_flow_while_both_sides_talk() {
+    story(|mesh| async move {
+        let app = echo().await;
+        let mut sender = client(mesh.sidecar(Http2, Target::App(app.address)).await).await;
+        let (response, mut send) = sender.send_request(post(), false).unwrap();
+        let mut receive = response.await.unwrap().into_body();
+        for message in [&b"one"[..], b"two", b"three"] {
+            send.send_data(Bytes::copy_from_slice(message), false).unwrap();
+            assert_eq!(receive.data().await.unwrap().unwrap(), message);
+        }
+        send.send_data(Bytes::new(), true).unwrap();
+        assert!(receive.data().await.is_none());
+        assert_eq!(receive.trailers().await.unwrap().unwrap()["grpc-status"], "0");
+    });
+}
+
+#[test]
+fn a_grpc_caller_learns_that_nobody_is_there() {
+    story(|mesh| async move {
+        let mut sender = client(mesh.sidecar(Http2, Target::App(nobody().await)).await).await;
+        let (response, _) = sender.send_request(post(), true).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["grpc-status"], "14");
+        assert_eq!(response.headers()["x-weft-reason"], "connect_refused; by=server_proxy");
+    });
+}
+
+#[test]
+fn a_cluster_declared_http2_gets_http2_from_an_http1_client() {
+    story(|mesh| async move {
+        let app = echo().await;
+        let spec = ClusterSpec { http2: true, ..ClusterSpec::new("orders.shop:8080") };
+        let cluster = Cluster::new(spec, vec![Endpoint::new(app.address)]);
+        let name = "outbound/orders.shop:8080".parse().unwrap();
+        let listener = Listener::new(ListenerSpec::new(name), RouteTable::to(cluster), None);
+        let mut caller = Raw::connect(mesh.sidecar(Http1, Target::Listener(listener)).await).await;
+        caller.write("POST / HTTP/1.1\r\nHost: orders\r\nContent-Length: 4\r\n\r\nping").await;
+        let head = caller.head().await;
+        assert!(head.starts_with("http/1.1 200 "), "{head}");
+        assert_eq!(caller.until("0\r\n\r\n").await, "4\r\nping\r\n0\r\n\r\n");
+    });
+}
+
+#[test]
+fn an_app_that_closes_between_calls_is_called_again() {
+    story(|mesh| async move {
+        let app = app(|raw, _| async move {
+            let mut connection = h2::server::handshake(raw.stream).await.unwrap();
+            if let Some(Ok((_, mut respond))) = connection.accept().await {
+                respond.send_response(Response::new(()), true).unwrap();
+            }
+            connection.graceful_shutdown();
+            while connection.accept().await.is_some() {}
+        })
+        .await;
+        let mut sender = client(mesh.sidecar(Http2, Target::App(app.address)).await).await;
+        for round in 0..4 {
+            let (response, _) = sender.send_request(post(), true).unwrap();
+            assert!(!response.await.unwrap().headers().contains_key("grpc-status"), "round {round}");
+        }
+        assert_eq!(app.connections(), 4);
+    });
+}
+
+#[test]
+fn a_cancelled_stream_is_cancelled_at_the_app() {
+    story(|mesh| async move {
+        let (told, mut cancelled) = tokio::sync::mpsc::channel(1);
+        let app = app(move |raw, _| {
+            let told = told.clone();
+            async move {
+                let mut connection = h2::server::handshake(raw.stream).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    let told = told.clone();
+                    spawn_local(async move {
+                        let reason = std::future::poll_fn(|context| respond.poll_reset(context)).await;
+                        told.send(reason.unwrap()).await.unwrap();
+                    });
+                }
+            }
+        })
+        .await;
+        let mut sender = client(mesh.sidecar(Http2, Target::App(app.address)).await).await;
+        let (response, body) = sender.send_request(post(), false).unwrap();
+        until(|| app.connections() == 1).await;
+        drop((response, body));
+        assert_eq!(cancelled.recv().await, Some(h2::Reason::CANCEL));
+        mesh.recorded(&["client_cancelled", " 1"]).await;
+    });
+}
+
+#[test]
+fn draining_says_goaway_and_finishes() {
+    story(|mesh| async move {
+        let app = echo().await;
+        let mut sender = client(mesh.sidecar(Http2, Target::App(app.address)).await).await;
+        let (response, mut body) = sender.send_request(post(), false).unwrap();
+        let mut receive = response.await.unwrap().into_body();
+        mesh.worker.drain.turn(Phase::Draining);
+        until(|| {
+            let mut probe = sender.clone();
+            let context = &mut std::task::Context::from_waker(std::task::Waker::noop());
+            matches!(probe.poll_ready(context), std::task::Poll::Ready(Err(_)))
+        })
+        .await;
+        body.send_data(Bytes::from_static(b"still here"), true).unwrap();
+        assert_eq!(receive.data().await.unwrap().unwrap(), "still here");
+        assert!(receive.data().await.is_none());
+        until(|| mesh.worker.http.lot.is_empty()).await;
+    });
+}
+
+#[test]
+fn a_host_that_disagrees_with_the_authority_is_refused() {
+    story(|mesh| async move {
+        let app = echo().await;
+        let mut sender = client(mesh.sidecar(Http2, Target::App(app.address)).await).await;
+        let request = Request::builder().uri("http://orders.shop/").header("host", "evil").body(()).unwrap();
+        let (response, _) = sender.send_request(request, true).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 400);
+        assert_eq!(response.headers()["x-weft-reason"], "protocol_error; by=server_proxy");
+        assert_eq!(app.connections(), 0);
+    });
+}
