@@ -4,6 +4,7 @@ import { explain, LANGUAGES, say } from './messages';
 describe('messages', () => {
   it('put values in, and leave unknown braces alone', () => {
     expect(say('en', 'overview.services.sub', { proxies: 3 })).toBe('3 sidecars connected');
+    expect(say('en', 'overview.services.sub', { proxies: 1 })).toBe('1 sidecar connected');
     expect(say('ko', 'overview.services.sub', {})).toContain('{proxies}');
   });
 

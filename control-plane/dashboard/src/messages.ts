@@ -1,7 +1,7 @@
 /**
  * Every sentence the dashboard says, in English and Korean, in one place.
  *
- * `{name}` is replaced by a value. The Korean table has the type of the English one, so a missing sentence is a
+ * `{name}` is replaced by a value, `{name,# thing,# things}` by the form that fits it. The Korean table has the type of the English one, so a missing sentence is a
  * compile error. Words on the wire (`connect_refused`, `orders`, `mutual`) are never translated: they are what
  * logs, metrics and the CLI say, and people search for them.
  */
@@ -20,7 +20,7 @@ const en = {
   'search.label': 'Find',
   'search.placeholder': 'Find: orders, rt>200ms, error, !mtls',
   'search.unknown': 'Not understood: {terms}',
-  'search.matches': '{edges} edges match',
+  'search.matches': '{edges,# edge matches,# edges match}',
   'search.help': 'What can I search for?',
   'search.clear': 'Clear the search',
   'search.example.name': 'a name, or a part of it',
@@ -57,9 +57,9 @@ const en = {
 
   'overview.label': 'Overview',
   'overview.services': 'Services',
-  'overview.services.sub': '{proxies} sidecars connected',
+  'overview.services.sub': '{proxies,# sidecar,# sidecars} connected',
   'overview.rps': 'Requests',
-  'overview.rps.sub': 'on {edges} edges',
+  'overview.rps.sub': 'on {edges,# edge,# edges}',
   'overview.success': 'Success',
   'overview.success.sub': '{errors} failing',
   'overview.p99': 'p99',
@@ -200,7 +200,7 @@ const en = {
   'panel.routes.none': 'This protocol has no routes.',
   'panel.routes.empty': 'No request in this window.',
   'panel.routes.other': '__other__ gathers every path beyond the limit of route templates, so that memory stays bounded. Its numbers are exact; only the split by path is lost.',
-  'panel.routes.folded': '{count} requests were folded into it.',
+  'panel.routes.folded': '{count,# request was,# requests were} folded into it.',
   'panel.failures': 'Failures by reason',
   'panel.failures.none': 'No failed call in this window.',
   'panel.inbound': 'Called by',
@@ -219,8 +219,8 @@ const en = {
   'panel.statuses': 'Answers',
 
   'proxy.rejected': 'rejected: {detail}',
-  'proxy.accepted': '{count} resources, acknowledged',
-  'proxy.pending': '{count} resources, on their way',
+  'proxy.accepted': '{count,# resource,# resources}, acknowledged',
+  'proxy.pending': '{count,# resource,# resources}, on the way',
 
   'empty.title': 'No traffic to draw yet',
   'empty.unknown': 'The control plane has not seen a call in this window.',
@@ -532,7 +532,12 @@ export type Values = Record<string, string | number>;
 export function say(language: Language, key: Key, values?: Values): string {
   const text = TABLES[language][key];
   if (!values) return text;
-  return text.replace(/\{(\w+)\}/g, (whole, name: string) => String(values[name] ?? whole));
+  return text.replace(/\{(\w+)(?:,([^,{}]*),([^{}]*))?\}/g, (whole, name: string, one?: string, other?: string) => {
+    const value = values[name];
+    if (value === undefined) return whole;
+    const form = String(value) === '1' ? one : other;
+    return form === undefined ? String(value) : form.replace('#', String(value));
+  });
 }
 
 /** What a reason word means, in a sentence. */

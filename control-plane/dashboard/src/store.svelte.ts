@@ -60,20 +60,20 @@ export class Store {
     }
     return { nodes, edges };
   });
-  /** What stands out now: the neighbourhood of the pointer, else of the selection, else what was searched. */
+  /** What stands out now: the neighbourhood of pointer and selection, else what was searched. */
   readonly focus = $derived.by<{ nodes: ReadonlySet<string>; edges: ReadonlySet<string> } | null>(() => {
-    const about = this.hover ?? (this.found ? null : this.selection);
-    if (!about || !this.graph) return this.found;
+    const about = [this.hover, this.found && !this.hover ? null : this.selection].filter((one) => one !== null);
+    if (about.length === 0 || !this.graph) return this.found;
     const nodes = new Set<string>();
     const edges = new Set<string>();
     for (const edge of this.graph.edges.values()) {
-      const touches = about.kind === 'edge' ? edge.id === about.id : edge.source === about.id || edge.target === about.id;
-      if (!touches) continue;
+      const touched = about.some(({ kind, id }) => (kind === 'edge' ? edge.id === id : edge.source === id || edge.target === id));
+      if (!touched) continue;
       edges.add(edge.id);
       nodes.add(edge.source);
       nodes.add(edge.target);
     }
-    if (about.kind === 'node' && this.graph.nodes.has(about.id)) nodes.add(about.id);
+    for (const { kind, id } of about) if (kind === 'node' && this.graph.nodes.has(id)) nodes.add(id);
     return nodes.size > 0 ? { nodes, edges } : this.found;
   });
   readonly stale = $derived(this.link === 'reconnecting' && this.graph !== null);

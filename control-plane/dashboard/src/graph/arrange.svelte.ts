@@ -81,6 +81,7 @@ export class Arranger {
     if (known.length * 2 <= ids.length) return false;
     this.#settle();
     this.#join(ids);
+    this.untidy = 0;
     this.arranged += 1;
     return true;
   }

@@ -7,6 +7,7 @@
 import ELK, { type ElkExtendedEdge, type ElkNode } from 'elkjs/lib/elk-api.js';
 import workerUrl from 'elkjs/lib/elk-worker.min.js?url';
 import { CARD, type Link, type Point } from './geometry';
+import { grid } from './place';
 
 export interface LayoutInput {
   readonly nodes: readonly { readonly id: string; readonly group: string | null }[];
@@ -44,7 +45,11 @@ let elk: InstanceType<typeof ELK> | null = null;
 
 export async function layered(input: LayoutInput): Promise<Layout> {
   elk ??= new ELK({ workerFactory: () => new Worker(workerUrl) });
-  const nodes = [...input.nodes].sort((a, b) => a.id.localeCompare(b.id));
+  const grouped = input.nodes.some((node) => node.group !== null);
+  const linked = new Set(input.links.flatMap((link) => (link.source === link.target ? [] : [link.source, link.target])));
+  // A node without edges has no layer. Inside a namespace box ELK finds room for it; else it goes to the grid below.
+  const nodes = input.nodes.filter((node) => grouped || linked.has(node.id)).sort((a, b) => a.id.localeCompare(b.id));
+  const lone = grouped ? [] : input.nodes.map((node) => node.id).filter((id) => !linked.has(id));
   const leaf = (id: string): ElkNode => ({ id: `n${id}`, width: CARD.width, height: CARD.height });
   const groups = new Map<string, ElkNode>();
   const children: ElkNode[] = [];
@@ -67,7 +72,9 @@ export async function layered(input: LayoutInput): Promise<Layout> {
     .sort((a, b) => a.id.localeCompare(b.id))
     .map((link) => ({ id: `e${link.id}`, sources: [`n${link.source}`], targets: [`n${link.target}`] }));
   const drawn = await elk.layout({ id: 'root', children, edges, layoutOptions: OPTIONS });
-  return read(drawn);
+  const layout = read(drawn);
+  for (const [id, point] of grid(lone, layout.positions)) layout.positions.set(id, point);
+  return layout;
 }
 
 function read(root: ElkNode): Layout {

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { CARD, type Point } from './geometry';
-import { COLUMN, place, placeAll } from './place';
+import { COLUMN, grid, place, placeAll } from './place';
 
 const link = (source: string, target: string) => ({ id: `${source}>${target}`, source, target });
 
@@ -32,5 +32,18 @@ describe('placing a newcomer', () => {
   it('grows a chain from what is known, in whatever order the names come', () => {
     const chain = placeAll(['a', 'b', 'c'], [link('root', 'c'), link('c', 'b'), link('b', 'a')], new Map([['root', { x: 0, y: 0 }]]));
     expect([chain.get('c')?.x, chain.get('b')?.x, chain.get('a')?.x]).toEqual([COLUMN, 2 * COLUMN, 3 * COLUMN]);
+  });
+});
+
+describe('lone nodes', () => {
+  it('stand in rows below the rest', () => {
+    const points = [...grid(['d', 'c', 'b', 'a'], new Map([['x', { x: 0, y: 100 }]])).values()];
+    expect(new Set(points.map((point) => point.y)).size).toBe(2);
+    expect(Math.min(...points.map((point) => point.y))).toBeGreaterThan(100 + CARD.height);
+  });
+
+  it('need nobody else', () => {
+    expect(grid(['a'], new Map()).get('a')).toEqual({ x: 0, y: 0 });
+    expect(grid([], new Map()).size).toBe(0);
   });
 });

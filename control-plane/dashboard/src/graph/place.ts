@@ -72,3 +72,16 @@ function average(points: readonly Point[]): number {
 function add(list: Point[], point: Point | undefined): void {
   if (point) list.push(point);
 }
+
+/** Rows of lone nodes, below everything that has edges: a grid about twice as wide as high. */
+export function grid(ids: readonly string[], taken: ReadonlyMap<string, Point>): Map<string, Point> {
+  const points = [...taken.values()];
+  const left = points.length > 0 ? Math.min(...points.map((point) => point.x)) : 0;
+  const right = points.length > 0 ? Math.max(...points.map((point) => point.x)) : 0;
+  const top = points.length > 0 ? Math.max(...points.map((point) => point.y)) + 1.5 * ROW : 0;
+  const step = CARD.width + 36;
+  const columns = Math.max(Math.floor((right - left) / step) + 1, Math.ceil(Math.sqrt(ids.length)), 1);
+  return new Map(
+    [...ids].sort().map((id, index): [string, Point] => [id, { x: left + (index % columns) * step, y: top + Math.floor(index / columns) * ROW }]),
+  );
+}
