@@ -262,3 +262,6 @@ fn describe_status(status: &tonic::Status) -> String {
         None => format!("{:?}: {detail}", status.code()),
     }
 }
+
+#[cfg(test)]
+mod tests;
