@@ -36,6 +36,9 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How long nothing may be open before a draining worker says that it is done.
 const QUIET: Duration = Duration::from_millis(100);
 
+/// How often idle telemetry is looked for; what is idle is so for minutes.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
 /// One worker's possessions.
 pub struct Worker {
     /// The sidecar's settings.
@@ -185,6 +188,7 @@ pub async fn run(
     event: mpsc::Sender<Event>,
 ) -> io::Result<()> {
     tokio::task::spawn_local(http::tend(Rc::clone(&worker)));
+    tokio::task::spawn_local(sweep(Rc::clone(&worker)));
     let mut accepting = JoinSet::new();
     for (role, socket) in listeners {
         accepting.spawn_local(accept_for(Rc::clone(&worker), role, socket));
@@ -204,6 +208,14 @@ pub async fn run(
     // Lets connections that wait for this see it before the runtime drops them.
     tokio::task::yield_now().await;
     Ok(())
+}
+
+/// Lets go of telemetry that nobody has added to for long.
+async fn sweep(worker: Rc<Worker>) {
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        worker.shard.sweep();
+    }
 }
 
 async fn accept_for(worker: Rc<Worker>, role: Role, socket: std::net::TcpListener) -> io::Result<()> {
