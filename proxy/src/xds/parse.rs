@@ -163,3 +163,6 @@ impl<'a> Labels<'a> {
         self.text(key).map(Arc::from)
     }
 }
+
+#[cfg(test)]
+mod tests;
