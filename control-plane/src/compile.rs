@@ -4,7 +4,7 @@
 //! read in it). Out: the resource with its version, or `None`: there is no such thing, and the asker passes
 //! the traffic through.
 //!
-//! Invariants: pure; equal worlds give equal bytes; every name depends on exactly one [`Key`], the one
+//! Invariants: pure; equal worlds give equal versions; every name depends on exactly one [`Key`], the one
 //! [`depends_on`] gives, so that nothing else can make a resource stale. The version is a hash of the
 //! content, so it survives restarts and is the same on every replica.
 //! Non-goal: caching. Compiling takes microseconds, and only what was touched is compiled.
@@ -18,11 +18,14 @@ mod route;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::core::v3::Metadata;
 use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
 use sha2::{Digest, Sha256};
 use weft_wire::xds::{Destination, ListenerName, parse_endpoint_cluster};
 use weft_wire::{ServiceId, ServicePort};
+
+use proto::Fields;
 
 use crate::world::{Key, Peer, Port, Service, World};
 use crate::xds::Kind;
@@ -161,16 +164,28 @@ fn any_address(service: &Service, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
 }
 
-/// Wraps a message. SHA-256, cut to 128 bits: equal versions must mean equal content for every reader on
-/// every machine and release, so neither the standard hasher (seeded, unstable) nor 64 bits (a collision is an
-/// update that never arrives) will do. It is not there for secrecy; its cost vanishes beside the network's.
+/// Wraps a message whose metadata still has to be put in: `put` is called with the position of each of `marks`.
 ///
-/// Bytes are stable because no message here has a protobuf map with more than one entry, except `Struct`,
-/// whose fields are ordered.
-fn finish<M: Message + Name>(message: &M, provisional: bool) -> Resource {
-    let body = Any { type_url: M::type_url(), value: message.encode_to_vec() };
-    let digest = Sha256::digest(&body.value);
+/// SHA-256, cut to 128 bits: equal versions must mean equal content for every reader on every machine and
+/// release, so neither the standard hasher (seeded, unstable) nor 64 bits (a collision is an update that never
+/// arrives) will do. It is not there for secrecy; its cost vanishes beside the network's.
+///
+/// Metadata is hashed apart from the message because protobuf maps with several entries, which only metadata
+/// has here, are written in no particular order.
+fn finish<M: Message + Name>(
+    mut message: M,
+    marks: Vec<Fields>,
+    put: fn(&mut M, usize, Option<Metadata>),
+    provisional: bool,
+) -> Resource {
+    let mut digest = Sha256::new_with_prefix(message.encode_to_vec());
+    for (at, fields) in marks.into_iter().enumerate() {
+        fields.digest(&mut digest);
+        put(&mut message, at, fields.metadata());
+    }
+    let digest = digest.finalize();
     let version = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect::<String>().into();
+    let body = Any { type_url: M::type_url(), value: message.encode_to_vec() };
     Resource { body, version, provisional }
 }
 

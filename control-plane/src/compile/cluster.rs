@@ -30,7 +30,7 @@ pub(super) fn compile(world: &World, name: &str) -> Option<Resource> {
             let service = world.service(&port.service)?;
             let port = service.port(port.port)?;
             let fields = Fields::default().service(service, port);
-            Some(finish(&by_discovery(name, port.protocol, fields), provisional(service, port)))
+            Some(marked(by_discovery(name, port.protocol), fields, provisional(service, port)))
         }
         Target::Direct(address) => {
             let direct = direct(world, address)?;
@@ -40,18 +40,21 @@ pub(super) fn compile(world: &World, name: &str) -> Option<Resource> {
                 Some((service, port)) => fields.service(service, port),
                 None => fields,
             };
-            Some(finish(&by_discovery(name, protocol, fields), true))
+            Some(marked(by_discovery(name, protocol), fields, true))
         }
-        Target::App(address) => Some(finish(&app(name, address), false)),
+        Target::App(address) => Some(marked(app(name, address), Fields::default(), false)),
     }
 }
 
+fn marked(cluster: Cluster, fields: Fields, provisional: bool) -> Resource {
+    finish(cluster, vec![fields], |cluster, _, metadata| cluster.metadata = metadata, provisional)
+}
+
 /// A cluster whose endpoints are fetched under the same name.
-fn by_discovery(name: &str, protocol: Option<Protocol>, fields: Fields) -> Cluster {
+fn by_discovery(name: &str, protocol: Option<Protocol>) -> Cluster {
     Cluster {
         cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(cluster::DiscoveryType::Eds as i32)),
         eds_cluster_config: Some(cluster::EdsClusterConfig { eds_config: Some(ads()), ..Default::default() }),
-        metadata: fields.metadata(),
         ..basic(name, protocol)
     }
 }

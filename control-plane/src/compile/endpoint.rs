@@ -10,18 +10,18 @@ use envoy_types::pb::google::protobuf::UInt32Value;
 
 use super::proto::{self, Fields};
 use super::{Resource, Target, direct, finish, provisional};
-use crate::world::{Endpoint, Health, World};
+use crate::world::{Endpoint, Health, Peer, World};
 
 pub(super) fn compile(world: &World, name: &str) -> Option<Resource> {
     match Target::parse(name)? {
         Target::Service(port) => {
             let service = world.service(&port.service)?;
             let port = service.port(port.port)?;
-            Some(finish(&assignment(name, &port.endpoints), provisional(service, port)))
+            Some(to_resource(name, &port.endpoints, provisional(service, port)))
         }
         Target::Direct(address) => {
             let endpoint = directly(world, address)?;
-            Some(finish(&assignment(name, std::slice::from_ref(&endpoint)), true))
+            Some(to_resource(name, &[endpoint], true))
         }
         // The app behind a sidecar is in the cluster itself.
         Target::App(_) => None,
@@ -34,7 +34,20 @@ fn directly(world: &World, address: SocketAddr) -> Option<Endpoint> {
     Some(Endpoint { address, health: Health::Ready, peer: direct.peer(world, address) })
 }
 
-/// An assignment with all endpoints in one locality.
+fn to_resource(name: &str, endpoints: &[Endpoint], provisional: bool) -> Resource {
+    let fields = |peer: Option<&Peer>| peer.map_or_else(Fields::default, |peer| Fields::default().peer(peer));
+    let marks = endpoints.iter().map(|endpoint| fields(endpoint.peer.as_deref())).collect();
+    let put = |assignment: &mut ClusterLoadAssignment, at: usize, metadata| {
+        // There is one locality, or none and no marks.
+        let endpoints = assignment.endpoints.first_mut().map(|locality| &mut locality.lb_endpoints);
+        if let Some(endpoint) = endpoints.and_then(|endpoints| endpoints.get_mut(at)) {
+            endpoint.metadata = metadata;
+        }
+    };
+    finish(assignment(name, endpoints), marks, put, provisional)
+}
+
+/// An assignment with all endpoints in one locality, without metadata.
 pub(super) fn assignment(name: &str, endpoints: &[Endpoint]) -> ClusterLoadAssignment {
     let lb_endpoints: Vec<LbEndpoint> = endpoints.iter().map(lb_endpoint).collect();
     let locality = LocalityLbEndpoints {
@@ -52,7 +65,6 @@ fn lb_endpoint(endpoint: &Endpoint) -> LbEndpoint {
         Health::Draining => HealthStatus::Draining,
         Health::NotReady => HealthStatus::Unhealthy,
     };
-    let peer = endpoint.peer.as_deref();
     LbEndpoint {
         host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(EnvoyEndpoint {
             address: Some(proto::address(endpoint.address)),
@@ -60,6 +72,6 @@ fn lb_endpoint(endpoint: &Endpoint) -> LbEndpoint {
         })),
         health_status: health as i32,
         load_balancing_weight: Some(UInt32Value { value: 1 }),
-        metadata: peer.and_then(|peer| Fields::default().peer(peer).metadata()),
+        metadata: None,
     }
 }

@@ -53,10 +53,9 @@ fn by_address(world: &World, name: &str, address: SocketAddr) -> Option<Resource
     let routes = RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name: cluster.clone() });
     let listener = Listener {
         traffic_direction: TrafficDirection::Outbound as i32,
-        metadata: fields.metadata(),
         ..listener(name, address, protocol, &cluster, routes)
     };
-    Some(finish(&listener, true))
+    Some(marked(listener, fields, true))
 }
 
 fn to_service(name: &str, address: SocketAddr, service: &Service, port: &Port) -> Resource {
@@ -64,10 +63,10 @@ fn to_service(name: &str, address: SocketAddr, service: &Service, port: &Port) -
     let routes = RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name: cluster.clone() });
     let listener = Listener {
         traffic_direction: TrafficDirection::Outbound as i32,
-        metadata: Fields::default().service(service, port).metadata(),
         ..listener(name, address, port.protocol, &cluster, routes)
     };
-    finish(&listener, provisional(service, port))
+    let fields = Fields::default().service(service, port);
+    marked(listener, fields, provisional(service, port))
 }
 
 /// What a port of the asker's own pod is. Known when an endpoint (or a registration) is at the address, or at
@@ -80,10 +79,13 @@ fn inbound(world: &World, name: &str, address: SocketAddr) -> Option<Resource> {
     let routes = RouteSpecifier::RouteConfig(table(&cluster, &cluster));
     let listener = Listener {
         traffic_direction: TrafficDirection::Inbound as i32,
-        metadata: fields.metadata(),
         ..listener(name, address, protocol, &cluster, routes)
     };
-    Some(finish(&listener, true))
+    Some(marked(listener, fields, true))
+}
+
+fn marked(listener: Listener, fields: Fields, provisional: bool) -> Resource {
+    finish(listener, vec![fields], |listener, _, metadata| listener.metadata = metadata, provisional)
 }
 
 /// What is known of an address that is itself an endpoint: its service and its workload.

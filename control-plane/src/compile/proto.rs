@@ -7,6 +7,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::google::protobuf::{self, Any, Struct, Value, value};
 use prost::{Message, Name};
+use sha2::{Digest, Sha256};
 use weft_wire::xds::{METADATA_NAMESPACE, field};
 
 use crate::world::{Peer, Port, Service};
@@ -67,6 +68,16 @@ impl Fields {
             self.0.push((field::POD, pod.to_string()));
         }
         self
+    }
+
+    /// Adds everything to a hash, unambiguously.
+    pub(super) fn digest(&self, digest: &mut Sha256) {
+        for text in self.0.iter().flat_map(|(key, value)| [*key, value.as_str()]) {
+            digest.update((text.len() as u64).to_be_bytes());
+            digest.update(text);
+        }
+        // Ends the list, so that a field cannot move from one endpoint to the next unseen.
+        digest.update(u64::MAX.to_be_bytes());
     }
 
     pub(super) fn metadata(self) -> Option<core::Metadata> {

@@ -22,7 +22,7 @@ pub(super) fn compile(world: &World, name: &str) -> Option<Resource> {
         // The inbound table stands inside its listener.
         Target::App(_) => return None,
     };
-    Some(finish(&table(name, name), provisional))
+    Some(finish(table(name, name), Vec::new(), |_, _, _| {}, provisional))
 }
 
 /// A table that sends every request to one cluster.
