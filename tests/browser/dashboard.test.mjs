@@ -150,6 +150,25 @@ test('after a reload every node stands where it stood', async () => {
   for (const [id, place] of Object.entries(before)) if (now[id]) assert.equal(now[id], place, `${id} stays where it is`);
 });
 
+test('a dragged node stays where it was put, also after a reload', async () => {
+  const node = page.locator('[data-node]').first();
+  const id = await node.getAttribute('data-node');
+  const others = await positions();
+  const box = await node.boundingBox();
+  await page.mouse.move(box.x + box.width / 2, box.y + box.height / 2);
+  await page.mouse.down();
+  await page.mouse.move(box.x + box.width / 2 + 40, box.y + box.height / 2 + 30, { steps: 5 });
+  await page.mouse.up();
+  const put = await until('the node has moved', async () => {
+    const now = await positions();
+    return now[id] !== others[id] && now;
+  });
+  for (const [other, place] of Object.entries(others)) if (other !== id && put[other]) assert.equal(put[other], place, `${other} stays where it is`);
+  await page.reload();
+  await page.locator('[data-settled="true"]').waitFor();
+  assert.equal((await positions())[id], put[id]);
+});
+
 test('the keyboard reaches a node and the find box', async () => {
   const first = page.locator('[data-node][tabindex="0"]');
   const id = await first.getAttribute('data-node');

@@ -1,7 +1,7 @@
 /**
  * A stand-in for the control plane, for development and for the browser test without Rust.
  *
- *   node dev/mock-server.mjs [--port 8099] [--scenario shop|empty|quiet|big|namespaces] [--dist dist]
+ *   node dev/mock-server.mjs [--port 8099] [--scenario shop|empty|quiet|big|huge|namespaces] [--dist dist]
  *
  * Serves the built dashboard under the strictest content security policy it must survive, and the API from
  * `world.mjs`. POST /mock/traffic adds calls, POST /mock/down breaks streams and answers 503, POST /mock/up heals.

@@ -28,7 +28,8 @@ const LATE = ['workload:shop/web', 'workload:shop/recommend', 'http', 12, 14, 0.
 
 export function edgesOf(scenario, late) {
   if (scenario === 'empty' || scenario === 'quiet') return late ? [LATE] : [];
-  if (scenario === 'big') return big();
+  if (scenario === 'big') return big([4, 12, 18, 16, 10]);
+  if (scenario === 'huge') return big([8, 26, 44, 44, 28]);
   if (scenario === 'namespaces') return [...SHOP, LATE, ...platform()];
   return late ? [...SHOP, LATE] : SHOP;
 }
@@ -44,9 +45,8 @@ function platform() {
   ];
 }
 
-/** About 60 nodes in tiers, deterministic. */
-function big() {
-  const tiers = [4, 12, 18, 16, 10];
+/** Tiers of nodes, deterministic. */
+function big(tiers) {
   const names = tiers.map((count, tier) => Array.from({ length: count }, (_, index) => `workload:shop/${['gateway', 'front', 'service', 'worker', 'store'][tier]}-${index + 1}`));
   const edges = [];
   let seed = 7;

@@ -41,6 +41,9 @@ const OPTIONS = {
 /** Spacing is not inherited by a group. */
 const GROUP_OPTIONS = { ...OPTIONS, 'elk.padding': '[top=48,left=28,bottom=28,right=28]' };
 
+/** From this size on columns are limited. */
+const TOWER_FROM = 50;
+
 let elk: InstanceType<typeof ELK> | null = null;
 
 export async function layered(input: LayoutInput): Promise<Layout> {
@@ -71,10 +74,19 @@ export async function layered(input: LayoutInput): Promise<Layout> {
     .filter((link) => link.source !== link.target && known.has(link.source) && known.has(link.target))
     .sort((a, b) => a.id.localeCompare(b.id))
     .map((link) => ({ id: `e${link.id}`, sources: [`n${link.source}`], targets: [`n${link.target}`] }));
-  const drawn = await elk.layout({ id: 'root', children, edges, layoutOptions: OPTIONS });
+  const drawn = await elk.layout({ id: 'root', children, edges, layoutOptions: { ...OPTIONS, ...wide(nodes.length) } });
   const layout = read(drawn);
   for (const [id, point] of grid(lone, layout.positions)) layout.positions.set(id, point);
   return layout;
+}
+
+/** A big graph's fullest column would be a tower: columns are then limited so that the picture fits a screen. */
+function wide(nodes: number): Record<string, string> {
+  if (nodes <= TOWER_FROM) return {};
+  return {
+    'elk.layered.layering.strategy': 'COFFMAN_GRAHAM',
+    'elk.layered.layering.coffmanGraham.layerBound': String(Math.ceil(1.2 * Math.sqrt(nodes))),
+  };
 }
 
 function read(root: ElkNode): Layout {

@@ -19,7 +19,7 @@ export interface SurfaceEvents {
   hover(target: { kind: 'node' | 'edge'; id: string } | null): void;
   select(target: { kind: 'node' | 'edge'; id: string } | null): void;
   drag(id: string, point: Point): void;
-  drop(id: string): void;
+  drop(id: string, point: Point): void;
 }
 
 /** `gentle`: beside a selection that stays; `faded`: beside what the pointer or the search asks for. */
@@ -221,7 +221,10 @@ export class Surface {
       const node = event.target as cytoscape.NodeSingular;
       events.drag(node.id().slice(1), { ...node.position() });
     });
-    cy.on('dragfree', 'node', (event) => events.drop((event.target as cytoscape.NodeSingular).id().slice(1)));
+    cy.on('dragfree', 'node', (event) => {
+      const node = event.target as cytoscape.NodeSingular;
+      events.drop(node.id().slice(1), { ...node.position() });
+    });
   }
 }
 

@@ -13,7 +13,8 @@ export interface Flow {
   readonly rate: number;
   readonly failureShare: number;
   readonly latencyMs: number | null;
-  readonly faded: boolean;
+  /** How visible: 1 in the foreground. */
+  readonly strength: number;
 }
 
 const DOTS_MAX = 700;
@@ -84,7 +85,7 @@ export class Traffic {
     for (const flow of this.#flows) {
       const dots = Math.min(left, density(flow.rate));
       left -= dots;
-      context.globalAlpha = flow.faded ? 0.15 : 0.9;
+      context.globalAlpha = 0.9 * flow.strength;
       const period = duration(flow);
       for (let index = 0; index < dots; index += 1) {
         const place = now / period + index / dots;
