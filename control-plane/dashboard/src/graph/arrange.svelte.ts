@@ -182,7 +182,8 @@ export class Arranger {
           else this.#again = true;
         }
       } while (this.#again);
-    } catch {
+    } catch (cause) {
+      console.warn('no layout; nodes are placed one by one', cause);
       this.#add(this.#missing());
       this.arranged += 1;
     } finally {
