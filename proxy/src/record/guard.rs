@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, StatusCode};
-use weft_wire::{DecidedBy, Reason};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use weft_wire::{DecidedBy, Reason, header};
 
 use super::access_log;
 use super::series::{Method, Outcome, Rpc, version};
 use super::shard::Edge;
 use super::trace::{self, TraceContext};
-use super::{PeerIndex, Protocol};
+use super::{Direction, PeerIndex, Protocol};
 use crate::http::class::{self, GrpcStatus};
 use crate::route::template::{Kind, RouteId};
 
@@ -85,6 +85,14 @@ impl RequestRecord {
     /// The response's head as the client will see it. [`failed`](Self::failed) wins over what it says.
     pub fn response(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.status = status.as_u16();
+        // The other sidecar's reason is the reason here as well. Only towards the callee: what an app sends in
+        // its own answers is not to be believed about this proxy.
+        if self.failure.is_none()
+            && (status.is_client_error() || status.is_server_error() || self.is_grpc)
+            && self.edge.spec.direction == Direction::Outbound
+        {
+            self.failure = headers.get(header::REASON).and_then(decided);
+        }
         if self.is_grpc {
             self.grpc = class::grpc_status(headers);
         }
@@ -132,6 +140,15 @@ impl RequestRecord {
         };
         Outcome::new(self.method, self.version, self.status, rpc, reason)
     }
+}
+
+/// Reads `circuit_open; by=server_proxy`.
+fn decided(value: &HeaderValue) -> Option<(Reason, DecidedBy)> {
+    let (reason, by) = value.to_str().ok()?.split_once("; by=")?;
+    let by = [DecidedBy::ClientProxy, DecidedBy::ServerProxy, DecidedBy::App]
+        .into_iter()
+        .find(|b| b.word() == by)?;
+    Some((reason.parse().ok()?, by))
 }
 
 impl Drop for RequestRecord {

@@ -25,8 +25,8 @@ use super::{
 use crate::route::template::{Cache, RouteId};
 use weft_wire::{Reason, attribute};
 
-/// Most series per worker, at about 1 kB each: 4 MB when full. A service with 200 routes, three statuses and
-/// six peers stays below it.
+/// Most series per worker, at about 2 kB each together with the ledger's side: 8 MB when full. A service with
+/// 200 routes, three statuses and six peers stays below it.
 pub(crate) const SERIES_MAX: usize = 4096;
 
 /// Most edges per worker. Inbound edges are as many as there are callers' addresses.

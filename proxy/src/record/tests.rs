@@ -108,6 +108,27 @@ fn a_failure_is_named_by_its_first_reason() {
 }
 
 #[test]
+fn the_other_sidecars_reason_is_the_reason_here_too() {
+    let telemetry = telemetry(Config::standard());
+    let shard = telemetry.shard();
+    let mut headers = HeaderMap::new();
+    headers.insert("x-weft-reason", HeaderValue::from_static("connect_refused; by=server_proxy"));
+    let answer = |edge: &Rc<Edge>| {
+        let mut record = edge.request(&parts("/"));
+        record.response(StatusCode::BAD_GATEWAY, &headers);
+        record.complete();
+    };
+    let outbound = shard.edge(&spec("orders.shop"));
+    answer(&outbound);
+    assert_eq!(sample(&telemetry, COUNT, &[r#"error_type="connect_refused""#]), Some(1.0));
+    // An app's word about itself is not taken.
+    let inbound = shard.edge(&EdgeSpec { direction: Direction::Inbound, ..spec("orders.shop") });
+    answer(&inbound);
+    let inbound = "http_server_request_duration_seconds_count";
+    assert_eq!(sample(&telemetry, inbound, &[r#"error_type="502""#]), Some(1.0));
+}
+
+#[test]
 fn grpc_is_judged_by_its_own_status() {
     let status = |code| {
         HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), HeaderValue::from_static(code))])
