@@ -8,9 +8,8 @@ pub(super) fn declared(app_protocol: Option<&str>, port_name: Option<&str>) -> O
     app_protocol.and_then(word).or_else(|| {
         let name = port_name?;
         // `http`, `http-metrics`; also words that have a dash themselves (`grpc-web-public`).
-        let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
-        let found = ends.filter_map(|end| word(name.get(..end)?)).last();
-        found
+        let mut ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]).rev();
+        ends.find_map(|end| word(name.get(..end)?))
     })
 }
 
