@@ -52,6 +52,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// When it cannot start, or a worker broke.
 pub fn run(config: Config) -> anyhow::Result<()> {
     let level = log::install(&config.log)?;
+    limits::refuse_huge_pages();
     let descriptors = limits::raise_descriptors();
     let connections_max = limits::connections_per_worker(&config, descriptors);
     let sockets = accept::bind(&config)?;

@@ -68,6 +68,8 @@ pub enum How {
     Closed,
     /// The port's declaration.
     Declared,
+    /// There is no connection to the server, and the client had nothing to say.
+    Failed,
     /// The server spoke first.
     Server,
     /// Bytes were held back for too long.
@@ -102,7 +104,8 @@ where
         Some(Protocol::Tcp) => Detected::declared(Sniff::Opaque),
     };
     let word = match (detected.how, detected.sniff) {
-        (How::Declared, _) => return Ok(detected),
+        // Neither is a detection.
+        (How::Declared | How::Failed, _) => return Ok(detected),
         (How::Server, _) => record::Detected::ServerFirst,
         (How::Closed, _) => record::Detected::Closed,
         (How::Timeout, _) => {
@@ -273,8 +276,16 @@ where
                     deadline = Some(deadline.map_or(soon, |deadline| deadline.min(soon)));
                 }
             },
-            () = spoken(opened.as_ref()) => held.decide(How::Server, Sniff::Opaque),
-            () = expired(deadline) => held.decide(How::Timeout, Sniff::Opaque),
+            spoken = spoken(opened.as_ref()) => {
+                held.decide(How::Server, Sniff::Opaque);
+                if spoken.is_err() {
+                    (opened, failed) = (None, Some(Reason::UpstreamReset));
+                }
+            }
+            () = expired(deadline) => {
+                let how = if failed.is_some() { How::Failed } else { How::Timeout };
+                held.decide(how, Sniff::Opaque);
+            }
             silent = silent_in_drain(drain), if held.bytes.is_empty() => return Err(silent),
         }
     }
@@ -282,11 +293,12 @@ where
     Ok(held.into_detected(opened, failed))
 }
 
-async fn spoken<C: AsRef<TcpStream>>(server: Option<&C>) {
+/// Completes when the server has said something, its end of stream included, or has broken the connection. The
+/// error is reported only once by the kernel, so it must not get lost here.
+async fn spoken<C: AsRef<TcpStream>>(server: Option<&C>) -> io::Result<()> {
     let Some(server) = server else { return std::future::pending().await };
     // Peeks, because a socket that was just connected reports itself readable without having anything to read.
-    // End of stream and reset count as well: a server that hangs up has said enough.
-    drop(server.as_ref().peek(&mut [0]).await);
+    server.as_ref().peek(&mut [0]).await.map(drop)
 }
 
 /// Completes when draining has gone on for a moment. A connection that has said nothing until then is one that was

@@ -1,4 +1,4 @@
-//! How many connections the process can carry.
+//! What the process takes from the machine: memory pages, file descriptors, connections.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -13,6 +13,13 @@ const DESCRIPTORS_RESERVED: u64 = 512;
 /// More than this for one direction is not what a sidecar is for; it bounds memory where the descriptor limit does
 /// not.
 const CONNECTIONS_MAX: u64 = 65_536;
+
+/// Asks the kernel not to back small heaps with huge pages: with them, each thread's few kilobytes cost 2 MB.
+pub(super) fn refuse_huge_pages() {
+    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
+        tracing::debug!(%error, "transparent huge pages stay on");
+    }
+}
 
 /// Raises the soft limit of file descriptors to the hard one and returns it.
 pub(super) fn raise_descriptors() -> u64 {

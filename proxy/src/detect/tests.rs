@@ -134,3 +134,22 @@ async fn a_drain_does_not_wait_for_those_who_say_nothing() {
     let silent = race(&ours, LONG, &drain, || async { Ok(Server(upstream)) }).await;
     assert_eq!(silent.expect_err("gone").kind(), io::ErrorKind::ConnectionAborted);
 }
+
+#[tokio::test]
+async fn a_server_that_resets_at_once_is_not_taken_for_one_that_hangs_up() {
+    let (_client, ours) = pair().await;
+    let (server, upstream) = pair().await;
+    crate::tcp::reset(&server);
+    drop(server);
+    let detected = race(&ours, LONG, &Watch::default(), || async { Ok(Server(upstream)) }).await.unwrap();
+    assert_eq!(detected.failed, Some(Reason::UpstreamReset));
+    assert!(detected.opened.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_client_of_an_absent_server_learns_it_soon() {
+    let (_client, ours) = pair().await;
+    let absent = || async { Err::<Server, _>(Reason::ConnectRefused) };
+    let detected = race(&ours, LONG, &Watch::default(), absent).await.unwrap();
+    assert_eq!((detected.how, detected.failed), (How::Failed, Some(Reason::ConnectRefused)));
+}
