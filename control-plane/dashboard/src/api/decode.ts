@@ -151,24 +151,31 @@ function diagnosis(value: unknown): Diagnosis | null {
 
 export function edgeDetail(value: unknown): EdgeDetail {
   const json = object(value, 'edge detail');
-  return { edge: edge(json.edge), series: series(json.series) };
+  return { edge: edge(json.edge), series: series(json.series, instant(json.at)) };
 }
 
-/** Column by column on the wire, moment by moment here. */
-function series(value: unknown): Sample[] {
+/** Sidecars report every second, so the newest slots are still being filled: they would look like a fall. */
+const UNFINISHED_MS = 2_000;
+
+/** Column by column on the wire, moment by moment here; without the unfinished end. */
+function series(value: unknown, now: number | null): Sample[] {
   if (typeof value !== 'object' || value === null) return [];
   const json = value as Json;
   const start = instant(json.start);
   const step = number(json.step_seconds);
   if (start === null || step === null) return [];
   const column = (key: string, index: number): number | null => number(list(json[key])[index]);
-  return list(json.requests_per_second).map((rate, index) => ({
+  const samples = list(json.requests_per_second).map((rate, index) => ({
     at: start + index * step * 1000,
     rate: number(rate) ?? 0,
     failures: column('failures_per_second', index) ?? 0,
     p50: column('p50_ms', index),
     p99: column('p99_ms', index),
+    bytesSent: column('bytes_sent_per_second', index) ?? 0,
+    bytesReceived: column('bytes_received_per_second', index) ?? 0,
   }));
+  const finished = now === null ? Infinity : now - UNFINISHED_MS;
+  return samples.filter((sample) => sample.at + step * 1000 <= finished);
 }
 
 export function proxies(value: unknown): Proxy[] {

@@ -160,6 +160,8 @@ export interface Sample {
   readonly failures: number;
   readonly p50: number | null;
   readonly p99: number | null;
+  readonly bytesSent: number;
+  readonly bytesReceived: number;
 }
 
 export interface EdgeDetail {

@@ -62,9 +62,11 @@ describe('reading the wire', () => {
 
   it('turns columns into moments', () => {
     const { series } = decode.edgeDetail({
+      at: '2026-01-01T00:00:25Z',
       edge: { id: 'e', source: 'a', target: 'b' },
-      series: { start: '2026-01-01T00:00:00Z', step_seconds: 10, requests_per_second: [1, 2], failures_per_second: [0, 1], p50_ms: [null, 4], p99_ms: [null, 9] },
+      series: { start: '2026-01-01T00:00:00Z', step_seconds: 10, requests_per_second: [1, 2, 0.1], failures_per_second: [0, 1, 0], p50_ms: [null, 4, null], p99_ms: [null, 9, null], bytes_sent_per_second: [0, 7, 0] },
     });
-    expect(series[1]).toEqual({ at: Date.UTC(2026, 0, 1) + 10_000, rate: 2, failures: 1, p50: 4, p99: 9 });
+    expect(series).toHaveLength(2); // the third slot is still being filled
+    expect(series[1]).toEqual({ at: Date.UTC(2026, 0, 1) + 10_000, rate: 2, failures: 1, p50: 4, p99: 9, bytesSent: 7, bytesReceived: 0 });
   });
 });

@@ -8,8 +8,8 @@ export function stat(window: string): string {
   return `weft stat${option(window)}`;
 }
 
-export function edge(window: string, source: string, target: string): string {
-  return `weft stat ${source} ${target} --routes${option(window)}`;
+export function edge(window: string, source: string, target: string, routes: boolean): string {
+  return `weft stat ${source} ${target}${routes ? ' --routes' : ''}${option(window)}`;
 }
 
 export function callers(window: string, target: string): string {

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { edge } from '../testing';
-import { EDGES_MAX, History, joined, SAMPLES_MAX, sample } from './history';
+import { EDGES_MAX, History, SAMPLES_MAX } from './history';
 
 describe('history', () => {
   it('is bounded per edge and in edges, dropping the longest unseen', () => {
@@ -17,11 +17,5 @@ describe('history', () => {
     history.record(5, [edge('a', 'b')]);
     history.record(5, [edge('a', 'b')]);
     expect(history.of('a>b')).toHaveLength(1);
-  });
-
-  it('continues the past that the server sends', () => {
-    const at = (time: number) => sample(time, edge('a', 'b'));
-    expect(joined([at(1), at(2)], [at(2), at(3)]).map((one) => one.at)).toEqual([1, 2, 3]);
-    expect(joined([], [at(2)])).toHaveLength(1);
   });
 });

@@ -3,7 +3,7 @@
  *
  * Bounded twice: SAMPLES_MAX per edge (5 minutes at one picture a second) and EDGES_MAX edges, the longest
  * unseen dropped first; 300 × 500 samples of five numbers are about 12 MB in the worst case.
- * The server's own history, where it sends one, comes first; this only continues it.
+ * Only for a server that keeps no history of its own: these are averages over the window, its are moments.
  */
 import type { GraphEdge, Sample } from '../api/model';
 
@@ -44,12 +44,7 @@ export function sample(at: number, edge: GraphEdge): Sample {
     failures: edge.success === null ? 0 : edge.rate * (1 - edge.success),
     p50: edge.latency?.p50 ?? null,
     p99: edge.latency?.p99 ?? null,
+    bytesSent: edge.bytesSent,
+    bytesReceived: edge.bytesReceived,
   };
-}
-
-/** The server's past followed by what was seen here after it. */
-export function joined(server: readonly Sample[], local: readonly Sample[]): readonly Sample[] {
-  const last = server.at(-1)?.at;
-  if (last === undefined) return local;
-  return [...server, ...local.filter((one) => one.at > last)];
 }
