@@ -95,6 +95,7 @@ async fn serve(
             (directory, Some(tokio::spawn(asking)))
         }
     };
+    telemetry.registry().register(Box::new(directory.metrics())).context("metrics of the same name")?;
 
     // What the control plane, and whoever reads logs, is told.
     let (flush, flushing) = oneshot::channel::<()>();

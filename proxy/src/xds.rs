@@ -10,7 +10,7 @@
 //! ```
 //!
 //! - [`model`]: what workers see. [`directory`]: the map and the waiting room.
-//! - [`dump`]: the map for people. [`backoff`]: when to try again.
+//! - [`dump`]: the map for people; [`metrics`]: numbers for machines. [`backoff`]: when to try again.
 //! - [`parse`]: one resource → draft, or an error that names the field (becomes a NACK).
 //! - [`subscription`]: the protocol of one resource type. [`store`]: drafts → compiled objects, in order.
 //! - [`client`]: the two together as one step function. [`task`]: its sockets and clock.
@@ -30,6 +30,7 @@ mod backoff;
 mod client;
 mod directory;
 mod dump;
+mod metrics;
 mod model;
 mod parse;
 #[cfg(test)]
@@ -39,6 +40,7 @@ mod subscription;
 mod task;
 
 pub use directory::{Directory, Lookup, Status, TypeStatus};
+pub use metrics::Metrics;
 pub use model::{Cluster, ClusterSpec, Endpoint, Endpoints, Listener, ListenerSpec};
 pub use task::Task;
 

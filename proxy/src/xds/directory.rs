@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use serde::Serialize;
@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use weft_wire::xds::ListenerName;
 
 use super::dump::dump;
+use super::metrics::Metrics;
 use super::model::Listener;
 
 /// What the directory knows about a destination.
@@ -174,6 +175,12 @@ impl Directory {
         dump(&self.status(), &self.map.load())
     }
 
+    /// The client's state as Prometheus metrics, to be registered once.
+    #[must_use]
+    pub fn metrics(self: &Arc<Self>) -> Metrics {
+        Metrics::new(Arc::downgrade(self))
+    }
+
     pub(crate) fn publish(&self, map: Map) {
         self.map.store(Arc::new(map));
     }
@@ -197,8 +204,10 @@ pub struct Status {
     /// The address of the control plane.
     pub control_plane: String,
     /// Since when the stream is up; `None` = down.
+    #[serde(serialize_with = "unix_seconds")]
     pub connected_since: Option<SystemTime>,
     /// When the last response was accepted.
+    #[serde(serialize_with = "unix_seconds")]
     pub updated_at: Option<SystemTime>,
     /// Streams opened, first one included.
     pub streams: u64,
@@ -226,6 +235,13 @@ pub struct Status {
     pub clusters: TypeStatus,
     /// Endpoint assignments.
     pub endpoints: TypeStatus,
+}
+
+/// Unix time in whole seconds.
+fn unix_seconds<S: serde::Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+        .map(|since| since.as_secs())
+        .serialize(serializer)
 }
 
 impl Status {

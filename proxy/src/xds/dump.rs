@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use serde_json::{Value, json};
 use weft_wire::xds::Protocol;
@@ -30,7 +29,7 @@ pub(super) fn dump(status: &Status, map: &Map) -> Value {
         }
     }
     absent.sort_unstable();
-    json!({ "status": status, "listeners": listeners, "clusters": clusters, "absent": absent, "at": SystemTime::now() })
+    json!({ "status": status, "listeners": listeners, "clusters": clusters, "absent": absent })
 }
 
 fn routed(listener: &Listener) -> Vec<Arc<Cluster>> {
