@@ -13,6 +13,9 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// Runs `story` on a thread that has moved into a new network namespace; what it spawns is there as well.
 fn in_namespace(story: fn()) {
+    if let Some(tool) = missing_tool() {
+        return skip(&format!("{tool} is not installed"));
+    }
     let moved = std::thread::spawn(move || match unshare(CloneFlags::CLONE_NEWNET) {
         Ok(()) => {
             ip("link set lo up");
@@ -26,6 +29,15 @@ fn in_namespace(story: fn()) {
         Ok(Some(error)) => skip(&format!("no new network namespace: {error}")),
         Err(panic) => std::panic::resume_unwind(panic),
     }
+}
+
+/// The first of the tools used here that this machine does not have.
+fn missing_tool() -> Option<&'static str> {
+    let missing = |tool: &&str| {
+        let version = if *tool == "ip" { "-V" } else { "--version" };
+        Command::new(tool).arg(version).output().is_err()
+    };
+    ["ip", "nft", "unshare", "nsenter", "setpriv", "bash"].into_iter().find(|tool| missing(tool))
 }
 
 #[expect(clippy::print_stderr, reason = "a skipped test says so")]
