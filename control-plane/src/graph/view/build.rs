@@ -258,22 +258,28 @@ impl Graph {
 
     /// For each node with unhealthy calls: the node at the end of the chain of its worst calls.
     fn causes(&self, active: &[Active]) -> HashMap<NodeIndex, NodeIndex> {
-        let mut worst: HashMap<usize, (&Active, Health)> = HashMap::new();
+        let mut worst: HashMap<usize, (Rank, usize)> = HashMap::new();
         for one in active {
             let health = one.outcomes.health();
-            if health < Health::Degraded {
+            // A node's calls to itself explain nothing.
+            if health < Health::Degraded || one.source == one.target {
                 continue;
             }
-            let entry = worst.entry(one.source.index()).or_insert((one, health));
-            if (health, one.outcomes.failed) > (entry.1, entry.0.outcomes.failed) {
-                *entry = (one, health);
+            // The id decides between equals, so that the answer does not flicker.
+            let rank = (health, one.outcomes.failed, self.graph[one.index].id);
+            let entry = worst.entry(one.source.index()).or_insert((rank, one.target.index()));
+            if rank > entry.0 {
+                *entry = (rank, one.target.index());
             }
         }
-        let next = |at: usize| worst.get(&at).map(|(one, _)| one.target.index());
+        let next = |at: usize| worst.get(&at).map(|(_, target)| *target);
         let causes = worst.keys().filter_map(|&start| Some((start, analysis::culprit(start, next)?)));
         causes.map(|(start, end)| (NodeIndex::new(start), NodeIndex::new(end))).collect()
     }
 }
+
+/// How bad a call is, worst last.
+type Rank = (Health, u64, EdgeId);
 
 /// What a node's edges add up to in one direction.
 #[derive(Debug, Clone, Copy, Default)]
