@@ -108,18 +108,22 @@ async fn play(arguments: DemoArgs) -> anyhow::Result<()> {
 
 /// The ground to play on.
 fn ground(choice: IsolationChoice) -> anyhow::Result<Ground> {
+    let loopback = |why: String| anyhow::Ok(Ground::Loopback { launcher: Launcher::new()?, why });
     let fabric = match choice {
-        IsolationChoice::Loopback => return Ok(Ground::Loopback(Launcher::new()?)),
+        IsolationChoice::Loopback => return loopback("as you asked".into()),
         IsolationChoice::Auto => Fabric::new(),
         IsolationChoice::Root => Fabric::builder().isolation(fabric::Isolation::Root).build(),
         IsolationChoice::User => Fabric::builder().isolation(fabric::Isolation::User).build(),
     };
+    let fabric = fabric.map_err(anyhow::Error::from).and_then(|fabric| {
+        // Namespaces are of no use where the kernel has no nftables.
+        stage::try_interception(&fabric)?;
+        Ok(fabric)
+    });
     match fabric {
         Ok(fabric) => Ok(Ground::Namespaces(fabric)),
-        Err(fabric::Error::Forbidden { .. }) if choice == IsolationChoice::Auto => {
-            Ok(Ground::Loopback(Launcher::new()?))
-        }
-        Err(error) => Err(error).context("no isolation; `weft demo --isolation loopback` does without"),
+        Err(error) if choice == IsolationChoice::Auto => loopback(error.to_string()),
+        Err(error) => Err(error.context("no such isolation here; `weft demo --isolation loopback` does without")),
     }
 }
 
@@ -147,7 +151,8 @@ async fn set_up(
     let step = output::step("starting the shop");
     let opened = Instant::now();
     stage.start_programs(load)?;
-    step.done(format_args!("{} programs, none of which knows of a mesh", stage.program_count()));
+    let how = if stage.intercepts() { "none of which knows of a mesh" } else { "which know only http_proxy" };
+    step.done(format_args!("{} programs, {how}", stage.program_count()));
 
     if load {
         let step = output::step("waiting for the first picture");
@@ -204,7 +209,9 @@ fn explain(stage: &Stage, address: SocketAddr, load: bool, duration: Option<Dura
         key("Look at")
     ));
     output::line("             recommendations   failing: one call in five, which no shopper notices");
-    output::line("             api.bank.example  external, and cron: a caller without a sidecar");
+    if stage.intercepts() {
+        output::line("             api.bank.example  external, and cron: a caller without a sidecar");
+    }
     let api = if url == crate::api::DEFAULT { String::new() } else { format!("   (each with --api {url})") };
     output::line(format_args!("  {}        weft graph · weft stat orders · weft stat --routes{api}", key("Ask")));
     if !load {

@@ -157,7 +157,10 @@ fn by_edge(graph: &Graph, edges: &[&Edge]) -> String {
                 edge.protocol.clone(),
                 edge.tls.clone().unwrap_or_else(|| "-".into()),
             ];
-            row.extend(signals(&edge.signals));
+            // Of bytes, latency would be the life of connections.
+            let is_http = matches!(edge.protocol.as_str(), "http" | "grpc");
+            let latency_ms = edge.signals.latency_ms.filter(|_| is_http);
+            row.extend(signals(&Signals { latency_ms, ..edge.signals }));
             row.push(
                 edge.connections.as_ref().map_or("-".into(), |connections| connections.opened.to_string()),
             );

@@ -28,17 +28,18 @@ impl Demo {
             .stdout(Stdio::piped())
             .spawn()
             .expect("weft starts");
-        let mut output = BufReader::new(weft.stdout.take().expect("piped"));
-        let mut lines = Vec::new();
-        loop {
+        let output = BufReader::new(weft.stdout.take().expect("piped"));
+        let mut demo = Self { weft, output, lines: Vec::new(), api: String::new() };
+        while demo.api.is_empty() {
             let mut line = String::new();
-            assert!(output.read_line(&mut line).expect("text") > 0, "the demo ended early: {lines:?}");
-            lines.push(line.trim_end().to_owned());
+            let read = demo.output.read_line(&mut line).expect("text");
+            assert!(read > 0, "the demo ended early: {:#?}", demo.lines);
             if let Some(address) = line.trim().strip_prefix("Dashboard") {
-                let api = address.trim().to_owned();
-                return Self { weft, output, lines, api };
+                demo.api = address.trim().to_owned();
             }
+            demo.lines.push(line.trim_end().to_owned());
         }
+        demo
     }
 
     fn pid(&self) -> Pid {
@@ -91,6 +92,13 @@ impl Demo {
     }
 }
 
+/// A failed test must not leave a shop behind.
+impl Drop for Demo {
+    fn drop(&mut self) {
+        self.weft.kill().and_then(|()| self.weft.wait()).ok();
+    }
+}
+
 /// Process ids with those of their parents; the dead that nobody has buried yet do not count.
 fn processes() -> Vec<(String, String)> {
     let entries = std::fs::read_dir("/proc").expect("proc").flatten();
@@ -119,22 +127,25 @@ fn until(mut condition: impl FnMut() -> bool) -> bool {
     true
 }
 
-fn tells_its_story(isolation: &str, external: &str) {
+/// Who calls whom, on every ground.
+const PICTURE: [&str; 9] = [
+    "shopper http web",
+    "web http catalog",
+    "web http cart",
+    "web http orders",
+    "web http recommendations",
+    "cart tcp cache",
+    "orders http inventory",
+    "orders http notifications",
+    "orders grpc payments",
+];
+
+/// What only interception sees: names on the internet and callers without a sidecar.
+const OUTSIDERS: [&str; 2] = ["payments http external:api.bank.example:80", "unmeshed:shop/cron http orders"];
+
+fn tells_its_story(isolation: &str, more: &[&str]) {
     let mut demo = Demo::start(isolation);
-    let bank = format!("payments http external:{external}");
-    demo.until_edges(&[
-        "shopper http web",
-        "web http catalog",
-        "web http cart",
-        "web http orders",
-        "web http recommendations",
-        "cart tcp cache",
-        "orders http inventory",
-        "orders http notifications",
-        "orders grpc payments",
-        &bank,
-        "unmeshed:shop/cron http orders",
-    ]);
+    demo.until_edges(&[&PICTURE, more].concat());
     let family = demo.descendants();
     kill(demo.pid(), Signal::SIGINT).expect("the demo runs");
     let mut rest = String::new();
@@ -148,17 +159,17 @@ fn tells_its_story(isolation: &str, external: &str) {
 
 #[test]
 fn as_root() {
-    tells_its_story("root", "api.bank.example:80");
+    tells_its_story("root", &OUTSIDERS);
 }
 
 #[test]
 fn in_a_user_namespace() {
-    tells_its_story("user", "api.bank.example:80");
+    tells_its_story("user", &OUTSIDERS);
 }
 
 #[test]
 fn on_loopback() {
-    tells_its_story("loopback", "127.77.0.2:10080");
+    tells_its_story("loopback", &["payments http external:127.77.0.2:10080"]);
 }
 
 #[test]

@@ -44,7 +44,6 @@ struct Places {
     cache: String,
     payments: String,
     bank: String,
-    orders: String,
 }
 
 impl Places {
@@ -59,7 +58,6 @@ impl Places {
             cache: or("WEFT_DEMO_CACHE", "cache:6379"),
             payments: or("WEFT_DEMO_PAYMENTS", "http://payments:50051"),
             bank: or("WEFT_DEMO_BANK", "http://api.bank.example"),
-            orders: or("WEFT_DEMO_ORDERS", "http://orders:8080"),
         })
     }
 }
@@ -84,7 +82,7 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
             "payments" => payments::serve(listen(50051).await?, client, places.bank.clone()).await,
             "bank" => serve(listen(80).await?, payments::bank()).await,
             "shopper" => until_told(callers::shopper(client)).await,
-            "cron" => until_told(callers::cron(client, &places.orders)).await,
+            "cron" => until_told(callers::cron(client)).await,
             other => anyhow::bail!("the shop has no program named {other:?}"),
         }
     })

@@ -12,6 +12,10 @@ pub(super) fn manifests(copies: &[Copy]) -> Result<Vec<(String, String)>, serde_
     let mut files = Vec::new();
     for role in CAST.iter().filter(|role| role.part != Part::External) {
         let copies: Vec<&Copy> = copies.iter().filter(|copy| copy.role.name == role.name).collect();
+        // On loopback not everybody plays.
+        if copies.is_empty() {
+            continue;
+        }
         let mut documents: Vec<Value> = copies.iter().map(|copy| pod(copy)).collect();
         if role.port.is_some() {
             documents.push(service(&copies));

@@ -39,8 +39,8 @@ const APP_UID: u32 = 1000;
 pub(super) enum Ground {
     /// Every copy has its own network namespace.
     Namespaces(Fabric),
-    /// Nothing but loopback.
-    Loopback(Launcher),
+    /// Nothing but loopback, and the reason for it.
+    Loopback { launcher: Launcher, why: String },
 }
 
 /// A process with a name to speak of, and its last words.
@@ -64,12 +64,18 @@ pub(super) struct Stage {
     ground: Ground,
 }
 
+/// Whether traffic can be intercepted in a pod, tried on one that is thrown away.
+pub(super) fn try_interception(fabric: &Fabric) -> anyhow::Result<()> {
+    let pod = fabric.pod("attempt").start()?;
+    namespaces::sidecar(fabric, &pod).map(drop)
+}
+
 impl Stage {
     /// Makes the ground: pods with addresses, or just addresses.
     pub(super) fn new(ground: Ground, logs: Option<PathBuf>) -> anyhow::Result<Self> {
         let directory = match &ground {
             Ground::Namespaces(fabric) => fabric.directory(),
-            Ground::Loopback(launcher) => launcher.directory(),
+            Ground::Loopback { launcher, .. } => launcher.directory(),
         };
         let logs = logs.unwrap_or_else(|| directory.join("logs"));
         for directory in [&logs, &directory.join("source"), &directory.join("data"), &directory.join("ready")]
@@ -78,7 +84,7 @@ impl Stage {
         }
         let (copies, pods) = match &ground {
             Ground::Namespaces(fabric) => namespaces::pods(fabric)?,
-            Ground::Loopback(_) => (loopback::copies(), Vec::new()),
+            Ground::Loopback { .. } => (loopback::copies(), Vec::new()),
         };
         for (name, text) in manifest::manifests(&copies)? {
             fs::write(directory.join("source").join(name), text)?;
@@ -88,15 +94,13 @@ impl Stage {
     }
 
     /// What the reader should know about where this plays.
-    pub(super) fn isolation(&self) -> &'static str {
+    pub(super) fn isolation(&self) -> String {
         match &self.ground {
             Ground::Namespaces(fabric) => match fabric.isolation() {
-                Isolation::Root => "network namespaces (as root); nothing outside of them is touched",
-                Isolation::User => "network namespaces in a user namespace, no privilege needed",
+                Isolation::Root => "network namespaces (as root); nothing outside of them is touched".into(),
+                Isolation::User => "network namespaces in a user namespace, no privilege needed".into(),
             },
-            Ground::Loopback(_) => {
-                "none: no namespaces allowed here, so explicit proxies on loopback (127.77.0.0/16)"
-            }
+            Ground::Loopback { why, .. } => format!("none, only explicit proxies on loopback: {why}"),
         }
     }
 
@@ -132,7 +136,7 @@ impl Stage {
     pub(super) fn start_control_plane(&mut self, dashboard: TcpListener) -> anyhow::Result<()> {
         let (hub, command) = match &self.ground {
             Ground::Namespaces(fabric) => (crate::fabric::HUB, fabric.weft()),
-            Ground::Loopback(launcher) => (loopback::HUB, launcher.weft("control-plane")),
+            Ground::Loopback { launcher, .. } => (loopback::HUB, launcher.weft("control-plane")),
         };
         let directory = self.directory().to_owned();
         let command = command
@@ -162,7 +166,7 @@ impl Stage {
             }
             let command = match &self.ground {
                 Ground::Namespaces(fabric) => namespaces::sidecar(fabric, &self.pods[index])?,
-                Ground::Loopback(launcher) => loopback::sidecar(launcher, &copy),
+                Ground::Loopback { launcher, .. } => loopback::sidecar(launcher, &copy),
             };
             let command = command
                 .env("WEFT_WORKLOAD", copy.role.name)
@@ -212,7 +216,7 @@ impl Stage {
                     let privileged = copy.role.part == Part::External;
                     if privileged { command } else { command.uid(fabric.isolation(), APP_UID) }
                 }
-                Ground::Loopback(launcher) => loopback::program(launcher, &copy, &self.copies),
+                Ground::Loopback { launcher, .. } => loopback::program(launcher, &copy, &self.copies),
             };
             let actor = self.act(&copy.pod, command.arg("demo-app").arg(copy.role.name))?;
             if is_load { self.load.push(actor) } else { self.programs.push(actor) }
@@ -260,7 +264,7 @@ impl Stage {
     fn directory(&self) -> &Path {
         match &self.ground {
             Ground::Namespaces(fabric) => fabric.directory(),
-            Ground::Loopback(launcher) => launcher.directory(),
+            Ground::Loopback { launcher, .. } => launcher.directory(),
         }
     }
 

@@ -15,7 +15,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 
 /// Idle connections kept per peer: the shop's concurrency per peer is below that.
 const IDLE_MAX: usize = 8;
@@ -30,7 +30,6 @@ type Connection = SendRequest<Full<Bytes>>;
 #[derive(Debug, Clone)]
 pub(super) struct Client {
     proxy: Option<SocketAddr>,
-    source: Option<SocketAddr>,
     idle: Arc<Mutex<HashMap<String, Vec<Connection>>>>,
 }
 
@@ -40,12 +39,7 @@ impl Client {
             Ok(url) => Some(url.trim_start_matches("http://").parse().context("http_proxy")?),
             Err(_) => None,
         };
-        // On loopback every program has an address of its own to be known by.
-        let source = match std::env::var("WEFT_DEMO_SOURCE") {
-            Ok(address) => Some(SocketAddr::new(address.parse().context("WEFT_DEMO_SOURCE")?, 0)),
-            Err(_) => None,
-        };
-        Ok(Self { proxy, source, idle: Arc::default() })
+        Ok(Self { proxy, idle: Arc::default() })
     }
 
     pub(super) async fn get(&self, url: &str, trace: &HeaderMap) -> anyhow::Result<(StatusCode, Bytes)> {
@@ -135,15 +129,11 @@ impl Client {
     }
 
     async fn connect(&self, uri: &Uri) -> anyhow::Result<Connection> {
-        let host = uri.host().context("a URL with a host")?;
-        let port = uri.port_u16().unwrap_or(80);
-        let stream = match (self.proxy, self.source) {
-            (Some(proxy), _) => TcpStream::connect(proxy).await?,
-            (None, None) => TcpStream::connect((host, port)).await?,
-            (None, Some(source)) => {
-                let socket = TcpSocket::new_v4()?;
-                socket.bind(source)?;
-                socket.connect(SocketAddr::new(host.parse()?, port)).await?
+        let stream = match self.proxy {
+            Some(proxy) => TcpStream::connect(proxy).await?,
+            None => {
+                let host = uri.host().context("a URL with a host")?;
+                TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await?
             }
         };
         stream.set_nodelay(true)?;

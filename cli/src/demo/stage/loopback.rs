@@ -21,6 +21,8 @@ const PAYMENTS_FORWARD: u16 = 25_051;
 
 pub(super) fn copies() -> Vec<Copy> {
     cast::copies()
+        // Without namespaces a caller without a sidecar looks like every other program of this machine.
+        .filter(|(role, ..)| role.part != Part::Unmeshed)
         .zip(2..)
         .map(|((role, version, pod), number)| Copy {
             role,
@@ -68,14 +70,11 @@ pub(super) fn program(launcher: &Launcher, copy: &Copy, copies: &[Copy]) -> Comm
     if let Some(port) = copy.role.port {
         program = program.env("WEFT_DEMO_LISTEN", at(copy.address, own_port(port.number)));
     }
-    let endpoint = |name: &str| copies.iter().find(|copy| copy.role.name == name).and_then(Copy::endpoint);
-    if let (Some(bank), Some(orders)) = (endpoint("bank"), endpoint("orders")) {
-        program = program
-            .env("WEFT_DEMO_BANK", format!("http://{bank}"))
-            .env("WEFT_DEMO_ORDERS", format!("http://{orders}"));
-    }
     if copy.role.part != Part::Meshed {
-        return program.env("WEFT_DEMO_SOURCE", copy.address.to_string());
+        return program;
+    }
+    if let Some(bank) = copies.iter().find(|copy| copy.role.part == Part::External).and_then(Copy::endpoint) {
+        program = program.env("WEFT_DEMO_BANK", format!("http://{bank}"));
     }
     program
         .env("http_proxy", format!("http://{}", at(copy.address, OUTBOUND)))
