@@ -11,11 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use axum::Router;
 use prometheus::Registry;
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
 use tracing::{error, info, warn};
 
 use crate::api::{Api, HostPolicy};
@@ -26,14 +24,7 @@ use crate::mesh::CurrentMesh;
 use crate::sources::{Problems, Report, files};
 use crate::world::Live;
 use crate::xds::{self, Status};
-use crate::{admin, listen};
-
-/// A connection that is silent for this long is asked whether it is still there …
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// … and given up after this: a sidecar whose machine died is lost after 15 s at most.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Streams on one connection: a sidecar has one for configuration and one per report in flight.
-const STREAMS_PER_CONNECTION: u32 = 64;
+use crate::{admin, listen, serve};
 
 /// Where the program really listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -96,55 +87,28 @@ impl App {
         let (live, drain, registry) = (Live::default(), Drain::default(), Registry::new());
         let problems = follow(source, &live, &drain).await?;
         let status = Status::default();
-        let mesh = Arc::new(CurrentMesh::new(live.clone(), status.clone(), problems));
+        let mesh = Arc::new(CurrentMesh::new(live.clone(), status.clone(), problems.clone()));
         let ingest = open_ingest(data_dir, &mesh, &registry).await?;
+        admin::show(&registry, live.clone(), problems);
 
-        let control = listen::open(&control_listen)?;
-        let api = listen::open(&api_listen)?;
-        let otlp_grpc = listen::open(&otlp_grpc_listen)?;
-        let otlp_http = listen::open(&otlp_http_listen)?;
-        let metrics = listen::open(&metrics_listen)?;
-        let at = |listener: &Option<TcpListener>| listener.as_ref().map(TcpListener::local_addr).transpose();
-        let bound = Bound {
-            control: at(&control)?,
-            api: at(&api)?,
-            otlp_grpc: at(&otlp_grpc)?,
-            otlp_http: at(&otlp_http)?,
-            metrics: at(&metrics)?,
+        let listeners = Listeners {
+            control: listen::open(&control_listen)?,
+            api: listen::open(&api_listen)?,
+            otlp_grpc: listen::open(&otlp_grpc_listen)?,
+            otlp_http: listen::open(&otlp_http_listen)?,
+            metrics: listen::open(&metrics_listen)?,
         };
-        let reachable = bound.api.filter(|address| !address.ip().is_loopback());
-        if let Some(address) = reachable {
+        let bound = listeners.bound()?;
+        if let Some(address) = bound.api.filter(|address| !address.ip().is_loopback()) {
             ensure!(insecure, NO_AUTHENTICATION);
             warn!(%address, "the API asks nobody for a password, and this address is not loopback");
         }
 
         background(&live, &ingest, &drain);
-        if let Some(listener) = control {
-            let metrics = xds::Metrics::new(&registry);
-            let server =
-                xds::Server::new(live, status, metrics, drain.token.clone(), drain.tasks.clone()).service();
-            let router = grpc().add_service(server).add_service(ingest.grpc_service());
-            serve_grpc("control", listener, router, &drain);
-        }
-        if let Some(listener) = otlp_grpc {
-            serve_grpc("otlp_grpc", listener, grpc().add_service(ingest.grpc_service()), &drain);
-        }
-        if let Some(listener) = otlp_http {
-            serve_http("otlp_http", listener, ingest.http_router(), &drain);
-        }
-        if let (Some(listener), Some(address)) = (api, bound.api) {
-            let api = Api::new(ingest.clone(), mesh, registry.clone(), drain.token.clone());
-            let views = api.live();
-            drain.tasks.spawn(async move { views.run().await });
-            let router =
-                api.router(HostPolicy::for_listener(address)).merge(admin::ready(drain.token.clone()));
-            serve_http("api", listener, router, &drain);
-        }
-        if let Some(listener) = metrics {
-            let refreshed = ingest.clone();
-            let refresh = Arc::new(move || refreshed.refresh_metrics());
-            serve_http("metrics", listener, admin::router(registry, refresh, drain.token.clone()), &drain);
-        }
+        let metrics = xds::Metrics::new(&registry);
+        let xds = xds::Server::new(live, status, metrics, drain.token.clone(), drain.tasks.clone());
+        let api = Api::new(ingest.clone(), mesh, registry.clone(), drain.token.clone());
+        listeners.serve(xds, &ingest, api, &registry, &drain)?;
         announce(&bound, ready_file.as_deref())?;
         Ok(Self { bound, drain, ingest, deadline: drain_deadline })
     }
@@ -162,6 +126,65 @@ impl App {
         if let Err(error) = tokio::task::spawn_blocking(move || ingest.close()).await {
             error!(%error, "the journal was not closed in order");
         }
+    }
+}
+
+/// The open sockets, before anything is served on them.
+struct Listeners {
+    control: Option<TcpListener>,
+    api: Option<TcpListener>,
+    otlp_grpc: Option<TcpListener>,
+    otlp_http: Option<TcpListener>,
+    metrics: Option<TcpListener>,
+}
+
+impl Listeners {
+    fn bound(&self) -> std::io::Result<Bound> {
+        let at = |listener: &Option<TcpListener>| listener.as_ref().map(TcpListener::local_addr).transpose();
+        Ok(Bound {
+            control: at(&self.control)?,
+            api: at(&self.api)?,
+            otlp_grpc: at(&self.otlp_grpc)?,
+            otlp_http: at(&self.otlp_http)?,
+            metrics: at(&self.metrics)?,
+        })
+    }
+
+    /// Who is answered by whom.
+    fn serve(
+        self,
+        xds: xds::Server,
+        ingest: &Ingest,
+        api: Api,
+        registry: &Registry,
+        drain: &Drain,
+    ) -> std::io::Result<()> {
+        let metrics = serve::Metrics::new(registry);
+        if let Some(listener) = self.control {
+            let router = serve::grpc_server().add_service(xds.service()).add_service(ingest.grpc_service());
+            serve::grpc("control", listener, router, &metrics, drain);
+        }
+        if let Some(listener) = self.otlp_grpc {
+            let router = serve::grpc_server().add_service(ingest.grpc_service());
+            serve::grpc("otlp_grpc", listener, router, &metrics, drain);
+        }
+        if let Some(listener) = self.otlp_http {
+            serve::http("otlp_http", listener, ingest.http_router(), &metrics, drain);
+        }
+        if let Some(listener) = self.api {
+            let views = api.live();
+            drain.tasks.spawn(async move { views.run().await });
+            let hosts = HostPolicy::for_listener(listener.local_addr()?);
+            let router = api.router(hosts).merge(admin::ready(drain.token.clone()));
+            serve::http("api", listener, router, &metrics, drain);
+        }
+        if let Some(listener) = self.metrics {
+            let refreshed = ingest.clone();
+            let refresh = Arc::new(move || refreshed.refresh_metrics());
+            let router = admin::router(registry.clone(), refresh, drain.token.clone());
+            serve::http("metrics", listener, router, &metrics, drain);
+        }
+        Ok(())
     }
 }
 
@@ -211,40 +234,6 @@ fn background(live: &Live, ingest: &Ingest, drain: &Drain) {
     drain.tasks.spawn(async move { token.run_until_cancelled(expiry.expire()).await });
     let (token, maintained) = (drain.token.clone(), ingest.clone());
     drain.tasks.spawn(async move { maintained.run(token).await });
-}
-
-fn grpc() -> tonic::transport::Server {
-    tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .max_concurrent_streams(STREAMS_PER_CONNECTION)
-}
-
-fn serve_grpc(
-    name: &'static str,
-    listener: TcpListener,
-    router: tonic::transport::server::Router,
-    drain: &Drain,
-) {
-    let incoming =
-        TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
-    let token = drain.token.clone();
-    drain.tasks.spawn(async move {
-        if let Err(error) = router.serve_with_incoming_shutdown(incoming, token.cancelled()).await {
-            error!(listener = name, error = &error as &dyn std::error::Error, "listener ended");
-        }
-    });
-}
-
-fn serve_http(name: &'static str, listener: TcpListener, router: Router, drain: &Drain) {
-    let token = drain.token.clone();
-    drain.tasks.spawn(async move {
-        let service = router.into_make_service_with_connect_info::<SocketAddr>();
-        let served = axum::serve(listener, service).with_graceful_shutdown(token.cancelled_owned());
-        if let Err(error) = served.await {
-            error!(listener = name, %error, "listener ended");
-        }
-    });
 }
 
 fn announce(bound: &Bound, ready_file: Option<&Path>) -> anyhow::Result<()> {

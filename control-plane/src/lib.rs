@@ -21,6 +21,7 @@ pub mod ingest;
 pub mod listen;
 pub mod mesh;
 pub mod resources;
+pub mod serve;
 pub mod sources;
 pub mod store;
 pub mod world;

@@ -30,6 +30,17 @@ fn serve(config: Config) -> anyhow::Result<()> {
     } else {
         log.json().flatten_event(true).init()
     }
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.context("start the runtime")?.block_on(app::run(config))
+}
+
+/// Shells start programs with 1,024 descriptors and allow many more; a sidecar needs two.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, current = limit.current, "cannot raise the limit of open files");
+    }
 }

@@ -119,13 +119,8 @@ pub struct Document {
 pub enum Content {
     /// It cannot be read.
     Broken(Vec<Flaw>),
-    /// An object, and the line on which it is named.
-    Object {
-        /// The object.
-        object: Object,
-        /// The line of its name, when known.
-        line: Option<usize>,
-    },
+    /// An object.
+    Object(Object),
     /// An object the mesh has no use for by design (a Service that is only a DNS alias).
     Unneeded,
     /// A kind the mesh does not know.
@@ -135,6 +130,12 @@ pub enum Content {
         /// `apiVersion kind`.
         kind: String,
     },
+}
+
+/// The line on which the document at `position` is named. Reads the text once more.
+#[must_use]
+pub fn name_line(text: &str, position: usize) -> Option<usize> {
+    locate::line(text, position.checked_sub(1)?, &[Segment::from("metadata"), Segment::from("name")])
 }
 
 /// Reads one file.
@@ -225,7 +226,7 @@ fn typed<T: for<'de> Deserialize<'de>>(
         return Content::Broken(unknown.into_iter().map(flaw).collect());
     }
     match convert(value) {
-        Ok(Some(object)) => Content::Object { object, line: place.name_line() },
+        Ok(Some(object)) => Content::Object(object),
         Ok(None) => Content::Unneeded,
         Err((path, reason)) => {
             let field = locate::display(&path);
@@ -243,13 +244,6 @@ struct Place<'a> {
 impl Place<'_> {
     fn line(&self, path: &[Segment]) -> Option<usize> {
         locate::line(self.text, self.index, path)
-    }
-
-    /// The line of the object's name, which only duplicates need: not for a file of very many documents, where
-    /// each walk to the place would cost as much as all the reading so far.
-    fn name_line(&self) -> Option<usize> {
-        const CHEAP: usize = 64;
-        if self.index < CHEAP { self.line(&[Segment::from("metadata"), Segment::from("name")]) } else { None }
     }
 }
 

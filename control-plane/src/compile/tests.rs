@@ -50,7 +50,7 @@ status: {podIP: 10.0.0.1}
 fn world() -> World {
     let mut world = World::default();
     let events = resources::parse(MESH).into_iter().map(|document| match document.content {
-        Content::Object { object, .. } => object.set(),
+        Content::Object(object) => object.set(),
         other => panic!("{other:?}"),
     });
     world.apply_all(events.collect::<Vec<_>>(), Instant::now());

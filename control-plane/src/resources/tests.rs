@@ -30,7 +30,7 @@ fn only(text: &str) -> Document {
 
 fn object(text: &str) -> Object {
     match only(text).content {
-        Content::Object { object, .. } => object,
+        Content::Object(object) => object,
         other => panic!("{other:?}"),
     }
 }

@@ -26,6 +26,7 @@ pub(super) struct Catalog {
 
 struct Definition {
     object: Object,
+    /// Where it is named, known if it came as a duplicate.
     line: Option<usize>,
 }
 
@@ -43,7 +44,7 @@ impl Catalog {
         let problems = documents.iter().flat_map(|document| problems(path, document)).collect();
         let file = self.files.entry(Arc::clone(path)).or_default();
         file.problems = problems;
-        if broken { Vec::new() } else { self.replace(path, documents) }
+        if broken { Vec::new() } else { self.replace(path, text, documents) }
     }
 
     /// Notes that a file is there but cannot be read. It keeps its last good state.
@@ -62,7 +63,7 @@ impl Catalog {
 
     /// Takes out a file that is gone.
     pub(super) fn remove(&mut self, path: &Arc<str>) -> Vec<Event> {
-        let events = self.replace(path, Vec::new());
+        let events = self.replace(path, "", Vec::new());
         self.files.remove(path);
         events
     }
@@ -97,17 +98,17 @@ impl Catalog {
         problems
     }
 
-    fn replace(&mut self, path: &Arc<str>, documents: Vec<Document>) -> Vec<Event> {
+    fn replace(&mut self, path: &Arc<str>, text: &str, documents: Vec<Document>) -> Vec<Event> {
         let file = self.files.entry(Arc::clone(path)).or_default();
         let old = std::mem::take(&mut file.objects);
         let mut touched: BTreeSet<ObjectId> = old.iter().map(|(_, id)| id.clone()).collect();
         let mut new = Vec::new();
         for document in documents {
-            if let Content::Object { object, line } = document.content {
-                new.push((document.position, Definition { object, line }));
+            if let Content::Object(object) = document.content {
+                new.push((document.position, object));
             }
         }
-        touched.extend(new.iter().map(|(_, definition)| definition.object.id()));
+        touched.extend(new.iter().map(|(_, object)| object.id()));
         let before: Vec<Option<Object>> = touched.iter().map(|id| self.current(id).cloned()).collect();
 
         for (position, id) in old {
@@ -119,10 +120,13 @@ impl Catalog {
             }
         }
         let mut objects = Vec::with_capacity(new.len());
-        for (position, definition) in new {
-            let id = definition.object.id();
+        for (position, object) in new {
+            let id = object.id();
             objects.push((position, id.clone()));
-            self.definitions.entry(id).or_default().insert((Arc::clone(path), position), definition);
+            let definitions = self.definitions.entry(id).or_default();
+            // Looked up only for a duplicate: it costs as much as reading the file.
+            let line = if definitions.is_empty() { None } else { resources::name_line(text, position) };
+            definitions.insert((Arc::clone(path), position), Definition { object, line });
         }
         self.files.entry(Arc::clone(path)).or_default().objects = objects;
 

@@ -1,0 +1,235 @@
+//! Serving a listener: connections come in under a bound, are served, and end in good order.
+//!
+//! In: a listener and what answers on it. Out: tasks in the [`Drain`]. Two kinds, because they fail
+//! differently: gRPC for sidecars and apps (few long connections, kept alive by pings), HTTP/1.1 for people and
+//! simple exporters (many short ones, each with a deadline for its headers).
+//!
+//! Invariants: no listener holds more connections than its bound; at the bound it stops accepting (the rest
+//! waits in the kernel's queue) and counts it. Every connection sees the end: gRPC as GOAWAY, HTTP as
+//! `Connection: close`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ConnectInfo;
+use futures_util::Stream;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use prometheus::{IntCounterVec, Opts, Registry};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::transport::server::{Connected, TcpConnectInfo};
+use tower::ServiceExt as _;
+use tracing::{debug, error, warn};
+
+use crate::drain::Drain;
+
+/// gRPC connections: a sidecar has two (configuration and reports), so this is a mesh of 10,000.
+const GRPC_CONNECTIONS_MAX: usize = 20_000;
+/// HTTP connections: dashboards, scrapers, and apps that export by HTTP.
+const HTTP_CONNECTIONS_MAX: usize = 4_096;
+/// A connection that is silent for this long is asked whether it is still there …
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// … and given up after this: a sidecar whose machine died is lost after 15 s at most.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Streams on one connection: a sidecar has one for configuration and one per report in flight.
+const STREAMS_PER_CONNECTION: u32 = 64;
+/// A request's headers must be complete by then; also how long an idle connection is kept.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// After a failed accept (usually: no file descriptors left) it is pointless to try again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What listeners count.
+#[derive(Clone)]
+pub struct Metrics {
+    full: IntCounterVec,
+    accept_errors: IntCounterVec,
+}
+
+impl Metrics {
+    /// Makes the counters and shows them in `registry`.
+    #[must_use]
+    pub fn new(registry: &Registry) -> Self {
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounterVec::new(Opts::new(name, help), &["listener"]).expect("a valid name");
+            // Registered twice only in tests that share a registry; then it is only not exported twice.
+            drop(registry.register(Box::new(counter.clone())));
+            counter
+        };
+        Self {
+            full: counter(
+                "weft_listener_full_total",
+                "Times a listener stopped accepting: all connections taken.",
+            ),
+            accept_errors: counter(
+                "weft_listener_accept_errors_total",
+                "Connections that could not be accepted.",
+            ),
+        }
+    }
+}
+
+/// A gRPC server with the house's settings, to add services to.
+#[must_use]
+pub fn grpc_server() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+}
+
+/// Serves gRPC until the drain.
+pub fn grpc(
+    name: &'static str,
+    listener: TcpListener,
+    router: tonic::transport::server::Router,
+    metrics: &Metrics,
+    drain: &Drain,
+) {
+    let gate = Gate::new(name, listener, GRPC_CONNECTIONS_MAX, metrics.clone());
+    let token = drain.token.clone();
+    drain.tasks.spawn(async move {
+        if let Err(error) = router.serve_with_incoming_shutdown(gate.into_stream(), token.cancelled()).await {
+            error!(listener = name, error = &error as &dyn std::error::Error, "listener ended");
+        }
+    });
+}
+
+/// Serves HTTP/1.1 until the drain.
+pub fn http(name: &'static str, listener: TcpListener, router: Router, metrics: &Metrics, drain: &Drain) {
+    let gate = Gate::new(name, listener, HTTP_CONNECTIONS_MAX, metrics.clone());
+    let accepting = drain.clone();
+    drain.tasks.spawn(async move {
+        let Drain { token, tasks } = accepting;
+        while let Some(counted) = token.run_until_cancelled(gate.accept()).await {
+            let (router, token) = (router.clone(), token.clone());
+            tasks.spawn(async move {
+                let peer = counted.peer;
+                if let Err(error) = connection(counted, router, token.cancelled()).await {
+                    debug!(listener = name, %peer, error = &error as &dyn std::error::Error, "connection ended");
+                }
+            });
+        }
+    });
+}
+
+async fn connection(counted: Counted, router: Router, end: impl Future<Output = ()>) -> hyper::Result<()> {
+    let peer = counted.peer;
+    let service = router.map_request(move |mut request: http::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        request
+    });
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .serve_connection(TokioIo::new(counted), TowerToHyperService::new(service))
+    );
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = end => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}
+
+/// A listener that accepts as long as there is a place.
+struct Gate {
+    name: &'static str,
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+    metrics: Metrics,
+}
+
+impl Gate {
+    fn new(name: &'static str, listener: TcpListener, places: usize, metrics: Metrics) -> Self {
+        Self { name, listener, places: Arc::new(Semaphore::new(places)), metrics }
+    }
+
+    async fn accept(&self) -> Counted {
+        if self.places.available_permits() == 0 {
+            self.metrics.full.with_label_values(&[self.name]).inc();
+            warn!(listener = self.name, "all connections are taken; not accepting");
+        }
+        let place = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, peer)) => {
+                    // A socket that cannot take an option is about to fail anyway.
+                    drop(stream.set_nodelay(true));
+                    return Counted { stream, peer, _place: place };
+                }
+                Err(error) => {
+                    self.metrics.accept_errors.with_label_values(&[self.name]).inc();
+                    warn!(listener = self.name, %error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn into_stream(self) -> impl Stream<Item = io::Result<Counted>> {
+        futures_util::stream::unfold(self, |gate| async move { Some((Ok(gate.accept().await), gate)) })
+    }
+}
+
+/// A connection and its place.
+struct Counted {
+    stream: TcpStream,
+    peer: SocketAddr,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connected for Counted {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.stream.connect_info()
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
