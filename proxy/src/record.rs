@@ -310,8 +310,11 @@ impl Telemetry {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut page = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut page) {
-            tracing::error!(%error, "metrics cannot be written");
+        // One family at a time, so that page and families are not in memory together.
+        for family in self.registry.gather() {
+            if let Err(error) = TextEncoder::new().encode(&[family], &mut page) {
+                tracing::error!(%error, "metrics cannot be written");
+            }
         }
         page
     }

@@ -17,6 +17,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use prometheus::{IntCounter, IntGauge, Registry};
 use tokio::time::{Instant, MissedTickBehavior};
 use tonic::transport::{Channel, Endpoint};
 use weft_wire::header;
@@ -97,11 +98,43 @@ struct Reporter {
     queue: Queue,
     taken: snapshot::Taken,
     reachable: bool,
+    metrics: Metrics,
+}
+
+/// What the reporter says of itself on `/metrics`.
+#[derive(Clone)]
+struct Metrics {
+    waiting: IntGauge,
+    acknowledged: IntCounter,
+    failed: IntCounter,
+}
+
+impl Metrics {
+    fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let waiting =
+            IntGauge::new("weft_report_waiting", "Reports that the control plane has not acknowledged.")?;
+        let acknowledged = IntCounter::new(
+            "weft_report_acknowledged_total",
+            "Reports that the control plane has acknowledged.",
+        )?;
+        let failed = IntCounter::new("weft_report_failed_total", "Attempts to send a report that failed.")?;
+        registry.register(Box::new(waiting.clone()))?;
+        registry.register(Box::new(acknowledged.clone()))?;
+        registry.register(Box::new(failed.clone()))?;
+        Ok(Self { waiting, acknowledged, failed })
+    }
 }
 
 impl Reporter {
     fn new(telemetry: Arc<Telemetry>) -> Self {
-        Self { telemetry, queue: Queue::default(), taken: snapshot::Taken::new(now()), reachable: true }
+        let metrics = Metrics::register(telemetry.registry()).expect("constant names, registered once");
+        Self {
+            telemetry,
+            queue: Queue::default(),
+            taken: snapshot::Taken::new(now()),
+            reachable: true,
+            metrics,
+        }
     }
 
     /// The loop: takes a report every second; sends one at a time, with a pause after a failure.
@@ -159,6 +192,7 @@ impl Reporter {
         for bytes in encode::encode(&snapshot, self.telemetry.identity()) {
             self.queue.push(bytes);
         }
+        self.metrics.waiting.set(self.queue.len() as i64);
     }
 
     /// Learns from an attempt to send; returns how long to wait before the next.
@@ -166,6 +200,8 @@ impl Reporter {
         match outcome {
             Ok(sequence) => {
                 self.queue.acknowledged(sequence);
+                self.metrics.acknowledged.inc();
+                self.metrics.waiting.set(self.queue.len() as i64);
                 if !self.reachable {
                     tracing::info!(waiting = self.queue.len(), "control plane takes reports again");
                 }
@@ -173,6 +209,7 @@ impl Reporter {
                 Duration::ZERO
             }
             Err(status) => {
+                self.metrics.failed.inc();
                 if self.reachable {
                     tracing::warn!(code = ?status.code(), message = status.message(), "control plane does not take reports");
                 }

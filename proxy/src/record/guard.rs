@@ -42,6 +42,8 @@ pub struct RequestRecord {
     trace: Option<TraceContext>,
     /// Only when it may be logged.
     path: Option<PathAndQuery>,
+    /// Asked by the platform whether the app is well: counted, never logged.
+    probe: bool,
 }
 
 impl RequestRecord {
@@ -49,7 +51,9 @@ impl RequestRecord {
         let is_grpc = class::is_grpc(&parts.headers);
         let kind = if is_grpc { Kind::Grpc } else { Kind::Http };
         let route = edge.routes.borrow_mut().find(parts.uri.path(), kind);
-        let path = if edge.core.access_log.is_off() { None } else { parts.uri.path_and_query().cloned() };
+        let logging = !edge.core.access_log.is_off();
+        let path = if logging { parts.uri.path_and_query().cloned() } else { None };
+        let probe = logging && edge.spec.direction == Direction::Inbound && is_probe(&parts.headers);
         Self {
             started: Instant::now(),
             route,
@@ -65,6 +69,7 @@ impl RequestRecord {
             response_bytes: 0,
             trace: None,
             path,
+            probe,
             edge,
         }
     }
@@ -142,6 +147,12 @@ impl RequestRecord {
     }
 }
 
+/// The kubelet's probes, and those of load balancers that call themselves health checkers.
+fn is_probe(headers: &HeaderMap) -> bool {
+    let agent = headers.get(http::header::USER_AGENT).map(HeaderValue::as_bytes).unwrap_or_default();
+    [&b"kube-probe/"[..], b"GoogleHC/", b"ELB-HealthChecker/"].iter().any(|probe| agent.starts_with(probe))
+}
+
 /// Reads `circuit_open; by=server_proxy`.
 fn decided(value: &HeaderValue) -> Option<(Reason, DecidedBy)> {
     let (reason, by) = value.to_str().ok()?.split_once("; by=")?;
@@ -160,7 +171,7 @@ impl Drop for RequestRecord {
             self.edge.record_flow(self.peer, Protocol::Http, |flow| flow.folded.add(1));
         }
         let log = &self.edge.core.access_log;
-        if log.wants(outcome, elapsed, self.trace) {
+        if !self.probe && log.wants(outcome, elapsed, self.trace) {
             let core = &self.edge.core;
             let sent = log.send(|ended| access_log::Entry {
                 ended,

@@ -18,8 +18,8 @@ use super::cell::Totals;
 use super::series::{FlowLabels, RequestLabels, Sum as _};
 use super::{Detected, Direction, EdgeSpec, Limit, PeerSpec, Telemetry};
 
-/// The families, in the order of [`Families`]' fields.
-const FAMILIES: [(&str, &str, MetricType); 14] = [
+/// The families; [`family`] names their positions.
+const FAMILIES: [(&str, &str, MetricType); 15] = [
     ("http_client_request_duration_seconds", "Outbound HTTP and gRPC requests.", MetricType::HISTOGRAM),
     ("http_server_request_duration_seconds", "Inbound HTTP and gRPC requests.", MetricType::HISTOGRAM),
     ("weft_client_io_bytes_total", "Bytes of outbound edges, as the caller sees them.", MetricType::COUNTER),
@@ -43,6 +43,11 @@ const FAMILIES: [(&str, &str, MetricType); 14] = [
     ),
     ("weft_detect_duration_seconds", "Protocol detection, from accept to verdict.", MetricType::HISTOGRAM),
     ("weft_limit_total", "Times that a bound of this proxy was reached.", MetricType::COUNTER),
+    (
+        "weft_report_dropped_total",
+        "Label sets with unreported events that were dropped in a long outage of the control plane.",
+        MetricType::COUNTER,
+    ),
     ("weft_telemetry_series", "Label sets alive in this proxy.", MetricType::GAUGE),
     ("weft_build_info", "The version of this proxy; the value is 1.", MetricType::GAUGE),
     ("process_start_time_seconds", "When this process started, in Unix time.", MetricType::GAUGE),
@@ -57,9 +62,10 @@ mod family {
     pub(super) const FOLDED: usize = 8;
     pub(super) const DETECT: usize = 9;
     pub(super) const LIMIT: usize = 10;
-    pub(super) const SERIES: usize = 11;
-    pub(super) const BUILD: usize = 12;
-    pub(super) const START: usize = 13;
+    pub(super) const DROPPED: usize = 11;
+    pub(super) const SERIES: usize = 12;
+    pub(super) const BUILD: usize = 13;
+    pub(super) const START: usize = 14;
 }
 
 /// Registers with a Prometheus registry; weak, because the telemetry owns the registry.
@@ -135,6 +141,7 @@ fn collect(telemetry: &Telemetry, metrics: &mut [Vec<Metric>; FAMILIES.len()]) {
         metrics[family].push(histogram(pairs, totals));
     });
     let series = books.requests.len() + books.flows.len() + books.connections.len();
+    metrics[family::DROPPED].push(counter(Vec::new(), books.dropped));
     drop(books);
 
     metrics[family::SERIES].push(gauge(Vec::new(), series as f64));

@@ -40,6 +40,25 @@ fn serve(edge: &Rc<Edge>, path: &str) {
     record.complete();
 }
 
+#[test]
+fn probes_are_counted_and_not_logged() {
+    let config = Config { access_log: access_log::Mode::All, ..Config::standard() };
+    let telemetry = telemetry(config);
+    let edge = telemetry.shard().edge(&EdgeSpec { direction: Direction::Inbound, ..spec("web.shop") });
+    let ask = |agent: &'static str| {
+        let request = Request::get("/healthz").header("user-agent", agent).body(()).expect("valid");
+        let mut record = edge.request(&request.into_parts().0);
+        record.response(StatusCode::OK, &HeaderMap::new());
+        record.complete();
+    };
+    ask("kube-probe/1.36");
+    ask("curl/8");
+    assert_eq!(sample(&telemetry, "http_server_request_duration_seconds_count", &[]), Some(2.0));
+    let mut lines = telemetry.access_log_queue.lock().expect("not poisoned").take().expect("not taken");
+    assert!(lines.try_recv().is_ok());
+    assert!(lines.try_recv().is_err());
+}
+
 /// The value of the only sample of `name` whose labels contain all of `labels`.
 fn sample(telemetry: &Telemetry, name: &str, labels: &[&str]) -> Option<f64> {
     let page = String::from_utf8(telemetry.encode()).expect("utf-8");
