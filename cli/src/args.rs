@@ -20,10 +20,10 @@ use crate::{api, demo, graph, inner, output, run, stat, version};
     about = "A service mesh that shows its work",
     arg_required_else_help = true,
     after_help = "Examples:
-  weft demo                                            a mesh with a shop in it; look at http://127.0.0.1:8080
-  weft run --name orders --port 8080 -- ./my-service   put a program into the mesh
-  weft graph                                           who calls whom
-  weft stat web --routes                               how well, route by route"
+  weft demo                                        a mesh with a shop in it
+  weft run --name orders --port 8080 -- ./orders   put a program into the mesh
+  weft graph                                       who calls whom
+  weft stat web --routes                           how well, route by route"
 )]
 struct Cli {
     #[command(subcommand)]

@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+// The sidecar inside is measured and tuned on this allocator, see `weft-proxy`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     weft_cli::main()
 }

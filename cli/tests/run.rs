@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -30,6 +31,93 @@ fn start_waiting() -> (Child, BufReader<std::process::ChildStdout>) {
 
 fn pid(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).expect("small"))
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").port().to_string()
+}
+
+/// Runs a program in the mesh of `control_plane`.
+fn meshed(control_plane: &str, arguments: &[&str], program: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command.args(["run", "--control-plane", control_plane]).args(arguments).arg("--").args(program);
+    command
+}
+
+/// Ends what it holds, however the test ends.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.kill().and_then(|()| self.0.wait()).ok();
+    }
+}
+
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn two_programs_meet_by_name_and_the_graph_sees_it() {
+    let weft = env!("CARGO_BIN_EXE_weft");
+    let directory = tempfile::tempdir().expect("a directory");
+    let ready = directory.path().join("ready.json");
+    let off = ["--otlp-grpc-listen", "off", "--otlp-http-listen", "off"];
+    let control_plane = Command::new(weft)
+        .args([
+            "control-plane",
+            "--insecure",
+            "--control-listen",
+            "127.0.0.1:0",
+            "--api-listen",
+            "127.0.0.1:0",
+        ])
+        .args(off)
+        .arg("--ready-file")
+        .arg(&ready)
+        .stderr(Stdio::null())
+        .spawn();
+    let _control_plane = Ended(control_plane.expect("the control plane starts"));
+    let mut bound = serde_json::Value::Null;
+    eventually("the control plane is ready", || {
+        bound = std::fs::read(&ready)
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default();
+        bound.is_object()
+    });
+    let control = format!("http://{}", bound["control"].as_str().expect("an address"));
+    let api = bound["api"].as_str().expect("an address").to_owned();
+
+    let port = free_port();
+    let serve = ["python3", "-m", "http.server", "--bind", "127.0.0.1", &port];
+    let orders = meshed(&control, &["--name", "orders", "--port", &port], &serve)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let orders = Ended(orders.expect("weft run starts"));
+
+    let url = format!("http://orders:{port}/");
+    let call = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", &url];
+    let mut caller = meshed(&control, &["--name", "caller"], &call);
+    eventually("the call arrives", || caller.output().expect("runs").stdout == b"200");
+    let mut graph = Command::new(weft);
+    graph.args(["stat", "caller", "orders", "-o", "json", "--api", &api]);
+    eventually("the graph shows it", || {
+        let output = graph.output().expect("runs");
+        output.status.success()
+            && String::from_utf8_lossy(&output.stdout).contains("\"workload:default/orders\"")
+    });
+
+    // The endpoint lives as long as the program.
+    drop(orders);
+    eventually("the endpoint goes away", || caller.output().expect("runs").stdout != b"200");
 }
 
 #[test]
