@@ -24,6 +24,7 @@ mod forward;
 pub mod headers;
 pub mod park;
 pub mod server;
+mod socket;
 mod upgrade;
 
 pub use server::{Scope, Target, Version, serve};

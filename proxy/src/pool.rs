@@ -5,7 +5,7 @@
 //! a burst's extra connections fall idle and expire; at most [`IDLE_MAX`] idle ones; a connection on which the
 //! server has said anything while idle, end of stream included, is never given out.
 //!
-//! Surprise: an idle HTTP/1 connection is *parked* by the next sweep: hyper's engine and its buffers are dropped and
+//! Surprise: an idle HTTP/1 connection is *parked* by the second sweep that finds it: hyper's engine and its buffers are dropped and
 //! the bare socket kept. Nobody waits on idle connections; they are probed when swept and when taken. Non-goal:
 //! a queue for connections. Requests without one open another; how many are in flight is bounded elsewhere.
 
@@ -29,9 +29,6 @@ const IDLE_MAX: usize = 256;
 /// the probe.
 const IDLE_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// How long a connection stays warm before it is parked.
-const WARM_TIME: Duration = Duration::from_millis(150);
-
 /// HTTP/2 connections to one endpoint. Another is opened only when all are out of streams.
 const H2_CONNECTIONS_MAX: usize = 8;
 
@@ -39,6 +36,8 @@ const H2_CONNECTIONS_MAX: usize = 8;
 #[derive(Default)]
 pub struct Pool {
     idle: RefCell<Vec<Idle>>,
+    /// Sweeps so far. An exchange that ends is stamped with it, which saves asking the clock.
+    sweeps: Cell<u32>,
     h2: RefCell<Vec<H2>>,
     opening: Rc<Turn>,
     closed: Cell<bool>,
@@ -61,14 +60,11 @@ impl Drop for Opening {
     }
 }
 
-struct Idle {
-    since: Instant,
-    connection: Connection,
-}
-
-enum Connection {
-    Warm(Box<H1>),
-    Parked(TcpStream),
+enum Idle {
+    /// With its engine, and the sweep before which it came back.
+    Warm(Box<H1>, u32),
+    /// Without, and since when.
+    Parked(TcpStream, Instant),
 }
 
 /// An HTTP/1 connection from the pool.
@@ -85,17 +81,27 @@ impl Pool {
     pub fn take(&self) -> Option<Taken> {
         let mut idle = self.idle.borrow_mut();
         loop {
-            match idle.pop()?.connection {
+            match idle.pop()? {
                 // hyper itself looks at the socket before it writes, and gives the request back.
-                Connection::Warm(link) => return Some(Taken::Warm(link)),
-                Connection::Parked(stream) if is_quiet(&stream) => return Some(Taken::Bare(stream)),
-                Connection::Parked(_) => {}
+                Idle::Warm(link, _) => return Some(Taken::Warm(link)),
+                Idle::Parked(stream, _) if is_quiet(&stream) => return Some(Taken::Bare(stream)),
+                Idle::Parked(..) => {}
             }
         }
     }
 
+    /// The connection that was used last, if it is warm.
+    #[must_use]
+    pub fn take_warm(&self) -> Option<Box<H1>> {
+        let mut idle = self.idle.borrow_mut();
+        match idle.pop_if(|idle| matches!(idle, Idle::Warm(..)))? {
+            Idle::Warm(link, _) => Some(link),
+            Idle::Parked(..) => None,
+        }
+    }
+
     /// Keeps a connection whose response has ended.
-    pub fn put(&self, link: Box<H1>, now: Instant, shard: &Shard) {
+    pub fn put(&self, link: Box<H1>, shard: &Shard) {
         if self.closed.get() {
             return;
         }
@@ -104,7 +110,7 @@ impl Pool {
             shard.limit(Limit::Pool);
             return;
         }
-        idle.push(Idle { since: now, connection: Connection::Warm(link) });
+        idle.push(Idle::Warm(link, self.sweeps.get()));
     }
 
     /// An HTTP/2 connection with room for another stream, the oldest one first, so that the others can end; or leave
@@ -158,25 +164,22 @@ impl Pool {
     /// Parks what has cooled down, drops what died or is too old. Says whether something is still warm.
     pub fn sweep(&self, now: Instant, shard: &Shard) -> bool {
         let mut warm = false;
+        let sweep = self.sweeps.get();
+        self.sweeps.set(sweep.wrapping_add(1));
         let mut idle = self.idle.borrow_mut();
         if !idle.is_empty() {
             let swept = std::mem::take(&mut *idle);
-            idle.extend(swept.into_iter().filter_map(|Idle { since, connection }| {
-                let age = now.saturating_duration_since(since);
-                if age >= IDLE_TIME_MAX {
-                    shard.limit(Limit::IdleTimeout);
-                    return None;
+            idle.extend(swept.into_iter().filter_map(|idle| match idle {
+                Idle::Warm(link, since) if since == sweep => {
+                    warm = true;
+                    Some(Idle::Warm(link, since))
                 }
-                let connection = match connection {
-                    Connection::Warm(link) if age >= WARM_TIME => Connection::Parked(link.park()?),
-                    Connection::Warm(link) => {
-                        warm = true;
-                        Connection::Warm(link)
-                    }
-                    Connection::Parked(stream) if is_quiet(&stream) => Connection::Parked(stream),
-                    Connection::Parked(_) => return None,
-                };
-                Some(Idle { since, connection })
+                Idle::Warm(link, _) => link.park().map(|stream| Idle::Parked(stream, now)),
+                Idle::Parked(_, since) if now.saturating_duration_since(since) >= IDLE_TIME_MAX => {
+                    shard.limit(Limit::IdleTimeout);
+                    None
+                }
+                Idle::Parked(stream, since) => is_quiet(&stream).then_some(Idle::Parked(stream, since)),
             }));
         }
         // Dropping the last handle ends an HTTP/2 connection once its streams have ended.
@@ -184,11 +187,6 @@ impl Pool {
             .borrow_mut()
             .retain(|connection| !connection.is_closed() && !connection.is_idle_for(now, IDLE_TIME_MAX));
         warm
-    }
-
-    #[cfg(test)]
-    pub(crate) fn idle_count(&self) -> usize {
-        self.idle.borrow().len()
     }
 }
 

@@ -43,9 +43,9 @@ pub struct Upload {
     pub started: Cell<bool>,
 }
 
-/// A request's body.
+/// A request's body. A pointer, because most requests have none and a request is moved often.
 #[derive(Debug)]
-pub struct RequestBody(Option<Upstreaming>);
+pub struct RequestBody(Option<Box<Upstreaming>>);
 
 #[derive(Debug)]
 struct Upstreaming {
@@ -71,7 +71,7 @@ impl RequestBody {
     /// The client's body.
     #[must_use]
     pub fn new(incoming: Incoming, upload: Rc<Upload>, guard: InFlight) -> Self {
-        Self(Some(Upstreaming { incoming, upload, gate: None, guard }))
+        Self(Some(Box::new(Upstreaming { incoming, upload, gate: None, guard })))
     }
 
     /// Holds the body back until `opened`, or until patience ends.
@@ -150,7 +150,7 @@ impl Drop for Upstreaming {
     }
 }
 
-/// What lives as long as a request does.
+/// What lives as long as a request does. Boxed once: it is moved from the request to its response.
 pub struct Exchange {
     /// Says its last word on drop.
     pub record: RequestRecord,
@@ -210,12 +210,12 @@ impl Exchange {
 pub struct ResponseBody {
     source: Source,
     /// `None` once the record has said its last word.
-    exchange: Option<Exchange>,
+    exchange: Option<Box<Exchange>>,
 }
 
 enum Source {
     /// The proxy's own words, or none, and what counts until they are out.
-    Own(Bytes, Option<InFlight>),
+    Own(Bytes, #[expect(dead_code, reason = "held for its drop")] Option<InFlight>),
     H1 {
         incoming: Incoming,
         lease: Option<Lease>,
@@ -239,7 +239,7 @@ impl ResponseBody {
 
     /// An HTTP/1 response.
     #[must_use]
-    pub fn h1(incoming: Incoming, lease: Lease, exchange: Exchange) -> Self {
+    pub fn h1(incoming: Incoming, lease: Lease, exchange: Box<Exchange>) -> Self {
         let mut body = Self { source: Source::H1 { incoming, lease: Some(lease) }, exchange: Some(exchange) };
         body.end_if_over();
         body
@@ -247,7 +247,7 @@ impl ResponseBody {
 
     /// An HTTP/2 response.
     #[must_use]
-    pub fn h2(stream: H2Stream, exchange: Exchange) -> Self {
+    pub fn h2(stream: H2Stream, exchange: Box<Exchange>) -> Self {
         let mut body = Self { source: Source::H2(Box::new(stream)), exchange: Some(exchange) };
         body.end_if_over();
         body

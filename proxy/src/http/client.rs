@@ -12,24 +12,25 @@
 //! Invariant: a connection goes back to the pool only when hyper says that it could send another request.
 //! Non-goal: deciding where to connect, and retrying ([`super::forward`]).
 
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
+use hyper::client::conn::{TrySendError, http1};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::BUFFER_MAX;
 use super::body::{RequestBody, Upload};
+use super::socket::Socket;
 use crate::balance::Endpoint;
 use crate::record::Shard;
 
@@ -40,12 +41,12 @@ pub use multiplexed::{H2, H2Stream};
 /// How long an upload may go on after its response has ended before the connection is closed.
 const LINGER_TIME_MAX: Duration = Duration::from_secs(60);
 
-type Io = TokioIo<TcpStream>;
+type Engine = http1::Connection<Socket<TokioIo<TcpStream>>, RequestBody>;
 
 /// An HTTP/1 connection to an endpoint.
 pub struct H1 {
     /// `None` once the connection has ended.
-    engine: Option<http1::Connection<Io, RequestBody>>,
+    engine: Option<Engine>,
     /// The engine has ended, by an upgrade if it is still there. Polled once more it would close the socket.
     over: bool,
     sender: http1::SendRequest<RequestBody>,
@@ -57,7 +58,7 @@ pub struct H1 {
 /// Why no head came.
 pub struct Unanswered {
     /// The request, when hyper never began to send it.
-    pub request: Option<Request<RequestBody>>,
+    pub request: Option<Box<Request<RequestBody>>>,
     /// What hyper says.
     pub error: hyper::Error,
 }
@@ -69,7 +70,7 @@ impl H1 {
     /// Never in practice: an HTTP/1 handshake exchanges nothing.
     pub async fn start(stream: TcpStream, reused: bool, shard: Rc<Shard>) -> Result<Box<Self>, hyper::Error> {
         let (sender, engine) =
-            http1::Builder::new().max_buf_size(BUFFER_MAX).handshake(TokioIo::new(stream)).await?;
+            http1::Builder::new().max_buf_size(BUFFER_MAX).handshake(Socket(TokioIo::new(stream))).await?;
         Ok(Box::new(Self { engine: Some(engine), over: false, sender, shard, reused }))
     }
 
@@ -81,30 +82,14 @@ impl H1 {
 
     /// Sends a request and waits for the response's head. Cancel safe: dropping the future and the connection
     /// cancels the request.
-    pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, Unanswered> {
+    pub fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> {
         let Self { engine, over, sender, .. } = self;
         // The response's channel must not be told "not yet" by the task's cooperation budget: nobody would wake us.
-        let mut answer = pin!(tokio::task::unconstrained(sender.try_send_request(request)));
-        let nobody = &mut Context::from_waker(Waker::noop());
-        let result = std::future::poll_fn(|context| {
-            if !*over {
-                *over = match engine {
-                    Some(engine) => Pin::new(engine).poll(context).is_ready(),
-                    None => true,
-                };
-            }
-            match answer.as_mut().poll(nobody) {
-                Poll::Pending if *over => {
-                    // Dropping the engine makes it give back what it has not begun to send.
-                    *engine = None;
-                    answer.as_mut().poll(nobody)
-                }
-                result => result,
-            }
-        });
-        result
-            .await
-            .map_err(|mut error| Unanswered { request: error.take_message(), error: error.into_error() })
+        let answer = tokio::task::unconstrained(sender.try_send_request(request));
+        Sending { engine, over, answer }
     }
 
     /// After `101` or a successful `CONNECT`: the socket, and bytes of the new protocol that came with the head.
@@ -114,14 +99,14 @@ impl H1 {
             std::future::poll_fn(|context| Pin::new(&mut *engine).poll(context)).await.ok()?;
         }
         let parts = self.engine.take()?.into_parts();
-        Some((parts.io.into_inner(), parts.read_buf))
+        Some((parts.io.0.into_inner(), parts.read_buf))
     }
 
     /// The bare socket of an idle connection; `None` when the server has said something unasked.
     #[must_use]
     pub fn park(mut self: Box<Self>) -> Option<TcpStream> {
         let parts = self.engine.take()?.into_parts();
-        parts.read_buf.is_empty().then(|| parts.io.into_inner())
+        parts.read_buf.is_empty().then(|| parts.io.0.into_inner())
     }
 
     fn poll_engine(&mut self, context: &mut Context<'_>) {
@@ -130,6 +115,46 @@ impl H1 {
         {
             self.engine = None;
         }
+    }
+}
+
+/// A request being sent. Written out by hand because an `async` block would hold the request twice.
+#[pin_project::pin_project]
+struct Sending<'a, F> {
+    engine: &'a mut Option<Engine>,
+    over: &'a mut bool,
+    #[pin]
+    answer: F,
+}
+
+impl<F> Future for Sending<'_, F>
+where
+    F: Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>,
+{
+    type Output = Result<Response<Incoming>, Unanswered>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut answer = this.answer;
+        if !**this.over {
+            **this.over = match &mut **this.engine {
+                Some(engine) => Pin::new(engine).poll(context).is_ready(),
+                None => true,
+            };
+        }
+        let nobody = &mut Context::from_waker(Waker::noop());
+        let result = match answer.as_mut().poll(nobody) {
+            Poll::Pending if **this.over => {
+                // Dropping the engine makes it give back what it has not begun to send.
+                **this.engine = None;
+                answer.poll(nobody)
+            }
+            result => result,
+        };
+        result.map_err(|mut error| Unanswered {
+            request: error.take_message().map(Box::new),
+            error: error.into_error(),
+        })
     }
 }
 
@@ -196,7 +221,7 @@ impl Lease {
         let Self { mut link, endpoint } = self;
         link.reused = true;
         let shard = Rc::clone(&link.shard);
-        endpoint.pool.put(link, Instant::now(), &shard);
+        endpoint.pool.put(link, &shard);
     }
 }
 

@@ -30,7 +30,7 @@ use crate::balance::{Cluster, Endpoint};
 use crate::connect::connect;
 use crate::detect::Prefixed;
 use crate::pool::Taken;
-use crate::record::{self, Edge};
+use crate::record;
 use crate::reply::{self, Fault};
 
 mod destination;
@@ -55,12 +55,15 @@ impl From<Reason> for Refusal {
 }
 
 /// Carries one request out and its response back.
-pub(super) async fn forward(
+///
+/// What can be done at once is done before the future is made: hyper moves the future into its place at its full size,
+/// and arguments of an `async fn` would be in it twice.
+pub(super) fn forward(
     session: Rc<Session>,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
+) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> {
     let in_flight = session.pulse.request();
-    let (mut parts, incoming) = request.into_parts();
+    let (head, incoming) = request.into_parts();
     // Wrapped before anything can be refused: an unread body must be noticed.
     let (body, upload) = if incoming.is_end_stream() {
         (RequestBody::empty(), None)
@@ -68,35 +71,38 @@ pub(super) async fn forward(
         let upload = Rc::new(Upload::default());
         (RequestBody::new(incoming, Rc::clone(&upload), session.pulse.enter()), Some(upload))
     };
-    let version = parts.version;
-    let grpc = class::is_grpc(&parts.headers);
-    let destination = match session.known(&parts) {
-        Some(destination) => destination,
-        None => session.find(&parts).await,
-    };
-    let record = destination.edge.request(&parts);
-    let mut exchange =
-        Some(Exchange { record, upload, in_flight, working: None, permit: None, by: session.by });
-    let result = carry(&session, &destination, &mut exchange, &mut parts, body).await;
-    let mut response = match result {
-        Ok(response) => response,
-        Err(refusal) => refuse(refusal, exchange, grpc),
-    };
-    if version == Version::HTTP_2 {
-        *response.version_mut() = Version::HTTP_2;
-    } else {
-        *response.version_mut() = Version::HTTP_11;
-        if session.worker.drain.draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    let version = head.version;
+    let grpc = class::is_grpc(&head.headers);
+    let known = session.known(&head);
+    let mut outgoing = Outgoing { head, body };
+    async move {
+        let destination = match known {
+            Some(destination) => destination,
+            None => Box::pin(session.find(&outgoing.head)).await,
+        };
+        let record = destination.edge.request(&outgoing.head);
+        let exchange = Exchange { record, upload, in_flight, working: None, permit: None, by: session.by };
+        let mut exchange = Some(Box::new(exchange));
+        let mut response = match carry(&session, &destination, &mut exchange, &mut outgoing).await {
+            Ok(response) => response,
+            Err(refusal) => refuse(refusal, exchange, grpc),
+        };
+        if version == Version::HTTP_2 {
+            *response.version_mut() = Version::HTTP_2;
+        } else {
+            *response.version_mut() = Version::HTTP_11;
+            if session.worker.drain.draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
         }
+        Ok(response)
     }
-    Ok(response)
 }
 
 #[cold]
 fn refuse(
     Refusal { reason, fault }: Refusal,
-    exchange: Option<Exchange>,
+    exchange: Option<Box<Exchange>>,
     grpc: bool,
 ) -> Response<ResponseBody> {
     let by = exchange.as_ref().map_or(weft_wire::DecidedBy::ClientProxy, |exchange| exchange.by);
@@ -105,17 +111,57 @@ fn refuse(
     response.map(|text| ResponseBody::own(text, guard))
 }
 
+/// A request on its way out. Passed on by reference until hyper takes it, because it is large and every future on
+/// the way would hold a copy.
+struct Outgoing {
+    head: Parts,
+    body: RequestBody,
+}
+
+impl Outgoing {
+    /// What is left behind is empty and not looked at again, unless [`put`](Self::put) fills it.
+    fn take(&mut self) -> Request<RequestBody> {
+        let mut request = Request::new(std::mem::replace(&mut self.body, RequestBody::empty()));
+        std::mem::swap(request.method_mut(), &mut self.head.method);
+        std::mem::swap(request.uri_mut(), &mut self.head.uri);
+        std::mem::swap(request.headers_mut(), &mut self.head.headers);
+        std::mem::swap(request.extensions_mut(), &mut self.head.extensions);
+        *request.version_mut() = self.head.version;
+        request
+    }
+
+    fn put(&mut self, request: Request<RequestBody>) {
+        let (head, body) = request.into_parts();
+        *self = Self { head, body };
+    }
+
+    /// A copy to send again should a reused connection turn out to be dead: only where that is harmless.
+    fn spare(&self) -> Option<Request<RequestBody>> {
+        let head = &self.head;
+        let harmless = head.method.is_idempotent() || head.version == Version::HTTP_2;
+        if !harmless || !self.body.is_none() || head.method == Method::CONNECT {
+            return None;
+        }
+        let mut copy = Request::new(RequestBody::empty());
+        *copy.method_mut() = head.method.clone();
+        *copy.uri_mut() = head.uri.clone();
+        *copy.version_mut() = head.version;
+        *copy.headers_mut() = head.headers.clone();
+        Some(copy)
+    }
+}
+
 async fn carry(
     session: &Rc<Session>,
     destination: &Destination,
-    exchange: &mut Option<Exchange>,
-    parts: &mut Parts,
-    body: RequestBody,
+    exchange: &mut Option<Box<Exchange>>,
+    outgoing: &mut Outgoing,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let Some(permit) = session.worker.http.shed.admit() else {
         session.worker.shard.limit(record::Limit::InFlight);
         return Err(Reason::Overloaded.into());
     };
+    let parts = &mut outgoing.head;
     let form = if matches!(session.target, Target::PassThrough(_)) { Form::AsIs } else { Form::Origin };
     let proxy = matches!(session.target, Target::ForwardProxy);
     let intent = headers::request(parts, form, proxy).inspect_err(|reason| {
@@ -128,63 +174,55 @@ async fn carry(
         exchange.record.propagate(&mut parts.headers);
     }
     let cluster = destination.cluster(session, parts)?;
-    let way = Way { session, edge: &destination.edge, cluster: &cluster, exchange, intent };
-    // Moved out, so that the head is not copied through the futures: it is large.
-    let request = Request::from_parts(std::mem::replace(parts, Request::new(()).into_parts().0), body);
-    if intent == Intent::Connect && (proxy || request.version() == Version::HTTP_2) {
-        way.tunnel(request, destination).await
-    } else if request.version() == Version::HTTP_2 || cluster.http2() && intent != Intent::Upgrade {
-        way.over_h2(request).await
+    let h2 = parts.version == Version::HTTP_2;
+    let way = Way { session, destination, cluster: &cluster, exchange, outgoing, intent };
+    // Boxed, so that the common case is not moved about at the size of the rarer ones.
+    if intent == Intent::Connect && (proxy || h2) {
+        Box::pin(way.tunnel()).await
+    } else if h2 || cluster.http2() && intent != Intent::Upgrade {
+        Box::pin(way.over_h2()).await
     } else {
-        way.over_h1(request, destination).await
+        way.over_h1().await
     }
 }
 
 /// What the last stages of a request share.
 struct Way<'a> {
     session: &'a Rc<Session>,
-    edge: &'a Rc<Edge>,
+    destination: &'a Destination,
     cluster: &'a Cluster,
-    exchange: &'a mut Option<Exchange>,
+    exchange: &'a mut Option<Box<Exchange>>,
+    outgoing: &'a mut Outgoing,
     intent: Intent,
 }
 
 impl Way<'_> {
-    async fn over_h1(
-        mut self,
-        mut request: Request<RequestBody>,
-        destination: &Destination,
-    ) -> Result<Response<ResponseBody>, Refusal> {
-        if request.version() != Version::HTTP_11 {
-            *request.version_mut() = Version::HTTP_11;
-            if !request.headers().contains_key(header::HOST) {
-                request.headers_mut().insert(header::HOST, destination.host());
-            }
-        }
-        if request.headers().contains_key(header::TE) && self.intent != Intent::Upgrade {
-            // Whoever sends TE names it (RFC 9110 §10.1.4).
-            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("te"));
-        }
-        if self.intent == Intent::Continue {
-            let said = Continue::default();
-            said.watch(&mut request);
-            request.body_mut().hold(said);
-        }
+    async fn over_h1(mut self) -> Result<Response<ResponseBody>, Refusal> {
+        self.prepare_h1();
         let mut fresh = false;
         loop {
-            let (endpoint, mut link) = self.h1(fresh).await?;
-            let spare = if link.is_reused() { spare(&request) } else { None };
+            let warm = if fresh { None } else { self.warm_h1()? };
+            let (endpoint, mut link) = match warm {
+                Some(warm) => warm,
+                None => Box::pin(self.h1(fresh)).await?,
+            };
+            let spare = if link.is_reused() { self.outgoing.spare().map(Box::new) } else { None };
             let timed = self.cluster.has_alternatives().then(Instant::now);
-            let answer = link.send(request).await;
+            let answer = link.send(self.request_h1()).await;
             self.observe(timed);
             match answer {
-                Ok(response) => return self.answered_h1(response, endpoint, link).await,
+                Ok(response) if self.is_switch(&response) => {
+                    return Box::pin(self.switched_h1(response, endpoint, link)).await;
+                }
+                Ok(response) => return self.answered_h1(response, endpoint, link),
                 // Closed before hyper began to write: any connection will do.
-                Err(Unanswered { request: Some(unsent), .. }) if link.is_reused() => request = unsent,
+                Err(Unanswered { request: Some(unsent), .. }) if link.is_reused() => {
+                    self.outgoing.put(*unsent)
+                }
                 Err(Unanswered { error, .. }) => match spare {
                     // Closed while it was being written. The pool's others may be just as stale.
                     Some(again) if !error.is_parse() && !error.is_user() => {
-                        request = again;
+                        self.outgoing.put(*again);
                         fresh = true;
                     }
                     _ => return Err(self.unanswered(&error)),
@@ -193,10 +231,51 @@ impl Way<'_> {
         }
     }
 
+    /// What HTTP/1.1 to the app wants and the client's version may not have had.
+    fn prepare_h1(&mut self) {
+        let head = &mut self.outgoing.head;
+        if head.version != Version::HTTP_11 {
+            head.version = Version::HTTP_11;
+            if !head.headers.contains_key(header::HOST) {
+                head.headers.insert(header::HOST, self.destination.host());
+            }
+        }
+        if self.intent != Intent::Upgrade && head.headers.contains_key(header::TE) {
+            // Whoever sends TE names it (RFC 9110 §10.1.4).
+            head.headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+        }
+    }
+
+    fn request_h1(&mut self) -> Request<RequestBody> {
+        let mut request = self.outgoing.take();
+        if self.intent == Intent::Continue {
+            let said = Continue::default();
+            said.watch(&mut request);
+            request.body_mut().hold(said);
+        }
+        request
+    }
+
+    /// A connection that needs no waiting: what almost every request gets.
+    fn warm_h1(&mut self) -> Result<Option<(Rc<Endpoint>, Box<H1>)>, Refusal> {
+        if self.session.opened.borrow().is_some() {
+            return Ok(None);
+        }
+        let endpoint = self.session.worker.clusters.choose(self.cluster, None)?;
+        match endpoint.pool.take_warm() {
+            Some(link) => {
+                self.chosen(&endpoint);
+                Ok(Some((endpoint, link)))
+            }
+            None => Ok(None),
+        }
+    }
+
     /// A connection: from detection's race, from the pool, or a new one.
     async fn h1(&mut self, fresh: bool) -> Result<(Rc<Endpoint>, Box<H1>), Refusal> {
         let session = self.session;
-        if let Some(opened) = session.opened.take()
+        let opened = session.opened.borrow_mut().take();
+        if let Some(opened) = opened
             && let Some(endpoint) = session.worker.clusters.at_address(self.cluster, opened.address)
         {
             self.chosen(&endpoint);
@@ -250,50 +329,67 @@ impl Way<'_> {
     }
 
     fn observe(&self, begun: Option<Instant>) {
-        if let (Some(begun), Some(Exchange { working: Some(working), .. })) = (begun, self.exchange.as_ref())
-        {
+        let working = self.exchange.as_ref().and_then(|exchange| exchange.working.as_ref());
+        if let (Some(begun), Some(working)) = (begun, working) {
             let now = Instant::now();
             working.observe(now, now.saturating_duration_since(begun));
         }
     }
 
-    async fn answered_h1(
+    fn is_switch(&self, response: &Response<Incoming>) -> bool {
+        match self.intent {
+            Intent::Upgrade => response.status() == StatusCode::SWITCHING_PROTOCOLS,
+            Intent::Connect => response.status().is_success(),
+            Intent::Continue | Intent::Plain => false,
+        }
+    }
+
+    fn answered_h1(
         self,
         response: Response<Incoming>,
         endpoint: Rc<Endpoint>,
         link: Box<H1>,
     ) -> Result<Response<ResponseBody>, Refusal> {
-        let (mut head, incoming) = response.into_parts();
-        let switching = match self.intent {
-            Intent::Upgrade => head.status == StatusCode::SWITCHING_PROTOCOLS,
-            Intent::Connect => head.status.is_success(),
-            Intent::Continue | Intent::Plain => false,
-        };
-        if head.status == StatusCode::SWITCHING_PROTOCOLS && !switching {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // Nobody asked; what follows cannot be understood.
             return Err(Refusal { reason: Reason::ProtocolError, fault: Fault::Upstream });
         }
+        let exchange = self.exchange.take();
+        Ok(response_of(response, exchange, |incoming, exchange| {
+            ResponseBody::h1(incoming, Lease::new(link, endpoint), exchange)
+        }))
+    }
+
+    async fn switched_h1(
+        self,
+        response: Response<Incoming>,
+        endpoint: Rc<Endpoint>,
+        link: Box<H1>,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let Some((stream, early)) = link.into_upgraded().await else {
+            return Err(Reason::UpstreamReset.into());
+        };
+        let (mut head, _) = response.into_parts();
         headers::response(head.status, &mut head.headers);
-        let Some(mut exchange) = self.exchange.take() else { return Err(Reason::UpstreamReset.into()) };
-        exchange.record.response(head.status, &head.headers);
-        if switching {
-            let server = link.into_upgraded().await;
-            let Some((stream, early)) = server else {
-                *self.exchange = Some(exchange);
-                return Err(Reason::UpstreamReset.into());
-            };
-            let response = Response::from_parts(head, Bytes::new());
-            return Ok(switched(
-                self.session,
-                self.edge,
-                exchange,
-                &endpoint,
-                Prefixed::new(stream, early),
-                response,
-            ));
-        }
-        let body = ResponseBody::h1(incoming, Lease::new(link, endpoint), exchange);
-        Ok(Response::from_parts(head, body))
+        let response = Response::from_parts(head, Bytes::new());
+        self.switch(response, &endpoint, Prefixed::new(stream, early))
+    }
+
+    /// The request is over, its connection goes on as bytes.
+    fn switch(
+        self,
+        response: Response<Bytes>,
+        endpoint: &Endpoint,
+        server: Prefixed<TcpStream>,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let mut record = self.destination.edge.connection(record::Protocol::Tcp);
+        record.peer(endpoint.peer.get());
+        self.session.switch.set(Some(Switch { server, record }));
+        let guard = self.exchange.take().map(|mut exchange| {
+            exchange.record.response(response.status(), response.headers());
+            exchange.switch()
+        });
+        Ok(response.map(|none| ResponseBody::own(none, guard)))
     }
 
     fn unanswered(&self, error: &hyper::Error) -> Refusal {
@@ -309,22 +405,22 @@ impl Way<'_> {
         self.exchange.as_ref()?.upload.as_ref()?.failed.get()
     }
 
-    async fn over_h2(mut self, mut request: Request<RequestBody>) -> Result<Response<ResponseBody>, Refusal> {
-        if request.version() != Version::HTTP_2 {
-            let (mut parts, body) = request.into_parts();
-            headers::to_h2(&mut parts)?;
-            request = Request::from_parts(parts, body);
+    async fn over_h2(mut self) -> Result<Response<ResponseBody>, Refusal> {
+        if self.outgoing.head.version != Version::HTTP_2 {
+            headers::to_h2(&mut self.outgoing.head)?;
         }
         let mut attempt = 1;
         loop {
             let mut connection = self.h2().await?;
             let timed = self.cluster.has_alternatives().then(Instant::now);
-            let spare = spare(&request);
-            let (error, again) = match connection.open(request).await {
+            let spare = self.outgoing.spare();
+            let (error, again) = match connection.open(self.outgoing.take()).await {
                 Ok(mut opened) => match opened.answer().await {
                     Ok(response) => {
                         self.observe(timed);
-                        return self.answered_h2(response.map(|receive| opened.body(receive)));
+                        let exchange = self.exchange.take();
+                        let response = response.map(|receive| opened.body(receive));
+                        return Ok(response_of(response, exchange, ResponseBody::h2));
                     }
                     // What the endpoint refused or announced not to serve, it has not served.
                     Err(error) if is_unserved(&error) => {
@@ -338,7 +434,7 @@ impl Way<'_> {
             self.observe(timed);
             match again {
                 Some(again) if attempt < ATTEMPTS_MAX => {
-                    request = again;
+                    self.outgoing.put(again);
                     attempt += 1;
                 }
                 _ => return Err(self.broken_h2(&error)),
@@ -352,7 +448,7 @@ impl Way<'_> {
         let mut failed: Option<Rc<Endpoint>> = None;
         let mut attempt = 1;
         loop {
-            let opened = session.opened.take().and_then(|opened| {
+            let opened = session.opened.borrow_mut().take().and_then(|opened| {
                 let endpoint = session.worker.clusters.at_address(self.cluster, opened.address)?;
                 Some((endpoint, opened.stream))
             });
@@ -385,15 +481,6 @@ impl Way<'_> {
         }
     }
 
-    fn answered_h2(
-        self,
-        response: Response<super::client::H2Stream>,
-    ) -> Result<Response<ResponseBody>, Refusal> {
-        let Some(mut exchange) = self.exchange.take() else { return Err(Reason::UpstreamReset.into()) };
-        exchange.record.response(response.status(), response.headers());
-        Ok(response.map(|stream| ResponseBody::h2(stream, exchange)))
-    }
-
     fn broken_h2(&self, error: &h2::Error) -> Refusal {
         tracing::debug!(%error, "no response");
         match self.upload_failure() {
@@ -403,29 +490,19 @@ impl Way<'_> {
     }
 
     /// `CONNECT` to this sidecar as a proxy: bytes to wherever it says.
-    async fn tunnel(
-        mut self,
-        request: Request<RequestBody>,
-        destination: &Destination,
-    ) -> Result<Response<ResponseBody>, Refusal> {
-        if request.version() == Version::HTTP_2 {
+    async fn tunnel(mut self) -> Result<Response<ResponseBody>, Refusal> {
+        if self.outgoing.head.version == Version::HTTP_2 {
             // A stream cannot be handed to the copier of sockets; nobody tunnels through a sidecar by HTTP/2.
             return Err(Reason::ProtocolError.into());
         }
-        tracing::trace!(edge = ?destination.authority(), "tunnel");
         let mut failed: Option<Rc<Endpoint>> = None;
         for _ in 0..ATTEMPTS_MAX {
             let endpoint = self.session.worker.clusters.choose(self.cluster, failed.as_ref())?;
             self.chosen(&endpoint);
             match self.connect(&endpoint).await {
                 Ok(stream) => {
-                    let Some(mut exchange) = self.exchange.take() else {
-                        return Err(Reason::UpstreamReset.into());
-                    };
-                    let response = Response::new(Bytes::new());
-                    exchange.record.response(response.status(), response.headers());
                     let server = Prefixed::new(stream, Bytes::new());
-                    return Ok(switched(self.session, self.edge, exchange, &endpoint, server, response));
+                    return self.switch(Response::new(Bytes::new()), &endpoint, server);
                 }
                 Err(_) if self.cluster.has_alternatives() => failed = Some(endpoint),
                 Err(reason) => return Err(reason.into()),
@@ -435,37 +512,43 @@ impl Way<'_> {
     }
 }
 
-/// The request is over, its connection goes on as bytes.
-fn switched(
-    session: &Session,
-    edge: &Rc<Edge>,
-    exchange: Exchange,
-    endpoint: &Endpoint,
-    server: Prefixed<TcpStream>,
-    response: Response<Bytes>,
+/// The response as the client may see it, its body carrying the exchange to its end.
+fn response_of<B>(
+    response: Response<B>,
+    exchange: Option<Box<Exchange>>,
+    body: impl FnOnce(B, Box<Exchange>) -> ResponseBody,
 ) -> Response<ResponseBody> {
-    let mut record = edge.connection(record::Protocol::Tcp);
-    record.peer(endpoint.peer.get());
-    session.switch.set(Some(Switch { server, record }));
-    let guard = exchange.switch();
-    response.map(|none| ResponseBody::own(none, Some(guard)))
-}
-
-/// A copy to send again should a reused connection turn out to be dead: only where that is harmless.
-fn spare(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    let harmless = request.method().is_idempotent() || request.version() == Version::HTTP_2;
-    if !harmless || !request.body().is_none() || *request.method() == Method::CONNECT {
-        return None;
-    }
-    let mut copy = Request::new(RequestBody::empty());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
+    let (mut head, incoming) = response.into_parts();
+    headers::response(head.status, &mut head.headers);
+    let body = match exchange {
+        Some(mut exchange) => {
+            exchange.record.response(head.status, &head.headers);
+            body(incoming, exchange)
+        }
+        // Cannot be: the exchange is taken once, here or by a refusal.
+        None => ResponseBody::own(Bytes::new(), None),
+    };
+    Response::from_parts(head, body)
 }
 
 fn is_unserved(error: &h2::Error) -> bool {
     error.reason() == Some(h2::Reason::REFUSED_STREAM)
         || (error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, B, F: Future>(_: impl Fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_request_is_cheap_to_move() {
+        // hyper moves the future into its place for every request, at its full size.
+        assert!(size(forward) <= 1000, "{}", size(forward));
+        assert!(size_of::<ResponseBody>() <= 128, "{}", size_of::<ResponseBody>());
+        assert_eq!(size_of::<RequestBody>(), size_of::<usize>());
+    }
 }

@@ -226,13 +226,30 @@ fn lists(value: &HeaderValue, token: &str) -> bool {
 
 /// Removes `Connection` and what it names. Fields that frame or address the message stay whatever it says:
 /// nominating them is an attack, not a wish.
-#[cold]
 fn remove_nominated(headers: &mut HeaderMap) {
+    // The usual values name nothing.
+    let mut lines = headers.get_all(header::CONNECTION).iter();
+    if let (Some(only), None) = (lines.next(), lines.next())
+        && is_persistence(only.as_bytes())
+    {
+        headers.remove(header::CONNECTION);
+    } else {
+        remove_named(headers);
+    }
+}
+
+/// Whether an item of `Connection` is about the connection itself.
+fn is_persistence(item: &[u8]) -> bool {
+    item.eq_ignore_ascii_case(b"close") || item.eq_ignore_ascii_case(b"keep-alive")
+}
+
+#[cold]
+fn remove_named(headers: &mut HeaderMap) {
     let values: Vec<HeaderValue> = headers.get_all(header::CONNECTION).iter().cloned().collect();
     headers.remove(header::CONNECTION);
     for item in values.iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b',')) {
         let item = item.trim_ascii();
-        if item.eq_ignore_ascii_case(b"close") || item.eq_ignore_ascii_case(b"keep-alive") {
+        if is_persistence(item) {
             continue;
         }
         // A token that is no field name nominates nothing.

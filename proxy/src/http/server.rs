@@ -7,12 +7,11 @@
 //! that even then the caller reads a reason. Non-goal: requests ([`super::forward`]).
 
 use std::cell::{Cell, RefCell};
-use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::server::conn::{http1, http2};
@@ -97,7 +96,8 @@ pub(super) struct Session {
     pub pulse: Rc<Pulse>,
     /// Destinations of this connection's requests: one, except for the forward proxy.
     pub destinations: RefCell<Vec<Rc<Destination>>>,
-    pub opened: Cell<Option<Upstream>>,
+    /// A connection to the server that no request has taken yet.
+    pub opened: RefCell<Option<Upstream>>,
     /// Left by a request that switched protocols.
     pub switch: Cell<Option<Switch>>,
 }
@@ -119,7 +119,7 @@ pub async fn serve(worker: Rc<Worker>, io: Prefixed<TcpStream>, version: Version
         edge: scope.edge,
         pulse: Rc::clone(&place.pulse),
         destinations: RefCell::default(),
-        opened: Cell::new(scope.opened),
+        opened: RefCell::new(scope.opened),
         switch: Cell::new(None),
     });
     match version {

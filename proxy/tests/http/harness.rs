@@ -28,13 +28,13 @@ struct Command {
 }
 
 /// A worker without a control plane, and what its telemetry says.
-pub struct Mesh {
-    pub worker: Rc<Worker>,
-    pub telemetry: Arc<Telemetry>,
+pub(crate) struct Mesh {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) telemetry: Arc<Telemetry>,
 }
 
 /// Runs a story on one thread.
-pub fn story<F: Future<Output = ()>>(story: impl FnOnce(Mesh) -> F) {
+pub(crate) fn story<F: Future<Output = ()>>(story: impl FnOnce(Mesh) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async {
         let config = Config::try_from(Command::parse_from(["weft-proxy"]).arguments).unwrap();
@@ -62,7 +62,7 @@ pub fn story<F: Future<Output = ()>>(story: impl FnOnce(Mesh) -> F) {
 
 impl Mesh {
     /// A sidecar in front of `target`: its address.
-    pub async fn sidecar(&self, version: http::Version, target: http::Target) -> SocketAddr {
+    pub(crate) async fn sidecar(&self, version: http::Version, target: http::Target) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let worker = Rc::clone(&self.worker);
@@ -87,24 +87,24 @@ impl Mesh {
     }
 
     /// An inbound HTTP/1 sidecar in front of an app.
-    pub async fn inbound(&self, app: SocketAddr) -> SocketAddr {
+    pub(crate) async fn inbound(&self, app: SocketAddr) -> SocketAddr {
         self.sidecar(http::Version::Http1, http::Target::App(app)).await
     }
 
     /// The metrics page.
-    pub fn metrics(&self) -> String {
+    pub(crate) fn metrics(&self) -> String {
         String::from_utf8(self.telemetry.encode()).unwrap()
     }
 
     /// Waits until a line of the metrics page has all these words.
-    pub async fn recorded(&self, words: &[&str]) {
+    pub(crate) async fn recorded(&self, words: &[&str]) {
         let has = || self.metrics().lines().any(|line| words.iter().all(|word| line.contains(word)));
         until(has).await;
     }
 }
 
 /// Waits for a condition.
-pub async fn until(condition: impl Fn() -> bool) {
+pub(crate) async fn until(condition: impl Fn() -> bool) {
     let begun = Instant::now();
     while !condition() {
         assert!(begun.elapsed() < PATIENCE, "the condition came true in time");
@@ -113,7 +113,7 @@ pub async fn until(condition: impl Fn() -> bool) {
 }
 
 /// An app that treats each connection with `serve`, which gets the connection and its number from 1.
-pub async fn app<F>(serve: impl Fn(Raw, usize) -> F + 'static) -> App
+pub(crate) async fn app<F>(serve: impl Fn(Raw, usize) -> F + 'static) -> App
 where
     F: Future<Output = ()> + 'static,
 {
@@ -131,7 +131,7 @@ where
 }
 
 /// An app that answers each request of each connection with `response`.
-pub async fn answering(response: &'static str) -> App {
+pub(crate) async fn answering(response: &'static str) -> App {
     app(move |mut raw, _| async move {
         while raw.try_head().await.is_some() {
             raw.write(response).await;
@@ -140,46 +140,46 @@ pub async fn answering(response: &'static str) -> App {
     .await
 }
 
-pub struct App {
-    pub address: SocketAddr,
+pub(crate) struct App {
+    pub(crate) address: SocketAddr,
     connections: Rc<Cell<usize>>,
 }
 
 impl App {
     /// Connections so far.
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.get()
     }
 }
 
 /// An address where nobody listens.
-pub async fn nobody() -> SocketAddr {
+pub(crate) async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
 /// One end of a connection, byte by byte.
-pub struct Raw {
-    pub stream: TcpStream,
+pub(crate) struct Raw {
+    pub(crate) stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 impl Raw {
-    pub fn new(stream: TcpStream) -> Self {
+    pub(crate) fn new(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         Self { stream, buffer: Vec::new() }
     }
 
-    pub async fn connect(address: SocketAddr) -> Self {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
         Self::new(TcpStream::connect(address).await.unwrap())
     }
 
-    pub async fn write(&mut self, text: impl AsRef<[u8]>) {
+    pub(crate) async fn write(&mut self, text: impl AsRef<[u8]>) {
         // The other side may have gone on purpose.
         let _ = self.stream.write_all(text.as_ref()).await;
     }
 
     /// Everything up to and including `end`; `None` at the end of the stream.
-    pub async fn try_until(&mut self, end: &str) -> Option<String> {
+    pub(crate) async fn try_until(&mut self, end: &str) -> Option<String> {
         loop {
             if let Some(at) = self.buffer.windows(end.len()).position(|window| window == end.as_bytes()) {
                 let rest = self.buffer.split_off(at + end.len());
@@ -192,7 +192,7 @@ impl Raw {
         }
     }
 
-    pub async fn until(&mut self, end: &str) -> String {
+    pub(crate) async fn until(&mut self, end: &str) -> String {
         match self.try_until(end).await {
             Some(text) => text,
             None => panic!("expected {end:?} after {:?}", String::from_utf8_lossy(&self.buffer)),
@@ -200,15 +200,15 @@ impl Raw {
     }
 
     /// A header section, lower case, or `None` at the end of the stream.
-    pub async fn try_head(&mut self) -> Option<String> {
+    pub(crate) async fn try_head(&mut self) -> Option<String> {
         self.try_until("\r\n\r\n").await.map(|head| head.to_lowercase())
     }
 
-    pub async fn head(&mut self) -> String {
+    pub(crate) async fn head(&mut self) -> String {
         self.until("\r\n\r\n").await.to_lowercase()
     }
 
-    pub async fn exactly(&mut self, length: usize) -> String {
+    pub(crate) async fn exactly(&mut self, length: usize) -> String {
         while self.buffer.len() < length {
             assert!(self.stream.read_buf(&mut self.buffer).await.unwrap() > 0, "ended early");
         }
@@ -217,7 +217,7 @@ impl Raw {
     }
 
     /// Everything to the end, and whether the end was orderly.
-    pub async fn rest(&mut self) -> (String, bool) {
+    pub(crate) async fn rest(&mut self) -> (String, bool) {
         let orderly = loop {
             match self.stream.read_buf(&mut self.buffer).await {
                 Ok(0) => break true,
@@ -229,12 +229,12 @@ impl Raw {
     }
 
     /// Sends a request and reads a response with `content-length`.
-    pub async fn call(&mut self, request: &str) -> (String, String) {
+    pub(crate) async fn call(&mut self, request: &str) -> (String, String) {
         self.write(request).await;
         self.response().await
     }
 
-    pub async fn response(&mut self) -> (String, String) {
+    pub(crate) async fn response(&mut self) -> (String, String) {
         let head = self.head().await;
         let length = head
             .lines()
@@ -245,5 +245,5 @@ impl Raw {
     }
 }
 
-pub const GET: &str = "GET /orders/42?x=1 HTTP/1.1\r\nHost: orders.shop:8080\r\n\r\n";
-pub const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+pub(crate) const GET: &str = "GET /orders/42?x=1 HTTP/1.1\r\nHost: orders.shop:8080\r\n\r\n";
+pub(crate) const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";

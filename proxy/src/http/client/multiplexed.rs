@@ -5,7 +5,7 @@
 //! as it makes progress at once, which is all of a unary gRPC call; only what has to wait gets a task, so that an
 //! upload never waits for its own response to be read.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};

@@ -83,11 +83,6 @@ impl Destination {
     pub(super) fn host(&self) -> HeaderValue {
         HeaderValue::try_from(&*self.host).unwrap_or_else(|_| HeaderValue::from_static(""))
     }
-
-    /// The authority it was found by.
-    pub(super) fn authority(&self) -> Option<&str> {
-        self.authority.as_deref()
-    }
 }
 
 impl Session {

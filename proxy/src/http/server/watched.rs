@@ -17,6 +17,7 @@ use weft_wire::{DecidedBy, Reason};
 use super::Session;
 use crate::detect::Prefixed;
 use crate::http::park::Pulse;
+use crate::http::socket;
 use crate::reply::{self, Fault};
 
 /// See the module.
@@ -106,7 +107,7 @@ impl Write for Watched {
             let first = slices.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
             return self.poll_own(context, first);
         }
-        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+        socket::poll_write_gathered(&mut self.io, context, slices)
     }
 }
 
