@@ -108,12 +108,35 @@ struct Node {
 /// Versions remembered per node: a rollout has two, a few more for canaries.
 const VERSIONS_MAX: usize = 8;
 
+/// A sample that can still be taken back.
 #[derive(Debug)]
 struct Provisional {
-    address: IpAddr,
     arrived: Timestamp,
     edge: EdgeId,
+    reporter: Arc<str>,
     sample: Sample,
+}
+
+/// Over which time somebody reports the calls from an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The instance that reports them.
+    pub reporter: Arc<str>,
+    /// The caller's address.
+    pub address: IpAddr,
+    /// The first moment it reports.
+    pub since: Timestamp,
+    /// The last moment it is taken to report.
+    pub until: Timestamp,
+}
+
+impl Claim {
+    /// On loopback, a callee's word on its callers stands against itself: one program alone on a machine is called
+    /// by programs without a sidecar.
+    fn covers(&self, entry: &Provisional) -> bool {
+        let in_time = (self.since..=self.until).contains(&entry.sample.at);
+        in_time && !(self.address.is_loopback() && entry.reporter == self.reporter)
+    }
 }
 
 /// Words for failures, so that a cell holds a number instead of a text.
@@ -158,7 +181,9 @@ pub struct Graph {
     nodes: HashMap<NodeKey, NodeIndex>,
     edges: HashMap<EdgeId, EdgeIndex>,
     reasons: Reasons,
-    provisional: VecDeque<Provisional>,
+    /// By the caller's address, in the order they arrived.
+    provisional: HashMap<IpAddr, VecDeque<Provisional>>,
+    provisional_count: usize,
     limits: Limits,
     counters: Counters,
     cells: usize,
@@ -175,7 +200,8 @@ impl Graph {
             nodes: HashMap::new(),
             edges: HashMap::new(),
             reasons: Reasons::new(limits.reasons),
-            provisional: VecDeque::new(),
+            provisional: HashMap::new(),
+            provisional_count: 0,
             limits,
             counters: Counters::default(),
             cells: 0,
@@ -183,8 +209,8 @@ impl Graph {
         }
     }
 
-    /// Counts `sample`, which arrived at `arrived`.
-    pub fn apply(&mut self, sample: &Sample, arrived: Timestamp) {
+    /// Counts `sample`, which `reporter` sent and which arrived at `arrived`.
+    pub fn apply(&mut self, sample: &Sample, reporter: &Arc<str>, arrived: Timestamp) {
         self.counters.applied += 1;
         self.since = Some(self.since.map_or(sample.at, |since| since.min(sample.at)));
         let index = self.edge_for(sample);
@@ -196,23 +222,36 @@ impl Graph {
         self.cells = (self.cells + change.created).saturating_sub(change.recycled);
         self.counters.folded_routes += u64::from(change.folded);
         if let Some(address) = sample.provisional {
-            if self.provisional.len() >= self.limits.provisional {
-                self.provisional.pop_front();
-                self.counters.provisional_forgotten += 1;
-            }
-            self.provisional.push_back(Provisional { address, arrived, edge: id, sample: sample.clone() });
+            let entry = Provisional { arrived, edge: id, reporter: reporter.clone(), sample: sample.clone() };
+            self.remember(address, entry);
         }
     }
 
-    /// Takes back what callees reported of calls from `address` at or after `since`: the caller reports those
-    /// itself. Call it when a sidecar's first report arrives, with the moment its counting began.
-    pub fn retract(&mut self, address: IpAddr, since: Timestamp) {
-        let mut kept = VecDeque::with_capacity(self.provisional.len());
-        for entry in std::mem::take(&mut self.provisional) {
-            if entry.address != address || entry.sample.at < since {
-                kept.push_back(entry);
-                continue;
+    fn remember(&mut self, address: IpAddr, entry: Provisional) {
+        if self.provisional_count >= self.limits.provisional {
+            self.counters.provisional_forgotten += 1;
+            // The same caller's oldest makes room; a new caller finds none.
+            match self.provisional.get_mut(&address).map(VecDeque::pop_front) {
+                Some(Some(_)) => self.provisional_count -= 1,
+                _ => return,
             }
+        }
+        self.provisional_count += 1;
+        self.provisional.entry(address).or_default().push_back(entry);
+    }
+
+    /// Takes back what callees reported of calls that `claim` covers: the caller reports those itself. Call it
+    /// with every report of a sidecar; it costs nothing where there is nothing to take back.
+    pub fn retract(&mut self, claim: &Claim) {
+        let Some(entries) = self.provisional.remove(&claim.address) else { return };
+        let (taken, kept): (VecDeque<_>, VecDeque<_>) =
+            entries.into_iter().partition(|entry| claim.covers(entry));
+        if !kept.is_empty() {
+            self.provisional.insert(claim.address, kept);
+        }
+        self.provisional_count -= taken.len();
+        let mut emptied = false;
+        for entry in taken {
             self.counters.retracted += 1;
             let reason = self.intern_reason(&entry.sample);
             let Some(&index) = self.edges.get(&entry.edge) else { continue };
@@ -221,10 +260,12 @@ impl Graph {
             self.cells = self.cells.saturating_sub(freed);
             if edge.is_void() {
                 self.remove_edge(index);
+                emptied = true;
             }
         }
-        self.provisional = kept;
-        self.remove_lonely_nodes();
+        if emptied {
+            self.remove_lonely_nodes();
+        }
     }
 
     /// Forgets what no window can reach any more. Cheap enough to call every few seconds.
@@ -242,9 +283,13 @@ impl Graph {
             let freed = edge.expire(now, self.limits.routes_per_edge);
             self.cells = self.cells.saturating_sub(freed);
         }
-        while self.provisional.front().is_some_and(|entry| now.since(entry.arrived) > PROVISIONAL_MAX) {
-            self.provisional.pop_front();
+        for entries in self.provisional.values_mut() {
+            while entries.front().is_some_and(|entry| now.since(entry.arrived) > PROVISIONAL_MAX) {
+                entries.pop_front();
+                self.provisional_count -= 1;
+            }
         }
+        self.provisional.retain(|_, entries| !entries.is_empty());
         self.remove_lonely_nodes();
     }
 

@@ -7,9 +7,8 @@
 //!
 //! **Who counts.** A call is counted once although both sides report it. The caller's report always counts. The
 //! callee's counts only where nobody reports for the caller's address at that moment: no connected sidecar has
-//! it, and no instance whose reports cover that time. Such samples stay provisional for two minutes: the first
-//! report of a new instance claims its addresses, and what callees counted from there since the instance began is
-//! taken back. So neither the order of the first reports, nor late ones, nor a restart of this program makes a
+//! it, and no instance whose reports cover that time. Such samples stay provisional for two minutes: every report
+//! of an instance takes back what callees counted from its addresses over the time that its reports cover. So neither the order of the first reports, nor late ones, nor a restart of this program makes a
 //! call count twice. If a sidecar dies with unsent reports, what was in them is missing; its callees' view of it
 //! is not used, because nobody could say which part would then be counted twice.
 //!
@@ -271,7 +270,6 @@ impl Ingest {
             report.instance = Some(identity.instance.clone());
             report.sequence = identity.sequence;
             report.addresses = inner.callers.addresses(&identity.instance, &*inner.mesh, envelope.peer);
-            report.claims = inner.callers.claims(&identity.instance, &report.addresses, report.start);
         }
         let view = resolve::View { mesh: &*inner.mesh, callers: &inner.callers };
         for group in groups {

@@ -73,8 +73,6 @@ pub struct Report {
     pub workload: String,
     /// Addresses from which the instance calls.
     pub addresses: Vec<IpAddr>,
-    /// Addresses for which the instance speaks from `start` on, where callees may have spoken before.
-    pub claims: Vec<IpAddr>,
     /// What it observed.
     pub samples: Vec<Sample>,
 }

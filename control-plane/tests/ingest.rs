@@ -45,7 +45,7 @@ impl Plane {
         self.ask_with(Request::get(path)).await
     }
 
-    async fn ask_with(&self, request: axum::http::request::Builder) -> Response<Body> {
+    async fn ask_with(&self, request: http::request::Builder) -> Response<Body> {
         let request = request.header(header::HOST, "localhost:8080").body(Body::empty()).expect("a request");
         self.router.clone().oneshot(request).await.expect("infallible")
     }
@@ -99,7 +99,7 @@ async fn ten_thousand_requests_are_ten_thousand_across_a_killed_control_plane() 
     let before = Plane::open(Some(directory.path()));
     let mut channel = dial(&before.ingest).await;
     for _ in 0..50 {
-        channel.export(sidecar.report(&[call.clone()])).await.expect("acknowledged");
+        channel.export(sidecar.report(std::slice::from_ref(&call))).await.expect("acknowledged");
     }
     // What a killed process leaves: its files as they are, while it still holds them open.
     let remains = tempfile::tempdir().expect("a directory");
@@ -112,9 +112,9 @@ async fn ten_thousand_requests_are_ten_thousand_across_a_killed_control_plane() 
     let after = Plane::open(Some(remains.path()));
     let mut channel = dial(&after.ingest).await;
     // The acknowledgement of the last report was lost, so it comes again.
-    channel.export(sidecar.again(&[call.clone()])).await.expect("acknowledged");
+    channel.export(sidecar.again(std::slice::from_ref(&call))).await.expect("acknowledged");
     for _ in 0..50 {
-        channel.export(sidecar.report(&[call.clone()])).await.expect("acknowledged");
+        channel.export(sidecar.report(std::slice::from_ref(&call))).await.expect("acknowledged");
     }
     let edge = after.graph_with(|graph| {
         edge(graph, WEB, ORDERS).filter(|edge| edge["requests_total"] == 10_000).cloned()
@@ -200,6 +200,29 @@ async fn a_call_is_counted_once_whoever_reports_first() {
         })
         .await;
     assert_eq!(counts(&plane).await, (Some(5), None, Some(9)));
+}
+
+/// After a long outage both sides catch up, and the callee is faster.
+#[tokio::test]
+async fn a_callee_that_catches_up_first_does_not_count_for_its_caller() {
+    let plane = Plane::open(None);
+    let mut web = Sidecar::new("shop/web", "web-1", "10.0.0.9");
+    let mut orders = Sidecar::new("shop/orders", "orders-1", "10.0.0.2");
+    web.delay_seconds = 300;
+    web.deliver(&plane.ingest, &[Call::to("orders", 1)]).await;
+    for ago in [200, 100, 0] {
+        orders.delay_seconds = ago;
+        orders.deliver(&plane.ingest, &[Call::from("10.0.0.9", 5)]).await;
+    }
+    let unmeshed =
+        |graph: &Value| edge(graph, "unmeshed:10.0.0.9", ORDERS).map(|edge| edge["requests_total"].clone());
+    assert_eq!(plane.graph_with(unmeshed).await, 15, "nobody has reported for that time yet");
+    for ago in [200, 100, 0] {
+        web.delay_seconds = ago;
+        web.deliver(&plane.ingest, &[Call::to("orders", 5)]).await;
+    }
+    plane.graph_with(|graph| (edge(graph, WEB, ORDERS)?["requests_total"] == 16).then_some(())).await;
+    assert_eq!(unmeshed(&plane.json("/api/graph?window=1h").await), None);
 }
 
 #[tokio::test]

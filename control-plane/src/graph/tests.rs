@@ -11,6 +11,14 @@ fn key(text: &str) -> NodeKey {
     text.parse().expect("a valid node id")
 }
 
+fn reporter() -> Arc<str> {
+    "orders-1".into()
+}
+
+fn claim(address: IpAddr, since: Timestamp) -> Claim {
+    Claim { reporter: "web-1".into(), address, since, until: NOW }
+}
+
 fn durations(seconds: f64, count: u32) -> Histogram {
     let mut durations = Histogram::default();
     durations.add(bucket(seconds), count);
@@ -49,7 +57,7 @@ fn failing(mut sample: Sample, reason: &str, code: i64) -> Sample {
 fn graph_of<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Graph {
     let mut graph = Graph::new(Limits::STANDARD);
     for sample in samples {
-        graph.apply(sample, NOW);
+        graph.apply(sample, &reporter(), NOW);
     }
     graph
 }
@@ -146,14 +154,14 @@ fn what_a_callee_counted_is_taken_back_when_the_caller_reports() {
     let own = requests(WEB, ORDERS, 1_000, 5);
     let (before, after) = (seen(8_000), seen(1_000));
     let mut graph = graph_of([&before, &after]);
-    graph.retract(address, Timestamp::from_millis(NOW.millis() - 5_000));
-    graph.apply(&own, NOW);
+    graph.retract(&claim(address, Timestamp::from_millis(NOW.millis() - 5_000)));
+    graph.apply(&own, &reporter(), NOW);
     let view = graph.view(Window::TenSeconds, NOW, &[]);
     let count =
         |source: &str| view.edges.iter().find(|edge| edge.source == source).map(|edge| edge.requests_total);
     assert_eq!(count("unmeshed:10.0.0.9"), Some(5), "only what was counted before the sidecar began stays");
     assert_eq!(count(WEB), Some(5));
-    graph.retract(address, Timestamp::default());
+    graph.retract(&claim(address, Timestamp::default()));
     let view = graph.view(Window::TenSeconds, NOW, &[]);
     assert!(view.nodes.iter().all(|node| node.id != "unmeshed:10.0.0.9"), "nothing is left of a mistake");
     assert_eq!(graph.cell_count(), 3, "one route in three rings");
@@ -163,7 +171,7 @@ fn what_a_callee_counted_is_taken_back_when_the_caller_reports() {
 fn edges_without_traffic_for_an_hour_are_forgotten() {
     let mut graph = graph_of([&requests(WEB, ORDERS, 0, 1), &requests(ORDERS, PAYMENT, 0, 1)]);
     let later = NOW.plus(Duration::from_secs(1_800));
-    graph.apply(&Sample { at: later, ..requests(ORDERS, PAYMENT, 0, 1) }, later);
+    graph.apply(&Sample { at: later, ..requests(ORDERS, PAYMENT, 0, 1) }, &reporter(), later);
     let end = NOW.plus(IDLE_MAX + Duration::from_secs(1));
     graph.expire(end);
     let view = graph.view(Window::Hour, end, &[]);
@@ -179,14 +187,14 @@ fn what_does_not_fit_is_counted_on_the_overflow() {
     let limits = Limits { externals_per_source: 2, routes_per_edge: 3, ..Limits::STANDARD };
     let mut graph = Graph::new(limits);
     for host in 0..10 {
-        graph.apply(&requests(WEB, &format!("external:host-{host}.example:443"), 0, 1), NOW);
+        graph.apply(&requests(WEB, &format!("external:host-{host}.example:443"), 0, 1), &reporter(), NOW);
     }
     for route in 0..10 {
         let mut sample = requests(WEB, ORDERS, 0, 1);
         if let Measure::Requests { route: path, .. } = &mut sample.measure {
             *path = format!("/{route}").into();
         }
-        graph.apply(&sample, NOW);
+        graph.apply(&sample, &reporter(), NOW);
     }
     let view = graph.view(Window::TenSeconds, NOW, &[]);
     let overflow = view.edges.iter().find(|edge| edge.target == "external:__other__:0").expect("an overflow");
@@ -203,7 +211,11 @@ fn a_bound_on_nodes_edges_and_cells_holds_and_loses_no_request() {
     let limits = Limits { nodes: 6, edges: 4, cells: 20, ..Limits::STANDARD };
     let mut graph = Graph::new(limits);
     for caller in 0..50 {
-        graph.apply(&requests(&format!("unmeshed:10.0.1.{caller}"), ORDERS, caller * 700, 1), NOW);
+        graph.apply(
+            &requests(&format!("unmeshed:10.0.1.{caller}"), ORDERS, caller * 700, 1),
+            &reporter(),
+            NOW,
+        );
     }
     assert!(graph.node_count() <= limits.nodes + 1, "{}", graph.node_count());
     assert!(graph.edge_count() <= limits.edges + 1, "{}", graph.edge_count());
@@ -277,9 +289,9 @@ proptest! {
         samples in prop::collection::vec(arbitrary_sample(), 0..60).prop_shuffle(),
     ) {
         let forward = graph_of(&samples);
-        let mut sorted = samples.clone();
+        let mut sorted: Vec<&Sample> = samples.iter().collect();
         sorted.sort_by_key(|sample| sample.at);
-        let sorted = graph_of(&sorted);
+        let sorted = graph_of(sorted);
         for window in Window::ALL {
             prop_assert_eq!(forward.view(window, NOW, &[]), sorted.view(window, NOW, &[]));
         }
@@ -310,7 +322,7 @@ proptest! {
         let taken: Vec<Sample> =
             taken.into_iter().map(|sample| Sample { provisional: Some(address), ..sample }).collect();
         let mut graph = graph_of(kept.iter().chain(&taken));
-        graph.retract(address, Timestamp::default());
+        graph.retract(&claim(address, Timestamp::default()));
         let expected = graph_of(&kept);
         for window in Window::ALL {
             let (left, right) = (graph.view(window, NOW, &[]), expected.view(window, NOW, &[]));

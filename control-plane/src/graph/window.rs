@@ -276,8 +276,11 @@ impl Slot {
 #[derive(Debug, Clone)]
 struct Ring {
     tier: Tier,
-    slots: Box<[Option<Box<(u64, Slot)>>]>,
+    slots: Box<[Place]>,
 }
+
+/// A slot with its time in steps, or nothing yet. Boxed, because most edges leave most places empty.
+type Place = Option<Box<(u64, Slot)>>;
 
 impl Ring {
     fn new(tier: Tier) -> Self {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::graph::{Mesh, Timestamp};
+use crate::graph::{Claim, Mesh, Timestamp};
 use crate::store::{KnownInstance, Report};
 
 /// How long an instance speaks for its addresses after its last report: longer than its back-off when this
@@ -88,16 +88,6 @@ impl Callers {
         addresses
     }
 
-    /// Those of `addresses` that `instance` did not speak for at `start`: callees may have counted from there.
-    pub(super) fn claims(&self, instance: &str, addresses: &[IpAddr], start: Timestamp) -> Vec<IpAddr> {
-        match self.state().instances.get(instance) {
-            Some(known) if known.speaks_at(start) => {
-                addresses.iter().filter(|address| !known.addresses.contains(address)).copied().collect()
-            }
-            _ => addresses.to_vec(),
-        }
-    }
-
     /// Whether somebody reports the calls from `address` at `at`, seen from the instance that sent `report`.
     pub(super) fn reports_for(&self, address: IpAddr, report: &Report, at: Timestamp) -> bool {
         let state = self.state();
@@ -126,28 +116,30 @@ impl Callers {
         self.state().put(known.instance, instance);
     }
 
-    /// A report was committed.
-    pub(super) fn committed(&self, report: &Report) {
-        let Some(name) = &report.instance else { return };
+    /// A report was committed: over which time its instance now speaks, for each of its addresses.
+    pub(super) fn committed(&self, report: &Report) -> Vec<Claim> {
+        let Some(name) = &report.instance else { return Vec::new() };
         let mut state = self.state();
-        if let Some(instance) = state.instances.get_mut(name)
-            && instance.addresses == report.addresses
-        {
-            instance.started = instance.started.min(report.start);
-            instance.last_end = instance.last_end.max(report.end);
-            instance.sequence = instance.sequence.max(report.sequence);
-            instance.reports += 1;
-            return;
-        }
         let before = state.instances.get(name);
-        let instance = Instance {
-            addresses: report.addresses.clone(),
-            started: before.map_or(report.start, |before| before.started.min(report.start)),
-            last_end: before.map_or(report.end, |before| before.last_end.max(report.end)),
-            sequence: before.map_or(report.sequence, |before| before.sequence.max(report.sequence)),
-            reports: before.map_or(0, |before| before.reports) + 1,
-        };
-        state.put(name.clone(), instance);
+        let is_moved = before.is_none_or(|before| before.addresses != report.addresses);
+        if is_moved {
+            let instance = Instance {
+                addresses: report.addresses.clone(),
+                started: before.map_or(report.start, |before| before.started),
+                last_end: before.map_or(report.end, |before| before.last_end),
+                sequence: before.map_or(report.sequence, |before| before.sequence),
+                reports: before.map_or(0, |before| before.reports),
+            };
+            state.put(name.clone(), instance);
+        }
+        let Some(instance) = state.instances.get_mut(name) else { return Vec::new() };
+        instance.started = instance.started.min(report.start);
+        instance.last_end = instance.last_end.max(report.end);
+        instance.sequence = instance.sequence.max(report.sequence);
+        instance.reports += 1;
+        let (since, until) = (instance.started, instance.last_end.plus(GRACE));
+        let claim = |&address| Claim { reporter: name.clone(), address, since, until };
+        instance.addresses.iter().map(claim).collect()
     }
 
     pub(super) fn reporter(&self, instance: &str) -> Option<Reporter> {

@@ -26,20 +26,21 @@ impl Counter for IntoGraph {
     }
 
     fn count(&mut self, report: &Report) {
+        let claims = self.callers.committed(report);
         let reported = |address, at: Timestamp| self.callers.reports_for(address, report, at);
         let counted: Vec<_> = report
             .samples
             .iter()
             .filter(|sample| sample.provisional.is_none_or(|address| !reported(address, sample.at)))
             .collect();
+        let reporter = report.instance.clone().unwrap_or_default();
         self.graph.with(|graph| {
-            for &address in &report.claims {
-                graph.retract(address, report.start);
+            for claim in &claims {
+                graph.retract(claim);
             }
             for sample in counted {
-                graph.apply(sample, report.received_at);
+                graph.apply(sample, &reporter, report.received_at);
             }
         });
-        self.callers.committed(report);
     }
 }

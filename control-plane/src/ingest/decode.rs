@@ -9,19 +9,19 @@
 //! OpenTelemetry send the same metric names, and their calls are already counted by their sidecars.
 //! Non-goal: cumulative temporality. It needs state per series; a sender is told to switch to delta.
 
+mod point;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
-use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
-use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, ExponentialHistogramDataPoint, HistogramDataPoint, Metric, NumberDataPoint,
-    metric::Data, number_data_point,
-};
-use weft_wire::{Host, ServiceId, WorkloadId, attribute, histogram as shape};
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value as Any};
+use opentelemetry_proto::tonic::metrics::v1::{AggregationTemporality, Metric, metric::Data};
+use weft_wire::{Host, ServiceId, WorkloadId, attribute};
 
-use crate::graph::{Histogram, Measure, Protocol, Status, Tls};
+use crate::graph::{Measure, Protocol, Status, Tls};
+use point::{Point, Reading};
 
 /// Points of one request: 200 routes with five outcomes on 20 edges.
 pub const POINTS_MAX: usize = 20_000;
@@ -29,8 +29,6 @@ pub const POINTS_MAX: usize = 20_000;
 pub const ATTRIBUTES_MAX: usize = 48;
 /// Bytes of one text.
 pub const TEXT_MAX: usize = 256;
-/// Buckets of one histogram. Ours have at most 416, the OpenTelemetry SDKs' 160.
-const BUCKETS_MAX: usize = 1_024;
 
 /// Who reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -219,14 +217,10 @@ impl<'a> Attributes<'a> {
             read.is_weft |= pair.key.starts_with("weft.");
             let Some(value) = pair.value.as_ref().and_then(|value| value.value.as_ref()) else { continue };
             match (pair.key.as_str(), value) {
-                (attribute::SERVER_PORT, Value::IntValue(port)) => read.port = *port,
-                (attribute::HTTP_RESPONSE_STATUS_CODE, Value::IntValue(status)) => {
-                    read.status = Some(*status)
-                }
-                (attribute::RPC_GRPC_STATUS_CODE, Value::IntValue(status)) => {
-                    read.grpc_status = Some(*status)
-                }
-                (key, Value::StringValue(text)) => {
+                (attribute::SERVER_PORT, Any::IntValue(port)) => read.port = *port,
+                (attribute::HTTP_RESPONSE_STATUS_CODE, Any::IntValue(status)) => read.status = Some(*status),
+                (attribute::RPC_GRPC_STATUS_CODE, Any::IntValue(status)) => read.grpc_status = Some(*status),
+                (key, Any::StringValue(text)) => {
                     if let Some(known) = TEXTS.iter().find(|known| **known == key) {
                         read.texts.insert(known, text);
                     }
@@ -256,7 +250,7 @@ impl Decoder {
         let text = |wanted: &str| {
             let pair = attributes.iter().take(ATTRIBUTES_MAX).find(|pair| pair.key == wanted)?;
             match pair.value.as_ref()?.value.as_ref()? {
-                Value::StringValue(text) if !text.is_empty() => Some(text.as_str()),
+                Any::StringValue(text) if !text.is_empty() => Some(text.as_str()),
                 _ => None,
             }
         };
@@ -270,7 +264,7 @@ impl Decoder {
         let Some(data) = &metric.data else { return };
         if metric.name == attribute::REPORT_DROPPED {
             if let Data::Sum(sum) = data {
-                let lost = sum.data_points.iter().take(POINTS_MAX).filter_map(whole_number);
+                let lost = sum.data_points.iter().take(POINTS_MAX).filter_map(point::whole_number);
                 self.dropped.by_sender = lost.fold(self.dropped.by_sender, u64::saturating_add);
             }
             return;
@@ -360,12 +354,12 @@ impl Decoder {
         attributes: &Attributes<'_>,
     ) -> Option<Measure> {
         let number = || match point.value {
-            Value_::Number(number) => number,
-            Value_::Durations(_) => None,
+            Reading::Number(number) => number,
+            Reading::Durations(_) => None,
         };
         let durations = || match &point.value {
-            Value_::Durations(durations) => durations.clone().filter(|durations| durations.count() > 0),
-            Value_::Number(_) => None,
+            Reading::Durations(durations) => durations.clone().filter(|durations| durations.count() > 0),
+            Reading::Number(_) => None,
         };
         let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
         Some(match metering {
@@ -418,116 +412,6 @@ impl Decoder {
         self.texts.insert(text.to_owned(), shared.clone());
         shared
     }
-}
-
-/// A point of any kind.
-struct Point<'a> {
-    attributes: &'a [KeyValue],
-    start: u64,
-    end: u64,
-    value: Value_,
-}
-
-/// `None` inside where the value makes no sense.
-enum Value_ {
-    Number(Option<u64>),
-    Durations(Option<Histogram>),
-}
-
-impl<'a> Point<'a> {
-    fn of_exponential(point: &'a ExponentialHistogramDataPoint) -> Self {
-        let value = Value_::Durations(exponential(point));
-        Self {
-            attributes: &point.attributes,
-            start: point.start_time_unix_nano,
-            end: point.time_unix_nano,
-            value,
-        }
-    }
-
-    fn of_explicit(point: &'a HistogramDataPoint) -> Self {
-        let value = Value_::Durations(explicit(point));
-        Self {
-            attributes: &point.attributes,
-            start: point.start_time_unix_nano,
-            end: point.time_unix_nano,
-            value,
-        }
-    }
-
-    fn of_number(point: &'a NumberDataPoint) -> Self {
-        let value = Value_::Number(whole_number(point));
-        Self {
-            attributes: &point.attributes,
-            start: point.start_time_unix_nano,
-            end: point.time_unix_nano,
-            value,
-        }
-    }
-}
-
-fn whole_number(point: &NumberDataPoint) -> Option<u64> {
-    match point.value? {
-        number_data_point::Value::AsInt(value) => u64::try_from(value).ok(),
-        // Saturating float-to-int conversion.
-        number_data_point::Value::AsDouble(value) => {
-            (value.is_finite() && value >= 0.0).then_some(value as u64)
-        }
-    }
-}
-
-fn small(count: u64) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-/// Any scale to ours. A finer one merges exactly; the buckets of a coarser one count in their middle.
-fn exponential(point: &ExponentialHistogramDataPoint) -> Option<Histogram> {
-    // OpenTelemetry's range of scales.
-    let scale = Some(point.scale).filter(|scale| (-10..=20).contains(scale))?;
-    let mut durations = Histogram::default();
-    durations.add(i32::MIN, small(point.zero_count));
-    if let Some(positive) = &point.positive {
-        if positive.bucket_counts.len() > BUCKETS_MAX {
-            return None;
-        }
-        for (position, &count) in positive.bucket_counts.iter().enumerate() {
-            let index = i64::from(positive.offset) + position as i64;
-            let index = if scale >= shape::SCALE {
-                index >> (scale - shape::SCALE)
-            } else {
-                let width = 1i64 << (shape::SCALE - scale);
-                index.saturating_mul(width).saturating_add(width / 2)
-            };
-            let index = i32::try_from(index).unwrap_or(if index < 0 { i32::MIN } else { i32::MAX });
-            durations.add(index, small(count));
-        }
-    }
-    durations.add_sum(point.sum.unwrap_or_default());
-    Some(durations)
-}
-
-/// Explicit bounds to exponential buckets: each count goes to the middle of its bucket.
-fn explicit(point: &HistogramDataPoint) -> Option<Histogram> {
-    let (counts, bounds) = (&point.bucket_counts, &point.explicit_bounds);
-    if counts.len() > BUCKETS_MAX
-        || counts.len() != bounds.len() + 1
-        || bounds.iter().any(|bound| !bound.is_finite())
-    {
-        return None;
-    }
-    let mut durations = Histogram::default();
-    for (position, &count) in counts.iter().enumerate() {
-        let lower = position.checked_sub(1).map(|below| bounds[below]);
-        let middle = match (lower, bounds.get(position)) {
-            (Some(lower), Some(&upper)) if lower > 0.0 => (lower * upper.max(lower)).sqrt(),
-            (_, Some(&upper)) => upper / 2.0,
-            (Some(lower), None) => lower,
-            (None, None) => point.sum.unwrap_or_default() / point.count.max(1) as f64,
-        };
-        durations.add(shape::bucket(middle), small(count));
-    }
-    durations.add_sum(point.sum.unwrap_or_default());
-    Some(durations)
 }
 
 #[cfg(test)]

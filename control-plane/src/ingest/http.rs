@@ -4,6 +4,8 @@
 //! that does not know a signal.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -16,6 +18,7 @@ use axum::routing::post;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use prost::Message;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 use tower_http::decompression::RequestDecompressionLayer;
 
 use super::{Envelope, Ingest, REQUEST_BYTES_MAX, grpc};
@@ -30,7 +33,18 @@ pub(super) fn router(ingest: Ingest) -> Router {
         // Inside the decompression, so that it bounds what a small compressed body can grow to.
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
         .layer(RequestDecompressionLayer::new())
-        .with_state(ingest)
+        .with_state(Intake { ingest, places: Arc::new(Semaphore::new(PLACES)) })
+}
+
+/// Requests read at a time: with bodies of 8 MiB, half a gigabyte at worst.
+const PLACES: usize = 64;
+/// How long a request waits for its turn.
+const PLACE_WAIT: Duration = Duration::from_secs(1);
+
+#[derive(Clone)]
+struct Intake {
+    ingest: Ingest,
+    places: Arc<Semaphore>,
 }
 
 /// The body's encoding; the answer has the same.
@@ -81,8 +95,9 @@ struct RpcStatus {
 const INVALID_ARGUMENT: i32 = 3;
 const UNAVAILABLE: i32 = 14;
 
-async fn metrics(State(ingest): State<Ingest>, request: Request) -> Response {
+async fn metrics(State(intake): State<Intake>, request: Request) -> Response {
     let received_at = Timestamp::now();
+    let Intake { ingest, places } = intake;
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
     let headers = request.headers().clone();
     let Some(encoding) = Encoding::of(&headers) else {
@@ -97,6 +112,10 @@ async fn metrics(State(ingest): State<Ingest>, request: Request) -> Response {
     let envelope = match Envelope::read(field, received_at, peer) {
         Ok(envelope) => envelope,
         Err(error) => return invalid(StatusCode::BAD_REQUEST, error.to_string()),
+    };
+    let Ok(Ok(_place)) = tokio::time::timeout(PLACE_WAIT, places.acquire()).await else {
+        let text = "too many requests at a time".to_owned();
+        return encoding.refuse(StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, text);
     };
     let body: Result<Bytes, BytesRejection> = Bytes::from_request(request, &()).await;
     let body = match body {

@@ -83,7 +83,7 @@ impl Journal {
                     params![name, sequence, start, end, received_at, report.workload, addresses.join(" ")];
                 let id: i64 = instance.query_row(values, |row| row.get(0))?;
                 // An idle sidecar's report moves its sequence and nothing else.
-                if !report.samples.is_empty() || !report.claims.is_empty() {
+                if !report.samples.is_empty() {
                     insert.execute(params![id, sequence, received_at, start, end, body])?;
                 }
             }
@@ -120,7 +120,7 @@ impl Journal {
         let mut replayed = 0;
         while let Some(row) = rows.next()? {
             let body = row.get_ref(5)?.as_blob()?;
-            let Some((samples, claims)) = record::decode(body) else {
+            let Some(samples) = record::decode(body) else {
                 tracing::error!("a report in the journal is not readable and is left out");
                 continue;
             };
@@ -133,7 +133,6 @@ impl Journal {
                 end: timestamp(row.get(4)?),
                 workload: row.get(6)?,
                 addresses: addresses(&row.get::<_, String>(7)?),
-                claims,
                 samples,
             };
             count(&report);

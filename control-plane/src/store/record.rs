@@ -6,7 +6,6 @@
 //! Invariant: decoding what was encoded gives the same samples; decoding anything else gives `None`, no panic.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use prost::Message;
@@ -20,8 +19,6 @@ struct Record {
     texts: Vec<String>,
     #[prost(message, repeated, tag = "2")]
     samples: Vec<Stored>,
-    #[prost(string, repeated, tag = "3")]
-    claims: Vec<String>,
 }
 
 /// A sample. Texts are positions in the table plus one; 0 is "none".
@@ -101,8 +98,7 @@ impl Texts {
 pub(super) fn encode(report: &Report) -> Vec<u8> {
     let mut texts = Texts::default();
     let samples = report.samples.iter().map(|sample| stored(&mut texts, sample)).collect();
-    let claims = report.claims.iter().map(ToString::to_string).collect();
-    Record { texts: texts.list, samples, claims }.encode_to_vec()
+    Record { texts: texts.list, samples }.encode_to_vec()
 }
 
 fn stored(texts: &mut Texts, sample: &Sample) -> Stored {
@@ -147,13 +143,11 @@ fn store_durations(stored: &mut Stored, durations: &Histogram) {
     stored.sum_micros = durations.sum_micros();
 }
 
-/// Reads what [`encode`] wrote: samples and claims.
-pub(super) fn decode(body: &[u8]) -> Option<(Vec<Sample>, Vec<IpAddr>)> {
+/// Reads what [`encode`] wrote.
+pub(super) fn decode(body: &[u8]) -> Option<Vec<Sample>> {
     let record = Record::decode(body).ok()?;
     let texts: Vec<Arc<str>> = record.texts.into_iter().map(Arc::from).collect();
-    let samples = record.samples.iter().map(|stored| restored(&texts, stored)).collect::<Option<_>>()?;
-    let claims = record.claims.iter().filter_map(|text| text.parse().ok()).collect();
-    Some((samples, claims))
+    record.samples.iter().map(|stored| restored(&texts, stored)).collect()
 }
 
 fn restored(texts: &[Arc<str>], stored: &Stored) -> Option<Sample> {

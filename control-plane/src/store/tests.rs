@@ -77,7 +77,6 @@ fn report(sequence: u64, count: u32) -> Report {
         end: now,
         workload: "shop/web".to_owned(),
         addresses: vec!["10.0.0.1".parse().expect("valid")],
-        claims: Vec::new(),
         samples: vec![sample(count)],
     }
 }
@@ -190,7 +189,7 @@ async fn a_damaged_journal_is_put_aside() {
 proptest! {
     #[test]
     fn strangers_bytes_never_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = record::decode(&body).is_some();
+        drop(record::decode(&body));
     }
 
     #[test]
@@ -224,7 +223,7 @@ proptest! {
             target: "external:api.example.com:443".parse().expect("valid"),
             ..sample(1)
         };
-        let report = Report { samples: vec![sample], claims: vec!["10.0.0.1".parse().expect("valid")], ..report(1, 1) };
-        prop_assert_eq!(record::decode(&record::encode(&report)), Some((report.samples, report.claims)));
+        let report = Report { samples: vec![sample], ..report(1, 1) };
+        prop_assert_eq!(record::decode(&record::encode(&report)), Some(report.samples));
     }
 }

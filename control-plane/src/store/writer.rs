@@ -9,6 +9,10 @@ use super::journal::Journal;
 use super::{Counter, Outcome, Report, SEQUENCES_KEPT, Unavailable};
 use crate::graph::Timestamp;
 
+/// Instances whose sequences are remembered, at some 150 bytes each. Who floods it with made-up instances makes the
+/// longest silent ones forgotten; those are counted again only if they repeat a report after that.
+const INSTANCES_MAX: usize = 100_000;
+
 /// Reports in one transaction: more would only delay the first one's answer.
 const BATCH_MAX: usize = 256;
 
@@ -64,7 +68,7 @@ impl Writer {
             let mut closing = false;
             while let Some(current) = message {
                 match current {
-                    Message::Report(entry) => batch.push(entry),
+                    Message::Report(entry) => batch.push(*entry),
                     Message::Prune(now) => self.prune(now),
                     Message::Close => {
                         closing = true;
@@ -106,7 +110,7 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self, batch: Vec<Box<Entry>>) {
+    fn commit(&mut self, batch: Vec<Entry>) {
         if batch.is_empty() {
             return;
         }
@@ -150,6 +154,13 @@ impl Writer {
 
     fn prune(&mut self, now: Timestamp) {
         self.high.retain(|instance, high| instance.is_empty() || now.since(high.heard) < SEQUENCES_KEPT);
+        if self.high.len() > INSTANCES_MAX {
+            let mut heard: Vec<Timestamp> = self.high.values().map(|high| high.heard).collect();
+            let excess = heard.len() - INSTANCES_MAX;
+            let (_, &mut oldest_kept, _) = heard.select_nth_unstable(excess);
+            self.high.retain(|instance, high| instance.is_empty() || high.heard >= oldest_kept);
+            tracing::warn!(excess, "too many instances report; the longest silent are forgotten");
+        }
         if let Err(error) = self.journal.prune(now) {
             tracing::error!(error = &error as &dyn std::error::Error, "the journal cannot be pruned");
         }
