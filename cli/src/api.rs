@@ -45,8 +45,18 @@ pub(crate) enum Error {
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Graph {
     pub(crate) window_seconds: f64,
+    /// Why there is nothing to see.
+    #[serde(default)]
+    pub(crate) diagnosis: Option<Diagnosis>,
     pub(crate) nodes: Vec<Node>,
     pub(crate) edges: Vec<Edge>,
+}
+
+/// Why a graph is empty, and what to do about it.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Diagnosis {
+    pub(crate) text: String,
+    pub(crate) hint: String,
 }
 
 /// A workload, service, external host or caller without a sidecar.
@@ -62,6 +72,8 @@ pub(crate) struct Node {
 /// Calls from one node to another in one protocol.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Edge {
+    #[serde(default)]
+    pub(crate) id: String,
     pub(crate) source: String,
     pub(crate) target: String,
     pub(crate) protocol: String,
@@ -77,6 +89,9 @@ pub(crate) struct Edge {
     pub(crate) bytes_received_per_second: Option<f64>,
     #[serde(default)]
     pub(crate) routes: Vec<Route>,
+    /// How many there are, also those that are not in `routes`.
+    #[serde(default)]
+    pub(crate) routes_total: usize,
 }
 
 /// Connections that are not HTTP.

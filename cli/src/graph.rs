@@ -84,16 +84,14 @@ fn tree(graph: &Graph, api: &Api) -> String {
     headline + &table::render(&header, &walk.rows) + &hint
 }
 
-fn empty(graph: &Graph, api: &Api) -> String {
-    let here = match graph.nodes.len() {
-        0 => "no sidecar is connected".to_owned(),
-        count => format!("{count} nodes are known"),
+/// What the control plane says about the silence.
+pub(crate) fn empty(graph: &Graph, api: &Api) -> String {
+    let (why, hint) = match &graph.diagnosis {
+        Some(diagnosis) => (diagnosis.text.as_str(), diagnosis.hint.as_str()),
+        None => ("nothing was called", "look further back with --window 1h"),
     };
-    format!(
-        "nothing was called in the last {}: {here}\n  look further back: weft graph --window 1h\n  see what is connected: curl {}/api/proxies\n",
-        span(graph.window_seconds),
-        api.base()
-    )
+    let window = span(graph.window_seconds);
+    format!("no calls in the last {window}: {why}\n  {hint}\n  what is connected: curl {}/api/proxies\n", api.base())
 }
 
 fn span(seconds: f64) -> String {
@@ -272,7 +270,12 @@ mod tests {
 
     #[test]
     fn an_empty_graph_says_what_to_do() {
-        let graph = Graph { window_seconds: 60.0, nodes: Vec::new(), edges: Vec::new() };
+        let diagnosis = crate::api::Diagnosis {
+            text: "no sidecar is connected".into(),
+            hint: "start one with `weft run --name NAME --port PORT -- COMMAND`".into(),
+        };
+        let graph =
+            Graph { window_seconds: 60.0, diagnosis: Some(diagnosis), nodes: Vec::new(), edges: Vec::new() };
         insta::assert_snapshot!(tree(&graph, &api()));
     }
 }

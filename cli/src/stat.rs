@@ -53,8 +53,12 @@ pub(crate) async fn run(arguments: StatArgs) -> anyhow::Result<()> {
     match format {
         Format::Table => {
             let graph = api.graph(&window).await?;
+            if graph.edges.is_empty() {
+                output::text(&crate::graph::empty(&graph, &api));
+                return Ok(());
+            }
             let edges = filter.edges(&graph)?;
-            output::text(&if routes { by_route(&graph, &edges) } else { by_edge(&graph, &edges) });
+            output::text(&if routes { by_route(&graph, &edges, &api) } else { by_edge(&graph, &edges) });
         }
         Format::Json => {
             // Filtered by position, so that programs get every field that the server sent.
@@ -171,7 +175,7 @@ fn by_edge(graph: &Graph, edges: &[&Edge]) -> String {
     table::render(&header, &rows)
 }
 
-fn by_route(graph: &Graph, edges: &[&Edge]) -> String {
+fn by_route(graph: &Graph, edges: &[&Edge], api: &Api) -> String {
     let names = Names::new(graph);
     let header = [
         "SOURCE",
@@ -185,6 +189,7 @@ fn by_route(graph: &Graph, edges: &[&Edge]) -> String {
         ">LATENCY_P99",
     ];
     let mut rows = Vec::new();
+    let mut more = String::new();
     for edge in edges {
         for route in &edge.routes {
             let method = route.method.clone().unwrap_or_else(|| "-".into());
@@ -192,11 +197,17 @@ fn by_route(graph: &Graph, edges: &[&Edge]) -> String {
             row.extend(signals(&route.signals));
             rows.push(row);
         }
+        let hidden = edge.routes_total.saturating_sub(edge.routes.len());
+        if hidden > 0 {
+            let (source, target) = (names.of(&edge.source), names.of(&edge.target));
+            let url = format!("{}/api/edges/{}", api.base(), edge.id);
+            more.push_str(&format!("… and {hidden} quieter routes of {source} to {target}: curl {url}\n"));
+        }
     }
     if rows.is_empty() {
         return "no routes: nothing here spoke HTTP in this window\n".into();
     }
-    table::render(&header, &rows)
+    table::render(&header, &rows) + &more
 }
 
 fn signals(signals: &Signals) -> [String; 5] {
@@ -232,7 +243,8 @@ mod tests {
     #[test]
     fn every_route_has_a_row() {
         let graph = shop();
-        insta::assert_snapshot!(by_route(&graph, &filter("web", "-").edges(&graph).expect("edges")));
+        let api = Api::new("127.0.0.1:8080").expect("valid");
+        insta::assert_snapshot!(by_route(&graph, &filter("web", "-").edges(&graph).expect("edges"), &api));
     }
 
     #[test]

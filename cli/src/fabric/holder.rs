@@ -110,6 +110,7 @@ impl Holder {
 
 /// The whole life of `weft fabric-hold`.
 pub(crate) fn run(arguments: &HoldArgs) -> io::Result<()> {
+    crate::inner::title("weft-pod");
     let mut stdout = io::stdout().lock();
     let mut reply = |result: Result<(), String>| -> io::Result<()> {
         writeln!(stdout, "{}", serde_json::to_string(&result)?)?;

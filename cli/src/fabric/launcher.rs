@@ -91,6 +91,7 @@ impl Launcher {
 
 /// The whole life of `weft fabric-sweep`.
 pub(crate) fn sweep(arguments: &SweepArgs) -> io::Result<()> {
+    crate::inner::title("weft-sweep");
     io::stdin().lock().read_to_end(&mut Vec::new())?;
     match fs::remove_dir_all(&arguments.directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
