@@ -1,8 +1,8 @@
 //! Asking a running control plane.
 //!
-//! In: the API's address and a path. Out: typed answers, or an error that says what was tried and what to do.
-//! Invariant: every request has a deadline, every answer a size limit. The types here are the CLI's reading of the
-//! API's JSON: fields it does not show are ignored, fields that may be missing are optional.
+//! In: the API's address and a path. Out: typed answers, or an error that says what was tried and what to
+//! do. Invariant: every request has a deadline, every answer a size limit. The types here are the CLI's
+//! reading of the API's JSON: fields it does not show are ignored, fields that may be missing are optional.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -3,8 +3,8 @@
 //! In: how long, where the dashboard listens, whether there is load. Out: at most fifteen lines, a dashboard,
 //! and in the end nothing: no process, namespace, rule or file is left behind.
 //!
-//! Invariant: the dashboard's socket is opened first and outside of all namespaces, so a port in use is reported
-//! before anything has been started.
+//! Invariant: the dashboard's socket is opened first and outside of all namespaces, so a port in use is
+//! reported before anything has been started.
 
 pub(crate) mod app;
 mod cast;

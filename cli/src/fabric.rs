@@ -1,7 +1,8 @@
-//! A small network of namespaces on one machine: pods that believe they are alone, and one bridge between them.
+//! A small network of namespaces on one machine: pods that believe they are alone, and one bridge between
+//! them.
 //!
-//! In: names of pods and the programs to run in them. Out: processes with an address each, a network
-//! that exists only as long as they do. The demo builds its shop on it, the tests build their scenarios on it.
+//! In: names of pods and the programs to run in them. Out: processes with an address each, a network that
+//! exists only as long as they do. The demo builds its shop on it, the tests build their scenarios on it.
 //!
 //! Invariants: no namespace, interface or rule outlives the [`Fabric`], not even after `SIGKILL`, because
 //! every namespace is anonymous (it lives in processes, not in files) and every process dies with its parent.
@@ -9,8 +10,9 @@
 //!
 //! Surprise: this process never changes its own namespaces. `unshare` and `setns` work on threads, and a
 //! user namespace demands a process with a single one, so the work is done by small copies of this program
-//! ([`holder`], [`launch`]) that do it first thing in `main`. A program that embeds the fabric therefore
-//! has to be the `weft` binary, or call [`crate::main`] early in its own, or name one by [`Builder::helper`].
+//! (`fabric/holder.rs`, `fabric/launch.rs`) that do it first thing in `main`. A program that embeds the
+//! fabric therefore has to be the `weft` binary, or call [`crate::main`] early in its own, or name one by
+//! [`Builder::helper`].
 //!
 //! Non-goal: routing. All pods share one layer-2 segment; a pod reaches any address on it directly.
 
@@ -126,7 +128,8 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// The `weft` binary to use as helper; by default the one in `WEFT_FABRIC_HELPER`, else this very program.
+    /// The `weft` binary to use as helper; by default the one in `WEFT_FABRIC_HELPER`, else this very
+    /// program.
     #[must_use]
     pub fn helper(mut self, path: impl Into<PathBuf>) -> Self {
         self.helper = Some(path.into());
@@ -275,7 +278,8 @@ impl PodBuilder<'_> {
         text.push_str(&format!("{address_v4} {name}-pod\n"));
         write_public(&hosts_path, &text)?;
         let resolver_path = shared.launcher.directory().join("resolv.conf");
-        // Names come from /etc/hosts; a query for any other is refused at once instead of leaving the machine.
+        // Names come from /etc/hosts; a query for any other is refused at once instead of leaving the
+        // machine.
         write_public(&resolver_path, "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")?;
 
         let mut command = launch::helper_command(shared.launcher.helper(), "fabric-hold");

@@ -1,8 +1,8 @@
 //! `weft graph`: the live call graph in a terminal.
 //!
-//! In: `GET /api/graph`. Out: a tree from those whom nobody calls down to those who call nobody, or the same as
-//! Graphviz or JSON. Invariant: every edge is shown exactly once; a node that appears a second time points up (`↑`) instead of
-//! repeating its calls, which also ends cycles.
+//! In: `GET /api/graph`. Out: a tree from those whom nobody calls down to those who call nobody, or the
+//! same as Graphviz or JSON. Invariant: every edge is shown exactly once; a node that appears a second time
+//! points up (`↑`) instead of repeating its calls, which also ends cycles.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;

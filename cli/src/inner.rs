@@ -1,7 +1,7 @@
 //! This program's life as a sidecar or control plane.
 //!
-//! In: the arguments behind `weft proxy` or `weft control-plane`. Out: what `weft-proxy` and `weft-control-plane`
-//! would do with them, options and environment included.
+//! In: the arguments behind `weft proxy` or `weft control-plane`. Out: what `weft-proxy` and
+//! `weft-control-plane` would do with them, options and environment included.
 
 use std::ffi::CString;
 use std::io::{self, IsTerminal as _};

@@ -1,7 +1,7 @@
 //! The `weft` command: a mesh on one machine, and questions to a running one.
 //!
-//! In: a command line. Out: text for people (or JSON for programs) on standard output, what went wrong and what
-//! to do about it on standard error, an exit code.
+//! In: a command line. Out: text for people (or JSON for programs) on standard output, what went wrong and
+//! what to do about it on standard error, an exit code.
 //!
 //! Surprise: `weft demo` and `weft run` need no second binary. This program contains the sidecar and the
 //! control plane and starts itself again for them, by subcommands that `--help` does not list.

@@ -1,7 +1,8 @@
-//! How `weft` speaks: lines on standard output, a spinner while something takes time, complaints on standard error.
+//! How `weft` speaks: lines on standard output, a spinner while something takes time, complaints on
+//! standard error.
 //!
-//! Invariants: colour never carries meaning alone; without a terminal, or with `NO_COLOR`, the same text comes plain
-//! and without spinners. A reader that goes away (`| head`) is not an error.
+//! Invariants: colour never carries meaning alone; without a terminal, or with `NO_COLOR`, the same text
+//! comes plain and without spinners. A reader that goes away (`| head`) is not an error.
 
 use std::fmt::Display;
 use std::io::{self, Write as _};

@@ -1,12 +1,13 @@
 //! `weft run`: any program in the mesh, with a sidecar of its own, without any privilege.
 //!
-//! In: a name, perhaps a port, and a command line. Out: the program, in this terminal, with its exit code. Its
-//! sidecar is an explicit proxy on loopback: what calls the service arrives at the sidecar's inbound listener
-//! and is passed to the program's port; what the program calls by HTTP goes through `http_proxy`.
+//! In: a name, perhaps a port, and a command line. Out: the program, in this terminal, with its exit code.
+//! Its sidecar is an explicit proxy on loopback: what calls the service arrives at the sidecar's inbound
+//! listener and is passed to the program's port; what the program calls by HTTP goes through `http_proxy`.
 //!
-//! Invariants: the service has this endpoint exactly as long as the sidecar's stream to the control plane lives, and the sidecar
-//! outlives the program, so that what is in flight when the program ends is still answered in words.
-//! Non-goal: capturing what does not honour `http_proxy`; that needs a network namespace (`weft demo` shows it).
+//! Invariants: the service has this endpoint exactly as long as the sidecar's stream to the control plane
+//! lives, and the sidecar outlives the program, so that what is in flight when the program ends is still
+//! answered in words. Non-goal: capturing what does not honour `http_proxy`; that needs a network namespace
+//! (`weft demo` shows it).
 
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;

@@ -1,7 +1,7 @@
 //! `weft stat`: the golden signals of every edge, or of every route, as a table.
 //!
-//! In: `GET /api/graph` and filters. Out: one row per edge or route, busiest first within a caller. A filter that matches nothing is
-//! explained instead of answered with an empty table.
+//! In: `GET /api/graph` and filters. Out: one row per edge or route, busiest first within a caller. A
+//! filter that matches nothing is explained instead of answered with an empty table.
 
 use clap::ValueEnum;
 

@@ -1,6 +1,7 @@
 //! Aligned columns under an upper-case header, and numbers as people read them.
 //!
-//! In: cells, possibly coloured. Out: lines without trailing blanks. Invariant: a number that is not known is `-`, never 0.
+//! In: cells, possibly coloured. Out: lines without trailing blanks. Invariant: a number that is not known
+//! is `-`, never 0.
 
 use console::{Alignment, Style, measure_text_width, pad_str, style};
 

@@ -3,8 +3,9 @@
 //! In: a name (`weft demo-app orders`), addresses in the environment where names do not resolve. Out: a
 //! server, or a caller, that runs until it is told to end.
 //!
-//! Invariant: they speak to each other only over the network, by service name, as separate processes; the only thing
-//! they do for observability is to pass the trace headers of a request on, as any instrumented app does.
+//! Invariant: they speak to each other only over the network, by service name, as separate processes; the
+//! only thing they do for observability is to pass the trace headers of a request on, as any instrumented
+//! app does.
 
 mod basket;
 mod callers;

@@ -1,7 +1,7 @@
 //! The shop as Kubernetes would describe it: the files that the demo's control plane reads.
 //!
-//! In: the copies with their addresses. Out: `Service`, `EndpointSlice` and `Pod` documents as YAML. The bank is in none
-//! of them: nobody tells a cluster about the internet.
+//! In: the copies with their addresses. Out: `Service`, `EndpointSlice` and `Pod` documents as YAML. The
+//! bank is in none of them: nobody tells a cluster about the internet.
 
 use serde_json::{Value, json};
 
@@ -28,6 +28,7 @@ pub(super) fn manifests(copies: &[Copy]) -> Result<Vec<(String, String)>, serde_
 }
 
 fn pod(copy: &Copy) -> Value {
+    let image = format!("shop/{}:{}", copy.role.name, copy.version);
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -39,7 +40,7 @@ fn pod(copy: &Copy) -> Value {
                 "app.kubernetes.io/version": copy.version,
             },
         },
-        "spec": { "containers": [{ "name": copy.role.name, "image": format!("shop/{}:{}", copy.role.name, copy.version) }] },
+        "spec": { "containers": [{ "name": copy.role.name, "image": image }] },
         "status": {
             "phase": "Running",
             "podIP": copy.address,
@@ -53,6 +54,8 @@ fn service(copies: &[&Copy]) -> Value {
     let role = copies[0].role;
     let port = role.port.expect("only services are asked");
     let target = copies[0].port.unwrap_or(port.number);
+    let declared = json!({ "name": port.name, "port": port.number, "targetPort": target });
+    let declared = with_protocol(declared, port.protocol);
     json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -61,7 +64,7 @@ fn service(copies: &[&Copy]) -> Value {
             "clusterIP": virtual_address(role),
             "clusterIPs": [virtual_address(role)],
             "selector": { "app.kubernetes.io/name": role.name },
-            "ports": [with_protocol(json!({ "name": port.name, "port": port.number, "targetPort": target }), port.protocol)],
+            "ports": [declared],
         },
     })
 }
@@ -70,6 +73,8 @@ fn endpoint_slice(copies: &[&Copy]) -> Value {
     let role = copies[0].role;
     let port = role.port.expect("only services are asked");
     let target = copies[0].port.unwrap_or(port.number);
+    let declared = json!({ "name": port.name, "port": target, "protocol": "TCP" });
+    let declared = with_protocol(declared, port.protocol);
     let endpoints: Vec<Value> = copies
         .iter()
         .map(|copy| {
@@ -89,7 +94,7 @@ fn endpoint_slice(copies: &[&Copy]) -> Value {
             "labels": { "kubernetes.io/service-name": role.name },
         },
         "addressType": "IPv4",
-        "ports": [with_protocol(json!({ "name": port.name, "port": target, "protocol": "TCP" }), port.protocol)],
+        "ports": [declared],
         "endpoints": endpoints,
     })
 }

@@ -1,8 +1,9 @@
 //! Setting the shop up on the ground that the machine offers, and striking it again.
 //!
 //! In: the cast, and either a fabric (every copy in a pod of its own, traffic intercepted) or loopback
-//! (everything on addresses in 127.77.0.0/16, programs told where their sidecar is). Out: running processes in
-//! groups, so that they can be ended in the order that loses no request: callers, programs, sidecars, control plane.
+//! (everything on addresses in 127.77.0.0/16, programs told where their sidecar is). Out: running processes
+//! in groups, so that they can be ended in the order that loses no request: callers, programs, sidecars,
+//! control plane.
 //!
 //! Invariant: whatever is started here is owned by [`Stage`] from the moment it exists.
 

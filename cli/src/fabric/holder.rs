@@ -3,8 +3,8 @@
 //! In: orders, one JSON line each, on standard input. Out: one JSON line per order. One holder is the hub,
 //! whose network namespace has the bridge; every pod has one too.
 //!
-//! Invariants: a holder makes its namespaces before it does anything else, while it has one thread. It ends when its
-//! standard input ends or its parent dies, whichever is noticed first.
+//! Invariants: a holder makes its namespaces before it does anything else, while it has one thread. It ends
+//! when its standard input ends or its parent dies, whichever is noticed first.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::IpAddr;

@@ -3,8 +3,8 @@
 //! In: the holder's process id, a user id, a program with arguments. Out: the program itself, in place of
 //! this process (`exec`), so whoever started it waits for and signals the program directly.
 //!
-//! Invariant: the program dies when its parent dies. The kernel forgets that wish whenever credentials change, so
-//! it is expressed last, and the parent is checked afterwards in case it went away in between.
+//! Invariant: the program dies when its parent dies. The kernel forgets that wish whenever credentials
+//! change, so it is expressed last, and the parent is checked afterwards in case it went away in between.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -80,7 +80,8 @@ impl Command {
         }
         inner.arg("--").arg(program);
         inner.stdin(Stdio::null());
-        // Weft's own settings in the user's shell are meant for `weft`, not for the sidecars and apps it starts.
+        // Weft's own settings in the user's shell are meant for `weft`, not for the sidecars and apps it
+        // starts.
         for (variable, _) in std::env::vars_os() {
             if variable.as_encoded_bytes().starts_with(b"WEFT_") {
                 inner.env_remove(variable);
@@ -118,8 +119,8 @@ impl Command {
         self
     }
 
-    /// The user (and group) to run as. Where the fabric has no users of its own ([`Isolation::has_users`]) the
-    /// program runs as the one there is.
+    /// The user (and group) to run as. Where the fabric has no users of its own ([`Isolation::has_users`])
+    /// the program runs as the one there is.
     #[must_use]
     pub fn uid(mut self, isolation: Isolation, uid: u32) -> Self {
         if isolation.has_users() {
@@ -179,7 +180,8 @@ impl Command {
     }
 }
 
-/// In a process group of its own, a Ctrl-C on the terminal reaches only `weft`, which then ends things in order.
+/// In a process group of its own, a Ctrl-C on the terminal reaches only `weft`, which then ends things in
+/// order.
 pub(super) fn detach(command: &mut std::process::Command) {
     command.process_group(0);
 }

@@ -1,8 +1,9 @@
 //! What every set of child processes needs: one thread that starts them, one directory, and somebody who
 //! removes that directory even when this program is killed.
 //!
-//! Invariant: the directory disappears with the launcher, by [`tempfile::TempDir`] in the normal course of things, else by the
-//! sweeper: a copy of this program that waits for the end of its standard input, which the kernel closes for the dead.
+//! Invariant: the directory disappears with the launcher, by [`tempfile::TempDir`] in the normal course of
+//! things, else by the sweeper: a copy of this program that waits for the end of its standard input, which
+//! the kernel closes for the dead.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,8 +15,8 @@ use super::launch::{self, Command};
 use super::process::{Process, Spawner};
 use super::{Error, open_to_all};
 
-/// Starts programs outside of any namespace that end with it. A [`Fabric`](super::Fabric) has one; `weft run` and
-/// the demo on loopback use one alone.
+/// Starts programs outside of any namespace that end with it. A [`Fabric`](super::Fabric) has one; `weft
+/// run` and the demo on loopback use one alone.
 ///
 /// Field order is drop order: first the directory goes, then the sweeper finds nothing left to do.
 #[derive(Debug)]

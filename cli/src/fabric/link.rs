@@ -1,7 +1,8 @@
 //! Links, addresses and routes of the current network namespace, spoken to the kernel in netlink.
 //!
-//! In: names and addresses. Out: their existence. No `ip` binary is needed, so the demo runs on machines that
-//! have none. Every function opens its own connection, because holders do a handful of such things in their life.
+//! In: names and addresses. Out: their existence. No `ip` binary is needed, so the demo runs on machines
+//! that have none. Every function opens its own connection, because holders do a handful of such things in
+//! their life.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -63,7 +64,8 @@ pub(super) async fn configure(interface: &str, addresses: &[(IpAddr, u8)]) -> Re
     let index = index_of(&handle, interface).await?;
     handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
     add_addresses(&handle, index, addresses).await?;
-    // On-link: whoever has the address answers on the bridge, which lets a pod stand for a host on the internet.
+    // On-link: whoever has the address answers on the bridge, which lets a pod stand for a host on the
+    // internet.
     let v4 = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(Ipv4Addr::UNSPECIFIED, 0)
         .output_interface(index)

@@ -196,7 +196,8 @@ mod tests {
     #[test]
     fn one_that_ignores_the_request_is_killed() {
         let process = start("sh", &["-c", "trap '' TERM; echo; while :; do sleep 60; done"]);
-        // Without the pipe there is no way to know that the trap is set; a zero grace makes both orders equal.
+        // Without the pipe there is no way to know that the trap is set; a zero grace makes both orders
+        // equal.
         let status = process.terminate(Duration::ZERO);
         assert!(matches!(status.signal(), Some(9 | 15)), "{status}");
     }

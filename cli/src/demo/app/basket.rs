@@ -1,7 +1,7 @@
 //! `cart`, and the `cache` it keeps its carts in.
 //!
-//! The cache speaks a protocol of its own over TCP, and it speaks first: a greeting, then one line per question. A mesh
-//! that waits for the client's first byte would wait for ever on it.
+//! The cache speaks a protocol of its own over TCP, and it speaks first: a greeting, then one line per
+//! question. A mesh that waits for the client's first byte would wait for ever on it.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! `orders` and what an order needs: `inventory`, `payments` (see there) and `notifications`.
 //!
-//! `inventory` is the slow one: usually some tens of milliseconds, sometimes most of a second. `notifications` streams
-//! to whoever listens, as server-sent events and over WebSocket.
+//! `inventory` is the slow one: usually some tens of milliseconds, sometimes most of a second.
+//! `notifications` streams to whoever listens, as server-sent events and over WebSocket.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;

@@ -1,7 +1,7 @@
 //! An HTTP/1.1 client with keep-alive, as every web framework has one.
 //!
-//! In: method, URL, headers, body. Out: a response. Honours `http_proxy` like curl does, which is how the shop joins
-//! the mesh on machines without network namespaces.
+//! In: method, URL, headers, body. Out: a response. Honours `http_proxy` like curl does, which is how the
+//! shop joins the mesh on machines without network namespaces.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -92,7 +92,8 @@ impl Client {
         trace: &HeaderMap,
         body: Bytes,
     ) -> anyhow::Result<(Connection, Response<Incoming>)> {
-        // A kept connection may have been closed by the peer meanwhile; then nothing was sent and a new one is used.
+        // A kept connection may have been closed by the peer meanwhile; then nothing was sent and a new one
+        // is used.
         while let Some(mut connection) = self.kept(uri) {
             if connection.ready().await.is_err() {
                 continue;
