@@ -114,6 +114,12 @@ export class Arranger {
     const next = new Map(this.positions);
     next.set(id, point);
     this.positions = next;
+    const touched = [...(this.#graph?.edges.values() ?? [])].filter((edge) => edge.source === id || edge.target === id);
+    if (touched.some((edge) => this.bends.has(edge.id))) {
+      const bends = new Map(this.bends);
+      for (const edge of touched) bends.delete(edge.id);
+      this.bends = bends;
+    }
   }
 
   drop(id: string): void {

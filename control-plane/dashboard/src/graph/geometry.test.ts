@@ -27,6 +27,17 @@ describe('curves', () => {
     expect(all.get('a>u')?.start.y).toBeLessThan(all.get('a>v')?.start.y ?? 0);
   });
 
+  it('go around a card in between, also when all the near lanes are taken', () => {
+    const row = new Map<string, Point>([['a', { x: 0, y: 0 }], ['x', { x: 400, y: 0 }], ['y', { x: 400, y: 90 }], ['b', { x: 800, y: 20 }]]);
+    const curve = curves([link('a', 'b')], row, new Map()).get('a>b');
+    for (const id of ['x', 'y']) {
+      const card = row.get(id) as Point;
+      for (const { x, y } of curve?.samples ?? []) {
+        expect(Math.abs(x - card.x) < CARD.width / 2 && Math.abs(y - card.y) < CARD.height / 2).toBe(false);
+      }
+    }
+  });
+
   it('skip edges whose ends have no place', () => {
     expect(curves([link('a', 'nowhere')], positions, new Map()).size).toBe(0);
   });

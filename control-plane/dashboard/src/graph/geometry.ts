@@ -2,6 +2,8 @@
  * The shape of an edge: one curve, used by Cytoscape to draw and hit-test it, by the traffic layer to move
  * dots along it, and by the labels to sit on it. Pure.
  *
+ * A long edge bends around the cards in between: as the layout says, else by a lane above or below them.
+ *
  * A curve is a quadratic B-spline: it starts and ends on the cards and bends towards its control points.
  * Calls leave a card on the right and arrive on the left; a call back to an earlier column goes below.
  * Invariant: every consumer sees the same points, so dots never leave their line.
@@ -48,7 +50,8 @@ export function curves(
   for (const link of placed) {
     const ends = ports.get(link.id);
     if (!ends) continue;
-    const controls = shape(ends, bends.get(link.id) ?? []);
+    const known = bends.get(link.id);
+    const controls = shape(ends, known ?? detour(link, ends, positions));
     result.set(link.id, trace(ends.start, ends.end, controls));
   }
   return result;
@@ -126,6 +129,50 @@ function shape({ start, end, leaves, arrives }: Ends, bends: readonly Point[]): 
     { x: start.x + outward, y },
     { x: end.x, y },
   ];
+}
+
+/** Room between a card and a lane that passes it. */
+const LANE = 20;
+/** A lane that is blocked itself moves on; after this many tries the line may cross a card. */
+const LANES_MAX = 6;
+
+/** Bends for an edge that would run behind a card that is none of its ends. */
+function detour(link: Link, { start, end, leaves, arrives }: Ends, positions: ReadonlyMap<string, Point>): Point[] {
+  if (leaves !== 'right' || arrives !== 'left' || end.x - start.x < CARD.width) return [];
+  const between: Point[] = [];
+  for (const [id, point] of positions) {
+    const beside = point.x + CARD.width / 2 < start.x || point.x - CARD.width / 2 > end.x;
+    if (!beside && id !== link.source && id !== link.target) between.push(point);
+  }
+  const straight = trace(start, end, shape({ start, end, leaves, arrives }, []));
+  const blocking = between.filter((card) => straight.samples.some((point) => covers(card, point)));
+  if (blocking.length === 0) return [];
+  const reach = CARD.width / 2 + LANE;
+  const [left, right] = [Math.min(...blocking.map((card) => card.x)) - reach, Math.max(...blocking.map((card) => card.x)) + reach];
+  const lanes = [-1, 1].map((side) => {
+    let y = edgeOf(blocking, side);
+    for (let tries = 0; tries < LANES_MAX; tries += 1) {
+      const inTheWay = between.filter((card) => Math.abs(card.y - y) < CARD.height / 2 + 2 && card.x + reach > left && card.x - reach < right);
+      if (inTheWay.length === 0) break;
+      y = edgeOf(inTheWay, side);
+    }
+    return y;
+  });
+  const middle = (start.y + end.y) / 2;
+  const y = lanes.reduce((best, lane) => (Math.abs(lane - middle) < Math.abs(best - middle) ? lane : best));
+  return [
+    { x: left, y },
+    { x: right, y },
+  ];
+}
+
+function edgeOf(cards: readonly Point[], side: number): number {
+  const ys = cards.map((card) => card.y + side * (CARD.height / 2 + LANE));
+  return side < 0 ? Math.min(...ys) : Math.max(...ys);
+}
+
+function covers(card: Point, point: Point): boolean {
+  return Math.abs(card.x - point.x) < CARD.width / 2 && Math.abs(card.y - point.y) < CARD.height / 2 + 2;
 }
 
 /** Evaluates the B-spline: pieces join at the midpoints between neighbouring controls. */

@@ -110,6 +110,11 @@ export class Surface {
     if (x !== before.x || y !== before.y) this.#go(zoom, { x, y }, animated);
   }
 
+  /** Back to a view that was there before. */
+  show({ zoom, pan }: Viewport, animated: boolean): void {
+    this.#go(zoom, pan, animated);
+  }
+
   shows(points: Iterable<Point>): boolean {
     const box = this.#cy.extent();
     for (const { x, y } of points) if (x < box.x1 || x > box.x2 || y < box.y1 || y > box.y2) return false;
