@@ -147,7 +147,9 @@ async fn serve(
     until_draining(&trigger, &mut signals, &mut events).await?;
     // No longer an endpoint of anything, from now on and not only when the process is gone.
     node.send_modify(|node| node.registrations.clear());
-    until_drained(&config, &trigger, &mut signals, &mut events).await?;
+    if until_drained(&config, &trigger, &mut signals, &mut events).await? == Patience::Spent {
+        return Ok(());
+    }
     // The last numbers first, while the control plane still knows who sends them.
     drop((flush, close_log));
     drop(tokio::time::timeout(GOODBYE, async { drop(tokio::join!(reporting, logging)) }).await);
@@ -177,10 +179,17 @@ async fn until_draining(
                 tracing::info!(signal = name, "draining");
                 trigger.advance(Phase::Draining);
             }
-            turned = phase.changed() => if turned.is_ok() { return Ok(()) },
+            turned = phase.wait_for(|phase| *phase != Phase::Serving) => if turned.is_ok() { return Ok(()) },
             event = events.recv() => broken(event)?,
         }
     }
+}
+
+/// Whether whoever asked for the end still has time for an orderly goodbye.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    Left,
+    Spent,
 }
 
 /// Waits for the last connection, the deadline, or a second signal; then lets go.
@@ -189,7 +198,8 @@ async fn until_drained(
     trigger: &Trigger,
     signals: &mut Signals,
     events: &mut mpsc::Receiver<worker::Event>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Patience> {
+    let mut patience = Patience::Left;
     let deadline = tokio::time::sleep(config.drain_deadline);
     tokio::pin!(deadline);
     let mut busy = config.workers.get();
@@ -205,6 +215,7 @@ async fn until_drained(
             }
             name = signals.next() => {
                 tracing::warn!(signal = name, "second signal: not waiting any longer");
+                patience = Patience::Spent;
                 break;
             }
         }
@@ -212,7 +223,7 @@ async fn until_drained(
     trigger.advance(Phase::Expired);
     // Workers let go of what is left and end; that takes no time that depends on anybody else.
     while events.recv().await.is_some() {}
-    Ok(())
+    Ok(patience)
 }
 
 /// What the sidecar says of itself to the control plane.

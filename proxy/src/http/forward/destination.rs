@@ -1,6 +1,7 @@
 //! What a connection's requests are addressed to, resolved once and kept with the connection.
 
 use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -138,7 +139,8 @@ impl Session {
     fn named(&self, parts: &Parts, backend: Backend) -> Destination {
         let authority = headers::authority(parts).unwrap_or_default();
         let mut spec = self.edge.clone();
-        if let Some((host, _)) = split(authority) {
+        // An address says no more than where the connection went, which is known already, without brackets.
+        if let Some((host, _)) = split(authority).filter(|(host, _)| bare(host).parse::<IpAddr>().is_err()) {
             spec.server_address = host.as_str().into();
         }
         self.destination(Some(authority), spec, backend)
@@ -158,9 +160,9 @@ impl Session {
             None if parts.method == Method::CONNECT => return nowhere(Reason::ProtocolError),
             None => HTTP_PORT,
         };
-        let bare = host.as_str().trim_start_matches('[').trim_end_matches(']');
+        let bare = bare(&host);
         let asked = match bare.parse() {
-            Ok(ip) => Asked::Address(std::net::SocketAddr::new(ip, port)),
+            Ok(ip) => Asked::Address(SocketAddr::new(ip, port)),
             Err(_) => Asked::Name { host: host.as_str().into(), port },
         };
         let mut spec =
@@ -202,6 +204,11 @@ impl Session {
             }
         }
     }
+}
+
+/// The host without the brackets of an IPv6 address.
+fn bare(host: &Host) -> &str {
+    host.as_str().trim_start_matches('[').trim_end_matches(']')
 }
 
 /// Host and port of an authority.
