@@ -31,7 +31,10 @@ pub(super) fn serve(path: &str) -> Response {
 
 fn respond(path: &str, file: EmbeddedFile) -> Response {
     let cache = if path.starts_with("assets/") { "public, max-age=31536000, immutable" } else { "no-cache" };
-    let kind = HeaderValue::from_str(file.metadata.mimetype());
+    let kind = match file.metadata.mimetype() {
+        kind if kind.starts_with("text/") => HeaderValue::from_str(&format!("{kind}; charset=utf-8")),
+        kind => HeaderValue::from_str(kind),
+    };
     let kind = kind.unwrap_or(HeaderValue::from_static("application/octet-stream"));
     let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, HeaderValue::from_static(cache))];
     (headers, file.data).into_response()

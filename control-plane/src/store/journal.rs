@@ -38,21 +38,28 @@ const SCHEMA: &str = "
 ";
 
 /// The database, or nothing where there is no data directory.
-pub(super) struct Journal(Option<Connection>);
+pub(super) struct Journal {
+    connection: Option<Connection>,
+    /// Whether it was said that the database is nearly full; said once, not every few seconds.
+    is_warned: bool,
+}
 
 impl Journal {
     pub(super) fn open(config: &Config) -> Result<Self, OpenError> {
-        let Some(directory) = &config.data_dir else { return Ok(Self(None)) };
+        let Some(directory) = &config.data_dir else {
+            return Ok(Self { connection: None, is_warned: false });
+        };
         std::fs::create_dir_all(directory)
             .map_err(|source| OpenError::Directory { path: directory.clone(), source })?;
         let path = directory.join(FILE);
         match connect(&path, config.bytes_max) {
             Err(OpenError::Database { source, .. }) if is_damaged(&source) => {
                 put_aside(&path);
-                connect(&path, config.bytes_max).map(|connection| Self(Some(connection)))
+                connect(&path, config.bytes_max)
             }
-            other => other.map(|connection| Self(Some(connection))),
+            other => other,
         }
+        .map(|connection| Self { connection: Some(connection), is_warned: false })
     }
 
     /// Writes all rows or none.
@@ -60,7 +67,7 @@ impl Journal {
         &mut self,
         rows: impl Iterator<Item = (&'a Report, u64, &'a [u8])>,
     ) -> rusqlite::Result<()> {
-        let Some(connection) = &mut self.0 else { return Ok(()) };
+        let Some(connection) = &mut self.connection else { return Ok(()) };
         let transaction = connection.transaction()?;
         {
             let mut instance = transaction.prepare_cached(
@@ -93,7 +100,7 @@ impl Journal {
 
     /// Every instance that is remembered.
     pub(super) fn instances(&self) -> rusqlite::Result<Vec<KnownInstance>> {
-        let Some(connection) = &self.0 else { return Ok(Vec::new()) };
+        let Some(connection) = &self.connection else { return Ok(Vec::new()) };
         let mut instances =
             connection.prepare("SELECT name, sequence, started, last_end, addresses FROM instances")?;
         let known = instances.query_map([], |row| {
@@ -110,7 +117,7 @@ impl Journal {
 
     /// Reads back the last hour's reports in the order they were committed. Returns their number.
     pub(super) fn replay(&self, now: Timestamp, mut count: impl FnMut(&Report)) -> rusqlite::Result<u64> {
-        let Some(connection) = &self.0 else { return Ok(0) };
+        let Some(connection) = &self.connection else { return Ok(0) };
         let mut reports = connection.prepare(
             "SELECT name, reports.sequence, received_at, start, end, body, workload, addresses
              FROM reports JOIN instances ON instances.id = reports.instance
@@ -143,7 +150,7 @@ impl Journal {
 
     /// Removes what is too old, and the oldest tenth when the database is nearly as large as it may be.
     pub(super) fn prune(&mut self, now: Timestamp) -> rusqlite::Result<()> {
-        let Some(connection) = &mut self.0 else { return Ok(()) };
+        let Some(connection) = &mut self.connection else { return Ok(()) };
         let old = connection.execute(
             "DELETE FROM reports WHERE rowid IN
                  (SELECT rowid FROM reports WHERE received_at < ?1 ORDER BY received_at LIMIT ?2)",
@@ -159,7 +166,13 @@ impl Journal {
                 "DELETE FROM reports WHERE rowid IN (SELECT rowid FROM reports ORDER BY received_at LIMIT ?1)",
                 params![PRUNE_ROWS],
             )?;
-            tracing::warn!(pruned, "the journal is nearly full: a restart will show less than the last hour");
+            if !self.is_warned {
+                self.is_warned = true;
+                tracing::warn!(
+                    pruned,
+                    "the journal is nearly full: a restart will show less than the last hour"
+                );
+            }
         }
         Ok(())
     }
