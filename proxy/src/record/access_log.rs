@@ -38,7 +38,7 @@ pub enum Mode {
 /// Lines that may wait: a tenth of a second's worth at 40,000 a second, at about 250 bytes each: 1 MB.
 const QUEUE: usize = 4096;
 
-/// How often the writer looks.
+/// How often the writer writes, at most.
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// One request, as it is written.
@@ -114,12 +114,19 @@ pub(crate) async fn run(mut queue: mpsc::Receiver<Entry>, stop: impl Future<Outp
     let mut stop = std::pin::pin!(stop);
     let mut stopped = false;
     while !stopped {
+        // Sleeps until there is something to write, and then a moment more: nobody waits for the queue meanwhile, so
+        // a worker pays for waking this thread at most once an interval, and an idle sidecar never.
+        let first = tokio::select! {
+            entry = queue.recv() => entry,
+            () = &mut stop => None,
+        };
         tokio::select! {
-            () = tokio::time::sleep(INTERVAL) => {}
-            () = &mut stop => stopped = true,
+            () = tokio::time::sleep(INTERVAL), if first.is_some() => {}
+            () = &mut stop, if first.is_some() => stopped = true,
+            else => stopped = true,
         }
         let mut lines = Vec::new();
-        while let Ok(entry) = queue.try_recv() {
+        for entry in first.into_iter().chain(std::iter::from_fn(|| queue.try_recv().ok())) {
             // A line that cannot be written as JSON does not exist: every value is a string or a number.
             if serde_json::to_writer(&mut lines, &entry).is_ok() {
                 lines.push(b'\n');
