@@ -163,6 +163,11 @@ impl Plane {
         self.resources.retain(|(_, known), _| known != name);
     }
 
+    /// Takes away one resource.
+    pub(super) fn remove_kind(&mut self, kind: &str, name: &str) {
+        self.resources.retain(|(type_url, known), _| !(type_url.ends_with(kind) && known == name));
+    }
+
     /// A new stream, perhaps to a restarted server.
     pub(super) fn reconnect(&mut self) {
         self.stream = Stream::default();

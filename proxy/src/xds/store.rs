@@ -13,6 +13,8 @@
 //! Invariant: *answered* includes "does not exist": that is an empty table or an empty cluster, never a wait for ever.
 //! A refusal (NACK) keeps the last good draft; a listener that has none because of it is answered as absent, so that
 //! traffic passes through rather than waits.
+//! Invariant: what is taken away in the wrong order does no harm. Only the end of a listener or a cluster is an end;
+//! the tables and endpoints under them stay until then.
 //! Surprise: [`Store::reconcile`] has no input. It looks at everything and repairs what differs, so every order of
 //! messages ends in the same state. It runs once per message, over at most a few thousand names.
 
@@ -227,8 +229,13 @@ impl Store {
         node.changed |= say(&mut node.said, said);
     }
 
+    /// A table that is taken away while a listener leans on it stays, as in Envoy: what ends its life is the
+    /// listener's end.
     pub(super) fn table(&mut self, name: &str, said: Result<Option<TableDraft>, ()>) {
         let Some(node) = self.tables.get_mut(name) else { return };
+        if matches!((&node.said, &said), (Said::Present(_), Ok(None))) {
+            return;
+        }
         node.changed |= say(&mut node.said, said);
     }
 
@@ -237,10 +244,12 @@ impl Store {
         say(&mut node.said, said);
     }
 
-    /// Endpoints are put in place at once: they lean on nothing.
+    /// Endpoints are put in place at once: they lean on nothing. Like a table they stay when they are taken away
+    /// under their cluster; a service without endpoints has an empty assignment, not none.
     pub(super) fn assignment(&mut self, name: &str, said: Result<Option<Vec<Endpoint>>, ()>) {
         let Some(node) = self.endpoints.get_mut(name) else { return };
         match said {
+            Ok(None) if matches!(node.said, Said::Present(())) => {}
             Ok(list) => {
                 let present = list.is_some();
                 let list = list.unwrap_or_default();

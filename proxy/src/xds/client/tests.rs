@@ -262,6 +262,29 @@ fn what_was_never_good_is_passed_through_until_it_is_mended() {
 }
 
 #[test]
+fn what_is_taken_away_under_a_listener_stays_until_the_listener_goes() {
+    let mut mesh = Mesh::new();
+    mesh.plane.serve(ORDERS, "orders.shop:8080", &["10.1.0.1:8080"]);
+    mesh.want(ORDERS);
+    mesh.settle();
+    let listener = mesh.known(ORDERS);
+    mesh.plane.remove_kind("RouteConfiguration", "orders.shop:8080");
+    mesh.plane.remove_kind("ClusterLoadAssignment", "orders.shop:8080");
+    mesh.settle();
+    let expected = ("orders.shop:8080".into(), addresses(&["10.1.0.1:8080"]));
+    assert_eq!(target(&listener, "/"), Some(expected));
+    // A cluster's end is an end: its endpoints may belong to someone else by now.
+    mesh.plane.remove_kind("v3.Cluster", "orders.shop:8080");
+    mesh.settle();
+    assert_eq!(target(&listener, "/"), Some(("orders.shop:8080".into(), vec![])));
+    mesh.plane.remove(ORDERS);
+    mesh.settle();
+    mesh.plane.serve(ORDERS, "orders.shop:8080", &["10.1.0.2:8080"]);
+    mesh.settle();
+    assert_eq!(target(&mesh.known(ORDERS), "/").expect("a route").1, addresses(&["10.1.0.2:8080"]));
+}
+
+#[test]
 fn one_bad_resource_does_not_hold_up_the_others() {
     let mut mesh = Mesh::new();
     mesh.plane.serve(ORDERS, "orders.shop:8080", &["10.1.0.1:8080"]);
@@ -478,10 +501,13 @@ proptest! {
             mesh.happen(event);
             mesh.check();
         }
-        // Mend what is broken: what a refusal leaves behind depends on history by design.
+        // Mend what is broken: what a refusal or a removal in the wrong order leaves behind depends on history by
+        // design.
         for number in 0..4 {
             let name = service(number);
             mesh.plane.set(&name, plane::routes(&name, &[&name]));
+            mesh.plane.set(&name, plane::cluster(&name));
+            mesh.plane.set(&name, plane::endpoints(&name, &["10.1.0.9:80"]));
         }
         mesh.settle();
         let mut newcomer = Mesh::new();
