@@ -5,9 +5,9 @@
 //! Surprise: an HTTP/1 connection has no task of its own. Its engine is polled by the request that holds it: first
 //! while waiting for the head, then whenever the client's side asks for more body. So a request costs no wake-ups
 //! between tasks, an idle connection costs no task, and dropping a request closes its connection, which is all
-//! that cancelling means in HTTP/1. Because the same task polls both ends of hyper's internal channels, the
-//! receiving ends are polled with a waker that does nothing: what they wait for can only happen inside the poll
-//! that comes just before.
+//! that cancelling means in HTTP/1. Because the same task polls both ends of hyper's internal channels, neither end
+//! may wake it: what one waits for happens when the other is polled, which is just before or just after. Only the
+//! socket knows the task ([`super::socket`]).
 //!
 //! Invariant: a connection goes back to the pool only when hyper says that it could send another request.
 //! Non-goal: deciding where to connect, and retrying ([`super::forward`]).
@@ -30,7 +30,7 @@ use tokio::net::TcpStream;
 
 use super::BUFFER_MAX;
 use super::body::{RequestBody, Upload};
-use super::socket::Socket;
+use super::socket::{Socket, Task};
 use crate::balance::Endpoint;
 use crate::record::Shard;
 
@@ -47,6 +47,10 @@ type Engine = http1::Connection<Socket<TokioIo<TcpStream>>, RequestBody>;
 pub struct H1 {
     /// `None` once the connection has ended.
     engine: Option<Engine>,
+    /// Whom the socket wakes.
+    task: Task,
+    /// The request has a body, which wakes the engine's task as well.
+    uploading: bool,
     /// The engine has ended, by an upgrade if it is still there. Polled once more it would close the socket.
     over: bool,
     sender: http1::SendRequest<RequestBody>,
@@ -69,9 +73,18 @@ impl H1 {
     /// # Errors
     /// Never in practice: an HTTP/1 handshake exchanges nothing.
     pub async fn start(stream: TcpStream, reused: bool, shard: Rc<Shard>) -> Result<Box<Self>, hyper::Error> {
-        let (sender, engine) =
-            http1::Builder::new().max_buf_size(BUFFER_MAX).handshake(Socket(TokioIo::new(stream))).await?;
-        Ok(Box::new(Self { engine: Some(engine), over: false, sender, shard, reused }))
+        let task = Task::default();
+        let socket = Socket::new(TokioIo::new(stream), task.clone());
+        let (sender, engine) = http1::Builder::new().max_buf_size(BUFFER_MAX).handshake(socket).await?;
+        Ok(Box::new(Self {
+            engine: Some(engine),
+            task,
+            uploading: false,
+            over: false,
+            sender,
+            shard,
+            reused,
+        }))
     }
 
     /// Whether the connection has carried a request before, so that its server may have closed it meanwhile.
@@ -86,32 +99,41 @@ impl H1 {
         &mut self,
         request: Request<RequestBody>,
     ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> {
-        let Self { engine, over, sender, .. } = self;
+        self.uploading = !request.body().is_none();
+        let Self { engine, task, uploading, over, sender, .. } = self;
         // The response's channel must not be told "not yet" by the task's cooperation budget: nobody would wake us.
         let answer = tokio::task::unconstrained(sender.try_send_request(request));
-        Sending { engine, over, answer }
+        Sending { engine, task, uploading: *uploading, over, answer }
     }
 
     /// After `101` or a successful `CONNECT`: the socket, and bytes of the new protocol that came with the head.
     pub async fn into_upgraded(mut self: Box<Self>) -> Option<(TcpStream, Bytes)> {
         let engine = self.engine.as_mut()?;
         if !self.over {
-            std::future::poll_fn(|context| Pin::new(&mut *engine).poll(context)).await.ok()?;
+            std::future::poll_fn(|context| self.task.poll(engine, context, true)).await.ok()?;
         }
         let parts = self.engine.take()?.into_parts();
-        Some((parts.io.0.into_inner(), parts.read_buf))
+        Some((parts.io.into_inner().into_inner(), parts.read_buf))
     }
 
     /// The bare socket of an idle connection; `None` when the server has said something unasked.
     #[must_use]
     pub fn park(mut self: Box<Self>) -> Option<TcpStream> {
         let parts = self.engine.take()?.into_parts();
-        parts.read_buf.is_empty().then(|| parts.io.0.into_inner())
+        parts.read_buf.is_empty().then(|| parts.io.into_inner().into_inner())
+    }
+
+    fn finish(&mut self) {
+        if let Some(engine) = &mut self.engine
+            && (self.over || Pin::new(engine).poll(&mut Context::from_waker(Waker::noop())).is_ready())
+        {
+            self.engine = None;
+        }
     }
 
     fn poll_engine(&mut self, context: &mut Context<'_>) {
         if let Some(engine) = &mut self.engine
-            && (self.over || Pin::new(engine).poll(context).is_ready())
+            && (self.over || self.task.poll(engine, context, self.uploading).is_ready())
         {
             self.engine = None;
         }
@@ -122,6 +144,8 @@ impl H1 {
 #[pin_project::pin_project]
 struct Sending<'a, F> {
     engine: &'a mut Option<Engine>,
+    task: &'a Task,
+    uploading: bool,
     over: &'a mut bool,
     #[pin]
     answer: F,
@@ -138,7 +162,7 @@ where
         let mut answer = this.answer;
         if !**this.over {
             **this.over = match &mut **this.engine {
-                Some(engine) => Pin::new(engine).poll(context).is_ready(),
+                Some(engine) => this.task.poll(engine, context, *this.uploading).is_ready(),
                 None => true,
             };
         }
@@ -188,8 +212,8 @@ impl Lease {
 
     /// The response is over: back to the pool, if the connection can be used again.
     pub fn release(mut self, upload: Option<&Upload>) {
-        // Lets the engine see the end of the message.
-        self.link.poll_engine(&mut Context::from_waker(Waker::noop()));
+        // Lets the engine see the end of the message. Nobody needs to be woken by an idle connection.
+        self.link.finish();
         if self.link.engine.is_none() {
             return;
         }

@@ -31,6 +31,8 @@ struct Command {
 pub(crate) struct Mesh {
     pub(crate) worker: Rc<Worker>,
     pub(crate) telemetry: Arc<Telemetry>,
+    /// How often connections' tasks were polled.
+    pub(crate) polls: Rc<Cell<usize>>,
 }
 
 /// Runs a story on one thread.
@@ -54,7 +56,7 @@ pub(crate) fn story<F: Future<Output = ()>>(story: impl FnOnce(Mesh) -> F) {
             100,
         );
         spawn_local(http::tend(Rc::clone(&worker)));
-        tokio::time::timeout(PATIENCE, story(Mesh { worker, telemetry }))
+        tokio::time::timeout(PATIENCE, story(Mesh { worker, telemetry, polls: Rc::default() }))
             .await
             .expect("the story ends in time");
     });
@@ -66,6 +68,7 @@ impl Mesh {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let worker = Rc::clone(&self.worker);
+        let polls = Rc::clone(&self.polls);
         spawn_local(async move {
             while let Ok((stream, client)) = listener.accept().await {
                 stream.set_nodelay(true).unwrap();
@@ -80,7 +83,12 @@ impl Mesh {
                 };
                 let scope = http::Scope { edge, target: target.clone(), opened: None };
                 let io = Prefixed::new(stream, Bytes::new());
-                spawn_local(http::serve(Rc::clone(&worker), io, version, scope));
+                let mut connection = Box::pin(http::serve(Rc::clone(&worker), io, version, scope));
+                let polls = Rc::clone(&polls);
+                spawn_local(std::future::poll_fn(move |context| {
+                    polls.set(polls.get() + 1);
+                    connection.as_mut().poll(context)
+                }));
             }
         });
         address

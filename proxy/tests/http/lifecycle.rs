@@ -21,6 +21,22 @@ fn idle_connections_are_parked_and_come_back() {
 }
 
 #[test]
+fn a_request_wakes_its_connection_twice() {
+    story(|mesh| async move {
+        let app = answering(OK).await;
+        let mut client = Raw::connect(mesh.inbound(app.address).await).await;
+        client.call(GET).await;
+        let before = mesh.polls.get();
+        for _ in 0..20 {
+            client.call(GET).await;
+        }
+        // Once for the request, once for the response: no wake-ups between tasks. A little room for the sweep.
+        let polls = mesh.polls.get() - before;
+        assert!(polls <= 20 * 2 + 4, "{polls}");
+    });
+}
+
+#[test]
 fn half_a_head_survives_parking() {
     story(|mesh| async move {
         let app = answering(OK).await;
