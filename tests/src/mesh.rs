@@ -33,6 +33,7 @@ pub struct Mesh {
     sidecars: Vec<(String, Process)>,
     apps: Vec<Process>,
     pods: Vec<(String, Pod)>,
+    outsiders: Vec<String>,
     services: Vec<Service>,
     fabric: Fabric,
 }
@@ -72,6 +73,7 @@ impl Mesh {
             sidecars: Vec::new(),
             apps: Vec::new(),
             pods: Vec::new(),
+            outsiders: Vec::new(),
             services: Vec::new(),
             fabric,
         }
@@ -121,6 +123,16 @@ impl Mesh {
             pod.add_host(&service.name, service.address)?;
         }
         self.pods.push((name.to_owned(), pod));
+        self.write_source()
+    }
+
+    /// A host that no source of objects knows: for the mesh it is the world outside.
+    ///
+    /// # Errors
+    /// When the namespace cannot be made.
+    pub fn outsider(&mut self, name: &str) -> anyhow::Result<()> {
+        self.pod(name)?;
+        self.outsiders.push(name.to_owned());
         self.write_source()
     }
 
@@ -378,7 +390,8 @@ impl Mesh {
     fn write_source(&self) -> anyhow::Result<()> {
         let source = self.fabric.directory().join("source");
         fs::create_dir_all(&source)?;
-        let mut documents: Vec<Value> = self.pods.iter().map(|(name, pod)| pod_object(name, pod)).collect();
+        let known = self.pods.iter().filter(|(name, _)| !self.outsiders.contains(name));
+        let mut documents: Vec<Value> = known.map(|(name, pod)| pod_object(name, pod)).collect();
         for service in &self.services {
             documents.push(service.object());
             documents.push(self.endpoint_slice(service)?);

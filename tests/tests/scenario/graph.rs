@@ -53,7 +53,7 @@ fn callers_without_a_sidecar_and_external_hosts_are_drawn_as_such() -> anyhow::R
     let Some(mut mesh) = mesh::mesh() else { return Ok(()) };
     mesh.start_control_plane()?;
     mesh.pod("stranger")?;
-    mesh.pod("internet")?;
+    mesh.outsider("internet")?;
     mesh.meshed_pod("back")?;
     mesh.service("back", 8080, None, &["back"])?;
     crate::echo(&mut mesh, "back", 8080, "")?;
@@ -68,6 +68,10 @@ fn callers_without_a_sidecar_and_external_hosts_are_drawn_as_such() -> anyhow::R
         mesh.edge("unmeshed:shop/stranger", "workload:shop/back").map(drop)
     })
     .with_context(|| mesh.log("control-plane"))?;
+    poll::until_blocking("external host", APPEARS, || {
+        mesh.edge("workload:shop/back", "external:rates.example:8081").map(drop)
+    })
+    .with_context(|| mesh.log("back"))?;
     Ok(())
 }
 
