@@ -290,12 +290,12 @@ mod tests {
 
     #[test]
     fn workers_share_a_port_that_the_kernel_chose() {
-        let address = Some("[::]:0".parse().unwrap());
+        let any: SocketAddr = "[::]:0".parse().unwrap();
         let mut workers = [Listeners::default(), Listeners::default()];
         let mut first = None;
         for worker in &mut workers {
-            let listener = listen("TEST", first.or(address).unwrap(), true).unwrap();
-            first = Some(local("TEST", address.unwrap(), &listener).unwrap());
+            let listener = listen("TEST", first.unwrap_or(any), true).unwrap();
+            first = Some(local("TEST", any, &listener).unwrap());
             worker.0.push((Role::Inbound, listener));
         }
         let ports = workers.each_ref().map(|worker| worker.0[0].1.local_addr().unwrap().port());
@@ -333,7 +333,7 @@ mod tests {
         local
             .run_until(async {
                 serving.await.unwrap();
-                queued.read(&mut [0; 1]).await.unwrap();
+                assert_eq!(queued.read(&mut [0; 1]).await.unwrap(), 0, "served and closed");
             })
             .await;
         assert_eq!(*seen.borrow(), [(address, None)]);

@@ -95,7 +95,7 @@ mod tests {
             let position = position % bytes.len();
             bytes[position] = value;
             bytes.truncate(cut);
-            let _ = peek(&bytes);
+            std::hint::black_box(peek(&bytes));
         }
     }
 }
