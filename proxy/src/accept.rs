@@ -255,16 +255,16 @@ fn admit(worker: &Worker, direction: Direction, stream: TcpStream, client: Socke
     let nodelay = stream.set_nodelay(true);
     let local = stream.local_addr();
     let (Ok(()), Ok(local)) = (nodelay, local) else { return None };
-    let original = original_destination(&stream).filter(|original| *original != canonical(local));
-    Some(Accepted { stream, client: canonical(client), local: canonical(local), original, permit })
+    let (client, local) = (canonical(client), canonical(local));
+    let original = original_destination(&stream, client).filter(|original| *original != local);
+    Some(Accepted { stream, client, local, original, permit })
 }
 
 /// The destination before the kernel's redirect; `None` when there was no redirect.
-fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
+fn original_destination(stream: &TcpStream, client: SocketAddr) -> Option<SocketAddr> {
     let socket = SockRef::from(stream);
-    let is_v4 = stream.peer_addr().is_ok_and(|peer| canonical(peer).is_ipv4());
     // An IPv4 connection on a dual-stack socket still answers the IPv4 question.
-    let address = if is_v4 { socket.original_dst_v4() } else { socket.original_dst_v6() };
+    let address = if client.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
     address.ok()?.as_socket().map(canonical)
 }
 

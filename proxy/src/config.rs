@@ -31,7 +31,7 @@ const OUTBOUND_FORWARDS_MAX: usize = 64;
 /// Flags and environment as clap reads them. Everything is text here; [`Config::try_from`] gives it meaning.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Arguments {
-    /// The control plane's address, for instance http://weft-control-plane.weft-system:15010. Without it every
+    /// The control plane's address, `http://HOST:15010`. Without it every
     /// connection passes through to where it was going, still measured
     #[arg(long, env = "WEFT_CONTROL_PLANE", value_name = "URL")]
     pub control_plane: Option<String>,

@@ -98,6 +98,14 @@ pub async fn connect(address: SocketAddr, options: &ConnectOptions) -> Result<Tc
     }
 }
 
+/// Whether this process may mark its sockets: better known at the start than with the first connection.
+///
+/// # Errors
+/// What the kernel says; without `CAP_NET_ADMIN`, that it is not permitted.
+pub fn try_mark(mark: u32) -> io::Result<()> {
+    SockRef::from(&std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?).set_mark(mark)
+}
+
 /// Resolves a name with the system's resolver: IPv4 first, at most eight addresses, within `timeout`.
 ///
 /// Only for destinations that the control plane does not know; services come as addresses.

@@ -102,7 +102,7 @@ mod tests {
         let permit = worker.inbound_permits.acquire().unwrap();
         let accepted = Accepted { stream, client: peer, local: address, original: None, permit };
         let inbound = size_of_val(&serve(Rc::clone(&worker), accepted));
-        assert!(inbound <= 2560, "{inbound} bytes");
+        assert!(inbound <= 2048, "{inbound} bytes");
         drop(client);
     }
 }

@@ -160,5 +160,5 @@ async fn a_forwarded_connection_is_small() {
     let client_io = Prefixed::new(near_client, Bytes::new());
     let forwarding = forward(&worker, client_io, Prefixed::new(near_server, Bytes::new()), record);
     let size = size_of_val(&forwarding);
-    assert!(size <= 2560, "{size} bytes");
+    assert!(size <= 2048, "{size} bytes");
 }
