@@ -6,7 +6,10 @@
 //! fills the directory that everything reads; [`worker`] is what one thread owns; [`drain`] ends it, [`admin`] shows
 //! it. [`intercept`] is the other program in this binary: it makes the kernel hand connections over.
 
-#![allow(rustdoc::private_intra_doc_links, reason = "read by people who work on the sidecar, with its private items")]
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "read by people who work on the sidecar, with its private items"
+)]
 
 pub mod accept;
 pub mod admin;
