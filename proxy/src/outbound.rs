@@ -96,7 +96,13 @@ pub async fn serve(worker: Rc<Worker>, role: Role, accepted: Accepted) {
 
 /// The forward proxy: a client that was told to use the sidecar as its HTTP proxy names the destination in
 /// each request.
+///
+/// Only for programs beside the sidecar: the port is reachable from the pod's network, and a stranger must not
+/// borrow this workload's name.
 async fn forward_proxy(worker: Rc<Worker>, accepted: Accepted) {
+    if !worker.is_own(accepted.client.ip()) {
+        return refuse(&worker, &accepted, &Destination::Address(accepted.local), Reason::PolicyDenied);
+    }
     let timeout = worker.config.detect_timeout;
     let Ok(detected) = detect::client_only::<tcp::Upstream>(&accepted.stream, timeout, &worker.drain).await
     else {

@@ -109,19 +109,23 @@ impl Worker {
         lookup.known()
     }
 
+    /// Whether an address is this pod itself, as the far end of a connection or as its near end.
+    #[must_use]
+    pub fn is_own(&self, ip: std::net::IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        ip.is_loopback() || ip.is_unspecified() || self.config.identity.addresses.contains(&ip)
+    }
+
     /// Whether a connection of `direction` to `address` would come straight back to this sidecar.
     ///
     /// Outbound to the own inbound listener is no loop: that is an app calling its own service.
     #[must_use]
     pub fn loops(&self, direction: Direction, address: SocketAddr) -> bool {
         let outbound = || self.bound.outbound.iter().chain(&self.bound.forwards);
-        let own_host = |ip: std::net::IpAddr| {
-            ip.is_loopback() || ip.is_unspecified() || self.config.identity.addresses.contains(&ip)
-        };
         let is = |listener: &SocketAddr| {
             listener.port() == address.port()
                 && if listener.ip().is_unspecified() {
-                    own_host(address.ip().to_canonical())
+                    self.is_own(address.ip())
                 } else {
                     listener.ip() == address.ip().to_canonical()
                 }

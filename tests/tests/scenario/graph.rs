@@ -11,7 +11,15 @@ const APPEARS: Duration = Duration::from_secs(3);
 
 #[test]
 fn curl_to_app_to_app_shows_as_two_edges_within_three_seconds() -> anyhow::Result<()> {
-    let Some(mut mesh) = mesh::mesh() else { return Ok(()) };
+    mesh::mesh().map_or(Ok(()), curl_to_app_to_app)
+}
+
+#[test]
+fn nobody_needs_to_be_root_for_it() -> anyhow::Result<()> {
+    mesh::unprivileged().map_or(Ok(()), curl_to_app_to_app)
+}
+
+fn curl_to_app_to_app(mut mesh: mesh::Mesh) -> anyhow::Result<()> {
     mesh.start_control_plane()?;
     for pod in ["client", "front", "back"] {
         mesh.meshed_pod(pod)?;
@@ -63,6 +71,12 @@ fn callers_without_a_sidecar_and_external_hosts_are_drawn_as_such() -> anyhow::R
     mesh.succeed("stranger", &["curl", "-sS", "--max-time", "10", &pod])?;
     let outside = format!("http://{}:8081/rates", mesh.address("internet")?);
     mesh.succeed("back", &["curl", "-sS", "--max-time", "10", "-H", "Host: rates.example", &outside])?;
+
+    // A stranger cannot call in the name of a workload by using its sidecar as a proxy.
+    let sidecar = format!("http://{}:{}", mesh.address("back")?, weft_wire::port::OUTBOUND);
+    let borrowed =
+        mesh.run("stranger", &["curl", "-sS", "--max-time", "5", "--proxy", &sidecar, &outside])?;
+    anyhow::ensure!(!borrowed.status.success(), "the sidecar served a stranger as a proxy");
 
     poll::until_blocking("unmeshed caller", APPEARS, || {
         mesh.edge("unmeshed:shop/stranger", "workload:shop/back").map(drop)
