@@ -163,6 +163,9 @@ impl Tier {
     }
 }
 
+/// How far a slot may lie ahead of the `now` of a clean-up: what arrives while it waits for its turn.
+const AHEAD_MAX: Duration = Duration::from_secs(5);
+
 /// Position of a route in its edge's table.
 pub(crate) type RouteIndex = u16;
 /// Position of a failure's reason in the graph's table.
@@ -312,13 +315,15 @@ impl Ring {
         slots.filter(move |(index, _)| (span.first..=span.last).contains(index))
     }
 
-    /// Frees slots that no window can reach any more; returns the number of cells freed.
+    /// Frees slots that no window can reach any more, and those that a clock set back has left in the future: they
+    /// would keep their places from what happens now. Returns the number of cells freed.
     fn expire(&mut self, now: Timestamp) -> usize {
-        let current = now.millis() / self.tier.step_millis();
-        let oldest = (current + 1).saturating_sub(self.slots.len() as u64);
+        let step = self.tier.step_millis();
+        let oldest = (now.millis() / step + 1).saturating_sub(self.slots.len() as u64);
+        let newest = now.plus(AHEAD_MAX).millis() / step;
         let mut freed = 0;
         for place in &mut self.slots {
-            if place.as_ref().is_some_and(|slot| slot.0 < oldest) {
+            if place.as_ref().is_some_and(|slot| !(oldest..=newest).contains(&slot.0)) {
                 freed += place.take().map_or(0, |slot| slot.1.cells());
             }
         }
@@ -416,6 +421,23 @@ mod tests {
         let span = Window::TenSeconds.span(Timestamp::from_millis(NOW + 400));
         assert_eq!(span.covered(), Duration::from_millis(9_400));
         assert_eq!(span.len(), 10);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_stop_the_count() {
+        let add = |timeline: &mut Timeline, at| {
+            timeline.write(at, true, |slot| slot.route_mut(0).0.durations.add(0, 1));
+        };
+        let (ahead, now) = (Timestamp::from_millis(NOW + 3_600_000), Timestamp::from_millis(NOW));
+        let mut timeline = Timeline::new();
+        for second in 0..120 {
+            add(&mut timeline, ahead.plus(Duration::from_secs(second)));
+        }
+        timeline.expire(now);
+        add(&mut timeline, now);
+        for window in Window::ALL {
+            assert_eq!(timeline.sum(window, now).requests().count(), 1, "{}", window.word());
+        }
     }
 
     proptest! {
