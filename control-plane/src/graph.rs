@@ -36,7 +36,7 @@ use edge::Edge;
 pub use histogram::{Histogram, Tally};
 pub use key::{EdgeId, Kind, NodeKey, Protocol, Tls};
 pub use mesh::{EmptyMesh, Inventory, Mesh, Problem, Proxy};
-pub use sample::{Measure, Sample, Status};
+pub use sample::{Measure, Sample, Status, Verdict};
 pub use shared::SharedGraph;
 pub use time::Timestamp;
 pub use view::{Detail, Diff, View};
@@ -319,7 +319,9 @@ impl Graph {
 
     fn intern_reason(&mut self, sample: &Sample) -> Option<ReasonIndex> {
         match &sample.measure {
-            Measure::Requests { error: Some(error), .. } | Measure::Closed { error: Some(error), .. } => {
+            Measure::Requests { error: Some(error), .. } | Measure::Closed { error: Some(error), .. }
+                if sample.verdict() == Verdict::Failure =>
+            {
                 Some(self.reasons.intern(error))
             }
             _ => None,

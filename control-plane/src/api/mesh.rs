@@ -102,16 +102,11 @@ pub(super) async fn overview(State(api): State<Api>) -> Response {
     let synced = proxies.iter().filter(|proxy| proxy.synced).count();
     let counts =
         ProxyCounts { connected: proxies.len(), synced, reporting: api.ingest.reporting(Timestamp::now()) };
-    let all = view.edges.iter().fold(Outcomes::default(), |sum, edge| {
-        let failed = edge.failures.iter().map(|failure| failure.count).sum();
-        sum.and(Outcomes {
-            count: edge.requests,
-            failed: if edge.requests > 0 { failed } else { 0 },
-            active: true,
-        })
-    });
-    let rate: f64 = view.edges.iter().map(|edge| edge.requests_per_second).sum();
-    let latencies = view.edges.iter().filter(|edge| edge.requests > 0).filter_map(|edge| edge.latency_ms);
+    let requested = || view.edges.iter().filter(|edge| edge.requests > 0);
+    let all = requested().fold(Outcomes::default(), |sum, edge| sum.and(edge.outcomes));
+    // Not `sum`: of nothing it is -0.0, and JSON has a sign for that.
+    let rate = requested().fold(0.0, |sum, edge| sum + edge.requests_per_second);
+    let latencies = requested().filter_map(|edge| edge.latency_ms);
     uncached(Json(Overview {
         at: view.at,
         version: env!("CARGO_PKG_VERSION"),

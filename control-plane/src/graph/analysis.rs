@@ -16,6 +16,9 @@ pub const DEGRADED_RATIO: f64 = 0.01;
 pub const FAILING_RATIO: f64 = 0.1;
 /// Failures below this number never make "failing": one bad request in ten is no outage.
 pub const FAILING_COUNT: u64 = 3;
+/// Share of requests that their callers did not wait for from which a node or edge is degraded, if they are at
+/// least [`FAILING_COUNT`]. Higher than [`DEGRADED_RATIO`]: closed tabs and hedged requests are everyday.
+pub const GIVEN_UP_RATIO: f64 = 0.1;
 
 /// How a node or an edge is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -25,7 +28,7 @@ pub enum Health {
     Idle,
     /// Fewer failures than [`DEGRADED_RATIO`].
     Healthy,
-    /// At least [`DEGRADED_RATIO`].
+    /// At least [`DEGRADED_RATIO`], or [`GIVEN_UP_RATIO`] of what was asked.
     Degraded,
     /// At least [`FAILING_RATIO`] and [`FAILING_COUNT`].
     Failing,
@@ -34,10 +37,12 @@ pub enum Health {
 /// Requests (or ended connections) and how many of them failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Outcomes {
-    /// How many there were.
+    /// How many succeeded or failed.
     pub count: u64,
     /// How many of them failed.
     pub failed: u64,
+    /// How many besides them were not waited for: neither a success nor a failure.
+    pub given_up: u64,
     /// Whether something moved that is neither: a long connection's bytes.
     pub active: bool,
 }
@@ -49,6 +54,7 @@ impl Outcomes {
         Self {
             count: self.count.saturating_add(other.count),
             failed: self.failed.saturating_add(other.failed),
+            given_up: self.given_up.saturating_add(other.given_up),
             active: self.active || other.active,
         }
     }
@@ -62,14 +68,26 @@ impl Outcomes {
     /// How this looks.
     #[must_use]
     pub fn health(self) -> Health {
-        let ratio = if self.count == 0 { 0.0 } else { self.failed as f64 / self.count as f64 };
+        let ratio = share(self.failed, self.count);
         match self {
-            Self { count: 0, active: false, .. } => Health::Idle,
+            Self { count: 0, given_up: 0, active: false, .. } => Health::Idle,
             Self { failed, .. } if ratio >= FAILING_RATIO && failed >= FAILING_COUNT => Health::Failing,
-            _ if ratio >= DEGRADED_RATIO => Health::Degraded,
+            _ if ratio >= DEGRADED_RATIO || self.is_given_up() => Health::Degraded,
             _ => Health::Healthy,
         }
     }
+
+    fn asked(self) -> u64 {
+        self.count.saturating_add(self.given_up)
+    }
+
+    fn is_given_up(self) -> bool {
+        self.given_up >= FAILING_COUNT && share(self.given_up, self.asked()) >= GIVEN_UP_RATIO
+    }
+}
+
+fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
 /// One sentence for a node's health, from what its callers saw of it.
@@ -79,12 +97,20 @@ pub fn reason(incoming: Outcomes, calls: bool, window_seconds: u64) -> String {
     match incoming.health() {
         Health::Idle if calls => "calls others, is not called".to_owned(),
         Health::Idle => format!("no traffic in the last {within}"),
-        Health::Healthy if incoming.count == 0 => "connections are open, none has ended".to_owned(),
+        Health::Degraded if share(incoming.failed, incoming.count) < DEGRADED_RATIO => {
+            let percent = 100.0 * share(incoming.given_up, incoming.asked());
+            let threshold = GIVEN_UP_RATIO * 100.0;
+            format!(
+                "callers did not wait for {percent:.1} % of {} in the last {within}; degraded from {threshold:.0} %",
+                incoming.asked()
+            )
+        }
+        Health::Healthy if incoming.asked() == 0 => "connections are open, none has ended".to_owned(),
         Health::Healthy if incoming.failed == 0 => {
             format!("no failure among {} in the last {within}", incoming.count)
         }
         health => {
-            let percent = 100.0 * incoming.failed as f64 / incoming.count.max(1) as f64;
+            let percent = 100.0 * share(incoming.failed, incoming.count);
             let threshold = match health {
                 Health::Failing => format!("; failing from {:.0} %", FAILING_RATIO * 100.0),
                 Health::Degraded => format!("; degraded from {:.0} %", DEGRADED_RATIO * 100.0),
@@ -163,7 +189,21 @@ mod tests {
     use super::*;
 
     fn of(count: u64, failed: u64) -> Outcomes {
-        Outcomes { count, failed, active: count > 0 }
+        Outcomes { count, failed, given_up: 0, active: count > 0 }
+    }
+
+    #[test]
+    fn callers_that_do_not_wait_are_a_reason_to_look_but_no_failure() {
+        let left = |given_up| Outcomes { given_up, ..of(20, 0) };
+        assert_eq!(left(2).health(), Health::Healthy);
+        assert_eq!(left(3).health(), Health::Degraded);
+        assert_eq!(left(3).success_rate(), Some(1.0));
+        assert_eq!(
+            reason(left(5), false, 60),
+            "callers did not wait for 20.0 % of 25 in the last minute; degraded from 10 %"
+        );
+        let hanging = Outcomes { given_up: 9, active: true, ..Outcomes::default() };
+        assert_eq!((hanging.health(), hanging.success_rate()), (Health::Degraded, None));
     }
 
     #[test]

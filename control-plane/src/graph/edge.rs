@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use weft_wire::attribute::{METHOD_OTHER, ROUTE_OVERFLOW};
 
-use super::window::{ReasonIndex, RouteIndex, Slot, Timeline};
+use super::window::{ReasonIndex, RouteIndex, Slot, Timeline, small};
 use super::{EdgeId, Measure, Protocol, Sample, Timestamp};
 
 /// Services remembered per edge; a workload behind more names than this is rare.
@@ -176,21 +176,12 @@ fn count(slot: &mut Slot, sample: &Sample, route: RouteIndex, reason: Option<Rea
     match &sample.measure {
         Measure::Requests { status, durations, .. } => {
             let (cell, created) = slot.route_mut(route);
-            let requests = u32::try_from(durations.count()).unwrap_or(u32::MAX);
-            cell.durations.merge(durations);
-            cell.statuses.add(*status, requests);
-            if let Some(reason) = reason {
-                cell.errors.add(reason, requests);
-            }
+            cell.add(sample.verdict(), durations, reason);
+            cell.statuses.add(*status, small(durations.count()));
             return created;
         }
         Measure::Opened(count) => slot.opened = slot.opened.saturating_add(u64::from(*count)),
-        Measure::Closed { durations, .. } => {
-            slot.closed.durations.merge(durations);
-            if let Some(reason) = reason {
-                slot.closed.errors.add(reason, u32::try_from(durations.count()).unwrap_or(u32::MAX));
-            }
-        }
+        Measure::Closed { durations, .. } => slot.closed.add(sample.verdict(), durations, reason),
         Measure::Bytes { sent, received } => {
             slot.sent = slot.sent.saturating_add(*sent);
             slot.received = slot.received.saturating_add(*received);
@@ -208,20 +199,11 @@ fn discount(slot: &mut Slot, sample: &Sample, route: RouteIndex, reason: Option<
         Measure::Requests { .. } if !slot.has_route(route) => {}
         Measure::Requests { status, durations, .. } => {
             let (cell, _) = slot.route_mut(route);
-            let requests = u32::try_from(durations.count()).unwrap_or(u32::MAX);
-            cell.durations.subtract(durations);
-            cell.statuses.take(*status, requests);
-            if let Some(reason) = reason {
-                cell.errors.take(reason, requests);
-            }
+            cell.take(sample.verdict(), durations, reason);
+            cell.statuses.take(*status, small(durations.count()));
         }
         Measure::Opened(count) => slot.opened = slot.opened.saturating_sub(u64::from(*count)),
-        Measure::Closed { durations, .. } => {
-            slot.closed.durations.subtract(durations);
-            if let Some(reason) = reason {
-                slot.closed.errors.take(reason, u32::try_from(durations.count()).unwrap_or(u32::MAX));
-            }
-        }
+        Measure::Closed { durations, .. } => slot.closed.take(sample.verdict(), durations, reason),
         Measure::Bytes { sent, received } => {
             slot.sent = slot.sent.saturating_sub(*sent);
             slot.received = slot.received.saturating_sub(*received);

@@ -7,6 +7,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use weft_wire::Reason;
+
 use super::{Histogram, NodeKey, Protocol, Timestamp, Tls};
 
 /// One observation on one edge.
@@ -46,7 +48,7 @@ pub enum Measure {
         route: Arc<str>,
         /// What the response said.
         status: Status,
-        /// Why they failed, iff they did.
+        /// Why they did not end well, iff they did not; see [`Sample::verdict`].
         error: Option<Arc<str>>,
         /// How long they took.
         durations: Histogram,
@@ -55,7 +57,7 @@ pub enum Measure {
     Opened(u32),
     /// Connections that ended and were not HTTP; there are as many as `durations` counts.
     Closed {
-        /// Why they failed, iff they did.
+        /// Why they did not end well, iff they did not; see [`Sample::verdict`].
         error: Option<Arc<str>>,
         /// How long they lived.
         durations: Histogram,
@@ -137,7 +139,44 @@ impl Status {
     }
 }
 
+/// What an end says about the callee.
+///
+/// Whoever called may go away for reasons of its own (a closed tab, an event stream that nobody watches any more, a
+/// hedged request that lost), so its going is never the callee's failure. What it says depends on whether the
+/// callee had begun to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It went well.
+    Success,
+    /// It failed.
+    Failure,
+    /// The caller ended it in the middle of the answer, as event streams end. A success; but it took as long as the
+    /// caller pleased, so it is no latency.
+    CutShort,
+    /// The caller did not wait for the answer. Neither a success nor a failure; but the callee was waited for, so
+    /// the wait is a latency, and many of them are a reason to look.
+    GivenUp,
+}
+
 impl Sample {
+    /// What its end says about the callee. Connections that are not HTTP end as it pleases either side, so one that
+    /// its caller broke off is a success.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        const CANCELLED: &str = Reason::ClientCancelled.word();
+        let (error, status) = match &self.measure {
+            Measure::Requests { error, status, .. } => (error, Some(*status)),
+            Measure::Closed { error, .. } => (error, None),
+            Measure::Opened(_) | Measure::Bytes { .. } | Measure::Folded(_) => return Verdict::Success,
+        };
+        match (error.as_deref(), status) {
+            (None, _) | (Some(CANCELLED), None) => Verdict::Success,
+            (Some(CANCELLED), Some(Status::NONE)) => Verdict::GivenUp,
+            (Some(CANCELLED), Some(_)) => Verdict::CutShort,
+            (Some(_), _) => Verdict::Failure,
+        }
+    }
+
     /// Number of requests in it.
     #[must_use]
     pub fn requests(&self) -> u64 {

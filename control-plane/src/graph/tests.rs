@@ -148,6 +148,39 @@ fn blame_goes_to_the_end_of_the_chain_of_failing_calls() {
 }
 
 #[test]
+fn a_caller_that_goes_away_is_no_failure_of_the_callee() {
+    let slow = |mut sample: Sample| {
+        if let Measure::Requests { durations: took, .. } = &mut sample.measure {
+            *took = durations(300.0, 1);
+        }
+        sample
+    };
+    let good = requests(WEB, ORDERS, 0, 20);
+    let stream = slow(failing(requests(WEB, ORDERS, 0, 1), "client_cancelled", 200));
+    let impatient = failing(requests(WEB, ORDERS, 0, 2), "client_cancelled", 0);
+    let tunnel = Sample {
+        protocol: Protocol::Tcp,
+        measure: Measure::Closed { error: Some("client_cancelled".into()), durations: durations(60.0, 1) },
+        ..requests(WEB, ORDERS, 0, 0)
+    };
+    let mut graph = graph_of([&good, &stream, &impatient, &tunnel]);
+    let view = graph.view(Window::TenSeconds, NOW, &[]);
+    let edge = |protocol| view.edges.iter().find(|edge| edge.protocol == protocol).expect("an edge");
+    let http = edge(Protocol::Http);
+    assert_eq!((http.requests, http.cancelled, http.success_rate), (23, 3, Some(1.0)));
+    assert!(http.failures.is_empty() && http.health == analysis::Health::Healthy);
+    assert!(http.latency_ms.expect("some ended").p99 < 100.0, "how long somebody listened is no latency");
+    assert_eq!(edge(Protocol::Tcp).success_rate, Some(1.0));
+    assert_eq!(http.routes[0].cancelled, 3);
+
+    graph.apply(&failing(requests(WEB, ORDERS, 0, 1), "client_cancelled", 0), &reporter(), NOW);
+    let view = graph.view(Window::TenSeconds, NOW, &[]);
+    let node = view.nodes.iter().find(|node| node.id == ORDERS).expect("a node");
+    assert_eq!(node.health, analysis::Health::Degraded, "{}", node.health_reason);
+    assert_eq!(node.incoming.success_rate, Some(1.0));
+}
+
+#[test]
 fn what_a_callee_counted_is_taken_back_when_the_caller_reports() {
     let address: IpAddr = "10.0.0.9".parse().expect("valid");
     let seen = |ago| Sample { provisional: Some(address), ..requests("unmeshed:10.0.0.9", ORDERS, ago, 5) };
@@ -240,7 +273,7 @@ fn a_namespace_is_shown_with_its_neighbours() {
 fn arbitrary_sample() -> impl Strategy<Value = Sample> {
     let nodes =
         prop::sample::select(vec![WEB, ORDERS, PAYMENT, "external:a.example:443", "unmeshed:10.0.0.9"]);
-    (nodes.clone(), nodes, 0u64..4_000_000, 1u32..9, 0u8..6, 1e-4f64..2.0).prop_map(
+    (nodes.clone(), nodes, 0u64..4_000_000, 1u32..9, 0u8..7, 1e-4f64..2.0).prop_map(
         |(source, target, ago, count, kind, seconds)| {
             let mut sample = requests(source, target, ago, count);
             sample.measure = match kind {
@@ -249,13 +282,20 @@ fn arbitrary_sample() -> impl Strategy<Value = Sample> {
                     error: Some("upstream_reset".into()),
                     durations: durations(seconds, count),
                 },
+                4 => Measure::Requests {
+                    method: "GET".into(),
+                    route: format!("/{}", count % 4).into(),
+                    status: Status::http(if count % 2 == 0 { 200 } else { 0 }),
+                    error: Some("client_cancelled".into()),
+                    durations: durations(seconds, count),
+                },
                 2 => Measure::Bytes { sent: u64::from(count), received: 7 },
                 3 => Measure::Folded(count),
                 _ => Measure::Requests {
                     method: "GET".into(),
                     route: format!("/{}", count % 4).into(),
-                    status: Status::http(if kind == 4 { 200 } else { 503 }),
-                    error: (kind != 4).then(|| "no_ready_endpoint".into()),
+                    status: Status::http(if kind == 5 { 200 } else { 503 }),
+                    error: (kind != 5).then(|| "no_ready_endpoint".into()),
                     durations: durations(seconds, count),
                 },
             };
@@ -327,7 +367,7 @@ proptest! {
         for window in Window::ALL {
             let (left, right) = (graph.view(window, NOW, &[]), expected.view(window, NOW, &[]));
             let counts = |view: &View| -> Vec<_> {
-                view.edges.iter().map(|edge| (edge.id, edge.requests, edge.requests_total, edge.failures.clone())).collect()
+                view.edges.iter().map(|edge| (edge.id, edge.requests, edge.requests_total, edge.cancelled, edge.failures.clone())).collect()
             };
             prop_assert_eq!(counts(&left), counts(&right));
         }

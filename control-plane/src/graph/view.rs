@@ -14,7 +14,7 @@ mod diff;
 
 use serde::Serialize;
 
-use super::analysis::{Diagnosis, Health};
+use super::analysis::{Diagnosis, Health, Outcomes};
 use super::{EdgeId, Kind, Protocol, Timestamp, Window};
 
 pub use build::RoutesShown;
@@ -106,12 +106,19 @@ pub struct Edge {
     pub requests_total: u64,
     /// Requests per second.
     pub requests_per_second: f64,
-    /// Share of requests (without requests: of ended connections) that did not fail; `null` when nothing ended.
+    /// Share of requests (without requests: of ended connections) that did not fail, of those that succeeded or
+    /// failed; `null` when none did.
     pub success_rate: Option<f64>,
-    /// Of requests; for `tls` and `tcp` of ended connections' life. `null` when nothing ended.
+    /// Of requests, without those whose caller ended them within the answer; for `tls` and `tcp` of ended
+    /// connections' life. `null` when there is none.
     pub latency_ms: Option<Latency>,
     /// Failures by reason, most first.
     pub failures: Vec<Failure>,
+    /// Requests that the caller ended, before the answer or within it; no failures.
+    pub cancelled: u64,
+    /// What `success_rate` and `health` are made of.
+    #[serde(skip)]
+    pub outcomes: Outcomes,
     /// Connections that are not HTTP; `null` for `http` and `grpc`.
     pub connections: Option<Connections>,
     /// Bytes per second from source to target.
@@ -180,12 +187,14 @@ pub struct Route {
     pub requests: u64,
     /// Requests per second.
     pub requests_per_second: f64,
-    /// Share of requests that did not fail.
+    /// Share of requests that did not fail, of those that succeeded or failed.
     pub success_rate: Option<f64>,
-    /// Of its requests.
+    /// Of its requests, without those whose caller ended them within the answer.
     pub latency_ms: Option<Latency>,
     /// Failures by reason, most first.
     pub failures: Vec<Failure>,
+    /// Requests that the caller ended, before the answer or within it; no failures.
+    pub cancelled: u64,
     /// Responses by status, most first.
     pub statuses: Vec<StatusCount>,
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use super::sample::Status;
+use super::sample::{Status, Verdict};
 use super::{Histogram, Tally, Timestamp, Tls};
 
 /// How far back a view looks.
@@ -175,24 +175,78 @@ pub(crate) type ReasonIndex = u16;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Cell {
     pub(crate) durations: Histogram,
+    /// What failed, by reason.
     pub(crate) errors: Tally<ReasonIndex>,
     pub(crate) statuses: Tally<Status>,
+    cut_short: u32,
+    given_up: u32,
 }
 
 impl Cell {
+    /// Counts what ended with `verdict`; `reason` says why, if it failed.
+    pub(crate) fn add(&mut self, verdict: Verdict, durations: &Histogram, reason: Option<ReasonIndex>) {
+        let count = small(durations.count());
+        match verdict {
+            Verdict::CutShort => {
+                self.cut_short = self.cut_short.saturating_add(count);
+                return;
+            }
+            Verdict::GivenUp => self.given_up = self.given_up.saturating_add(count),
+            Verdict::Success | Verdict::Failure => {}
+        }
+        self.durations.merge(durations);
+        if let Some(reason) = reason {
+            self.errors.add(reason, count);
+        }
+    }
+
+    /// The inverse of [`add`](Self::add).
+    pub(crate) fn take(&mut self, verdict: Verdict, durations: &Histogram, reason: Option<ReasonIndex>) {
+        let count = small(durations.count());
+        match verdict {
+            Verdict::CutShort => {
+                self.cut_short = self.cut_short.saturating_sub(count);
+                return;
+            }
+            Verdict::GivenUp => self.given_up = self.given_up.saturating_sub(count),
+            Verdict::Success | Verdict::Failure => {}
+        }
+        self.durations.subtract(durations);
+        if let Some(reason) = reason {
+            self.errors.take(reason, count);
+        }
+    }
+
     pub(crate) fn merge(&mut self, other: &Self) {
         self.durations.merge(&other.durations);
         self.errors.merge(&other.errors);
         self.statuses.merge(&other.statuses);
+        self.cut_short = self.cut_short.saturating_add(other.cut_short);
+        self.given_up = self.given_up.saturating_add(other.given_up);
     }
 
+    /// Everything that ended, however it did.
     pub(crate) fn count(&self) -> u64 {
-        self.durations.count()
+        self.durations.count() + u64::from(self.cut_short)
+    }
+
+    /// What the caller did not wait for.
+    pub(crate) fn given_up(&self) -> u64 {
+        self.given_up.into()
+    }
+
+    /// What the caller ended, before the answer or within it.
+    pub(crate) fn cancelled(&self) -> u64 {
+        u64::from(self.given_up) + u64::from(self.cut_short)
     }
 
     pub(crate) fn failed(&self) -> u64 {
         self.errors.total()
     }
+}
+
+pub(crate) fn small(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// What was counted in one slot, or in a whole window.

@@ -157,6 +157,8 @@ impl Graph {
             success_rate: active.outcomes.success_rate().map(|rate| rounded(rate, 6)),
             latency_ms: latency(&ends.durations),
             failures: self.failures(ends),
+            cancelled: ends.cancelled(),
+            outcomes: active.outcomes,
             connections: (!edge.protocol.has_requests()).then(|| Connections {
                 opened: slot.opened,
                 ended: slot.closed.count(),
@@ -182,7 +184,7 @@ impl Graph {
         covered: Duration,
     ) -> Option<Route> {
         let (method, path) = edge.route(route)?;
-        let outcomes = Outcomes { count: cell.count(), failed: cell.failed(), active: true };
+        let outcomes = outcomes_of(cell, true);
         let mut statuses: Vec<StatusCount> = cell
             .statuses
             .iter()
@@ -198,6 +200,7 @@ impl Graph {
             success_rate: outcomes.success_rate().map(|rate| rounded(rate, 6)),
             latency_ms: latency(&cell.durations),
             failures: self.failures(cell),
+            cancelled: cell.cancelled(),
             statuses,
         })
     }
@@ -334,11 +337,15 @@ fn node_view(
 fn outcomes(slot: &Slot, protocol: Protocol) -> Outcomes {
     let active = !slot.is_idle();
     if protocol.has_requests() {
-        let requests = slot.requests();
-        Outcomes { count: requests.count(), failed: requests.failed(), active }
+        outcomes_of(&slot.requests(), active)
     } else {
-        Outcomes { count: slot.closed.count(), failed: slot.closed.failed(), active }
+        outcomes_of(&slot.closed, active)
     }
+}
+
+fn outcomes_of(cell: &Cell, active: bool) -> Outcomes {
+    let given_up = cell.given_up();
+    Outcomes { count: cell.count().saturating_sub(given_up), failed: cell.failed(), given_up, active }
 }
 
 fn tls_word(slot: &Slot) -> Option<&'static str> {
