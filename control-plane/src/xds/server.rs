@@ -40,6 +40,8 @@ const STREAMS_MAX: usize = 50_000;
 const RESPONSES_QUEUED: usize = 1;
 /// A client that has not introduced itself by then is not one.
 const INTRODUCTION_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a client that does not read is waited for to tell it why its stream ends.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// How long after start the mesh needs to be whole again: the longest back-off of a sidecar (10 s), and some.
 pub const WARM_UP: Duration = Duration::from_secs(12);
 /// Longest instance id.
@@ -135,7 +137,7 @@ impl AggregatedDiscoveryService for Server {
                     shared.metrics.violations.inc();
                 }
                 // If nobody reads any more, nobody needs to know.
-                let _gone = responses.send(Err(status)).await;
+                let _unheard = tokio::time::timeout(GOODBYE, responses.send(Err(status))).await;
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -247,7 +249,9 @@ impl Stream<'_> {
         let world = self.shared.live.read();
         let source = Seen { world: &world, namespace: &self.namespace, warming_up: !self.warm };
         self.session.request(request, &source).map_err(|violation| match violation {
-            Violation::UnknownType(_) => GrpcStatus::invalid_argument(violation.to_string()),
+            Violation::UnknownType(_) | Violation::NameTooLong { .. } => {
+                GrpcStatus::invalid_argument(violation.to_string())
+            }
             Violation::TooMany { .. } => GrpcStatus::resource_exhausted(violation.to_string()),
         })
     }

@@ -26,7 +26,7 @@ use crate::world::{Key, Touched};
 /// Names one stream may subscribe to, per kind. A sidecar asks for what its pod calls: tens, a crawler
 /// thousands. About 150 bytes each, so a hostile stream costs 6 MB at most.
 pub(super) const SUBSCRIPTIONS_MAX: usize = 10_000;
-/// Longest name: a DNS name, a prefix and a port fit.
+/// Longest name: a DNS name, a prefix and a port fit. Who asks for a longer one is not asking for a resource.
 const NAME_MAX: usize = 300;
 /// A response is closed when its resources exceed this; what is left goes into the next one. gRPC clients
 /// accept 4 MiB by default, and a single large service (5,000 endpoints) is below 1 MiB.
@@ -45,6 +45,14 @@ pub(super) enum Violation {
     /// A type of resource that is not served here.
     #[error("type_url {0:?} is not served here: only listeners, routes, clusters and endpoints are")]
     UnknownType(String),
+    /// A name that is too long to be one.
+    #[error("a {kind} resource name of {length} bytes: at most {NAME_MAX} are allowed")]
+    NameTooLong {
+        /// Of which kind.
+        kind: Kind,
+        /// How long it is.
+        length: usize,
+    },
     /// Too many names.
     #[error("more than {SUBSCRIPTIONS_MAX} {kind} subscriptions on one stream")]
     TooMany {
@@ -156,8 +164,7 @@ impl Session {
         }
         if wild(&request.resource_names_unsubscribe) {
             state.wildcard = false;
-            state.subscriptions.retain(|_, subscription| subscription.named);
-            state.names = None;
+            state.keep_named();
         }
         for name in request.resource_names_unsubscribe {
             state.unsubscribe(&name);
@@ -288,11 +295,13 @@ impl KindState {
         named: bool,
         source: &impl Source,
     ) -> Result<(), Violation> {
+        if name.len() > NAME_MAX {
+            return Err(Violation::NameTooLong { kind, length: name.len() });
+        }
         if self.subscriptions.len() >= SUBSCRIPTIONS_MAX && !self.subscriptions.contains_key(&name) {
             return Err(Violation::TooMany { kind });
         }
-        // A name too long to be one is nobody's; it gets the same answer as any unknown name.
-        let key = if name.len() <= NAME_MAX { source.depends_on(kind, &name) } else { None };
+        let key = source.depends_on(kind, &name);
         // Asking again for a name means "tell me again", by the protocol.
         let sent = version.map_or(Sent::Nothing, |version| Sent::Brought(version.into()));
         self.due.insert(Arc::clone(&name));
@@ -311,6 +320,15 @@ impl KindState {
             self.held.remove(name);
             self.names = None;
         }
+    }
+
+    /// Forgets what only the wildcard covered, also where it is due: while a response is outstanding nothing else
+    /// would empty these sets.
+    fn keep_named(&mut self) {
+        self.subscriptions.retain(|_, subscription| subscription.named);
+        self.due.retain(|name| self.subscriptions.contains_key(name));
+        self.held.retain(|name| self.subscriptions.contains_key(name));
+        self.names = None;
     }
 
     /// Brings a wildcard's subscriptions in line with what there is.

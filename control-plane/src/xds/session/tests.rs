@@ -274,8 +274,34 @@ fn bounds_hold() {
     assert_eq!(response.removed_resources.len(), RESPONSE_NAMES);
     let too_many = session.request(ask(Kind::Cluster, &names), &source);
     assert_eq!(too_many, Err(Violation::TooMany { kind: Kind::Cluster }));
+    let long = "n".repeat(NAME_MAX + 1);
+    let too_long = session.request(ask(Kind::Route, &[&long]), &source);
+    assert_eq!(too_long, Err(Violation::NameTooLong { kind: Kind::Route, length: NAME_MAX + 1 }));
     let unknown = DeltaDiscoveryRequest { type_url: "x".into(), ..Default::default() };
     assert_eq!(session.request(unknown, &source), Err(Violation::UnknownType("x".into())));
+}
+
+#[test]
+fn a_client_that_never_acknowledges_cannot_pile_up_names() {
+    let (source, mut session) = (Fake::default(), Session::new(false));
+    session.request(ask(Kind::Cluster, &["first"]), &source).unwrap();
+    session.next(&source).unwrap();
+    for round in 0..10 {
+        let names: Vec<String> = (0..100).map(|number| format!("n{round}-{number}")).collect();
+        let unsubscribed = |names: &[String]| DeltaDiscoveryRequest {
+            type_url: Kind::Cluster.type_url().into(),
+            resource_names_unsubscribe: names.to_vec(),
+            ..Default::default()
+        };
+        session.request(ask(Kind::Cluster, &[WILDCARD]), &source).unwrap();
+        session
+            .request(ask(Kind::Cluster, &names.iter().map(String::as_str).collect::<Vec<_>>()), &source)
+            .unwrap();
+        session.request(unsubscribed(&names), &source).unwrap();
+        session.request(unsubscribed(&[WILDCARD.to_owned()]), &source).unwrap();
+    }
+    let state = &session.kinds[Kind::Cluster as usize];
+    assert_eq!((state.subscriptions.len(), state.due.len()), (1, 0));
 }
 
 #[derive(Debug, Clone)]
