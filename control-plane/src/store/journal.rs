@@ -73,13 +73,15 @@ impl Journal {
             let mut instance = transaction.prepare_cached(
                 "INSERT INTO instances (name, sequence, started, last_end, heard, workload, addresses)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-                 ON CONFLICT (name) DO UPDATE SET sequence = ?2, last_end = max(last_end, ?4), heard = ?5,
+                 ON CONFLICT (name) DO UPDATE SET sequence = max(sequence, ?2), last_end = max(last_end, ?4), heard = ?5,
                      workload = ?6, addresses = ?7
                  RETURNING id",
             )?;
+            // A row can be there already when the writer had to forget the instance (see `INSTANCES_MAX` there): one
+            // such repetition must not fail everybody else's reports.
             let mut insert = transaction.prepare_cached(
                 "INSERT INTO reports (instance, sequence, received_at, start, end, body)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (instance, sequence) DO NOTHING",
             )?;
             for (report, sequence, body) in rows {
                 let sequence = i64::try_from(sequence).unwrap_or(i64::MAX);

@@ -124,6 +124,23 @@ async fn a_restart_replays_what_was_answered_and_knows_what_it_has_seen() {
     assert_eq!((known[0].sequence, &*known[0].addresses), (5, &["10.0.0.1".parse().expect("valid")][..]));
 }
 
+/// The writer forgets the longest silent of too many instances; the database does not.
+#[test]
+fn a_repetition_of_somebody_forgotten_fails_nobody() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut journal = Journal::open(&config(directory.path())).expect("a journal");
+    let (first, second) = (report(7, 3), Report { instance: Some("two".into()), ..report(1, 1) });
+    let bodies = [record::encode(&first), record::encode(&second)];
+    let later = (&report(8, 1), 8, &*bodies[0]);
+    journal.write([(&first, 7, &*bodies[0]), later].into_iter()).expect("new");
+    journal.write([(&first, 7, &*bodies[0]), (&second, 1, &*bodies[1])].into_iter()).expect("one is new");
+    let known: Vec<_> = journal.instances().expect("readable").into_iter().map(|one| one.sequence).collect();
+    assert_eq!(known, [8, 1], "a sequence never falls");
+    let mut replayed = Vec::new();
+    journal.replay(Timestamp::now(), |report| replayed.push(report.sequence)).expect("readable");
+    assert_eq!(replayed, [7, 8, 1]);
+}
+
 /// What a killed process leaves behind: the files as they are at some moment, never closed.
 #[tokio::test]
 async fn a_killed_process_leaves_every_answered_report_behind() {
