@@ -8,9 +8,10 @@
 //! **Who counts.** A call is counted once although both sides report it. The caller's report always counts. The
 //! callee's counts only where nobody reports for the caller's address at that moment: no connected sidecar has
 //! it, and no instance whose reports cover that time. Such samples stay provisional for two minutes: every report
-//! of an instance takes back what callees counted from its addresses over the time that its reports cover. So neither the order of the first reports, nor late ones, nor a restart of this program makes a
-//! call count twice. If a sidecar dies with unsent reports, what was in them is missing; its callees' view of it
-//! is not used, because nobody could say which part would then be counted twice.
+//! of an instance takes back what callees counted from its addresses over the time that its reports cover. So
+//! neither the order of the first reports, nor late ones, nor a restart of this program makes a call count twice.
+//! If a sidecar dies with unsent reports, what was in them is missing; its callees' view of it is not used,
+//! because nobody could say which part would then be counted twice.
 //!
 //! Callers on loopback (several sidecars on one machine, each an explicit proxy) cannot be told apart by
 //! address. They count as reporting for themselves when another live instance shares the callee's machine.

@@ -3,8 +3,8 @@
 //! In: an `ExportMetricsServiceRequest`. Out: observations grouped by who reports them, and counts of what was
 //! not taken, by cause.
 //! Invariants: never panics; never keeps more than [`POINTS_MAX`] points of a request, [`ATTRIBUTES_MAX`]
-//! attributes of a point and [`TEXT_MAX`] bytes of a text; a request whose *route* or *error* is too long still
-//! counts, under the overflow word, so that totals stay right.
+//! attributes of a point and [`TEXT_MAX`] bytes of a text, and no text with control characters; a request whose
+//! *route* or *error* is no such text still counts, under the overflow word, so that totals stay right.
 //! Surprise: points of foreign senders are taken only when they carry a `weft.` attribute. Apps instrumented with
 //! OpenTelemetry send the same metric names, and their calls are already counted by their sidecars.
 //! Non-goal: cumulative temporality. It needs state per series; a sender is told to switch to delta.
@@ -237,6 +237,11 @@ impl<'a> Attributes<'a> {
     }
 }
 
+/// Short enough, and without control characters, which would reach somebody's terminal.
+fn is_plain(text: &str) -> bool {
+    text.len() <= TEXT_MAX && !text.chars().any(char::is_control)
+}
+
 struct Decoder {
     sidecar: bool,
     dropped: Dropped,
@@ -256,7 +261,7 @@ impl Decoder {
         };
         let namespace = text(attribute::SERVICE_NAMESPACE).unwrap_or("default");
         let workload = WorkloadId::new(namespace, text(attribute::SERVICE_NAME)?).ok()?;
-        let version = text(attribute::SERVICE_VERSION).filter(|text| text.len() <= TEXT_MAX);
+        let version = text(attribute::SERVICE_VERSION).filter(|text| is_plain(text));
         Some(Reporting { workload, version: version.map(|text| self.intern(text)) })
     }
 
@@ -329,7 +334,7 @@ impl Decoder {
             };
         let service = attributes.text(attribute::PEER_SERVICE).map(str::parse).transpose().ok()?;
         let host = attributes.text(attribute::SERVER_ADDRESS).and_then(|text| text.parse().ok());
-        let version = attributes.text(attribute::PEER_VERSION).filter(|text| text.len() <= TEXT_MAX);
+        let version = attributes.text(attribute::PEER_VERSION).filter(|text| is_plain(text));
         Some(Observation {
             side,
             start: if point.start == 0 { point.end } else { point.start.min(point.end) },
@@ -398,9 +403,9 @@ impl Decoder {
         attributes.text(attribute::ERROR_TYPE).map(|text| self.short(text, attribute::ROUTE_OVERFLOW))
     }
 
-    /// `text`, or `instead` when it is too long to be what it claims.
+    /// `text`, or `instead` when it cannot be what it claims.
     fn short(&mut self, text: &str, instead: &str) -> Arc<str> {
-        let text = if text.len() > TEXT_MAX { instead } else { text };
+        let text = if is_plain(text) { text } else { instead };
         self.intern(text)
     }
 

@@ -40,6 +40,8 @@ pub(super) fn router(ingest: Ingest) -> Router {
 const PLACES: usize = 64;
 /// How long a request waits for its turn.
 const PLACE_WAIT: Duration = Duration::from_secs(1);
+/// How long its body may take, so that slow senders do not hold the places of all others.
+const BODY_WAIT: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 struct Intake {
@@ -117,10 +119,12 @@ async fn metrics(State(intake): State<Intake>, request: Request) -> Response {
         let text = "too many requests at a time".to_owned();
         return encoding.refuse(StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, text);
     };
-    let body: Result<Bytes, BytesRejection> = Bytes::from_request(request, &()).await;
+    let body: Result<Result<Bytes, BytesRejection>, _> =
+        tokio::time::timeout(BODY_WAIT, Bytes::from_request(request, &())).await;
     let body = match body {
-        Ok(body) => body,
-        Err(rejection) => return invalid(rejection.status(), rejection.body_text()),
+        Ok(Ok(body)) => body,
+        Ok(Err(rejection)) => return invalid(rejection.status(), rejection.body_text()),
+        Err(_) => return invalid(StatusCode::REQUEST_TIMEOUT, format!("no whole body within {BODY_WAIT:?}")),
     };
     let decoded: Result<ExportMetricsServiceRequest, String> = match encoding {
         Encoding::Protobuf => ExportMetricsServiceRequest::decode(body).map_err(|error| error.to_string()),

@@ -155,14 +155,16 @@ fn what_is_not_taken_is_counted_by_cause() {
 }
 
 #[test]
-fn an_endless_route_still_counts() {
-    let mut attributes = call();
-    attributes[1] = text(attribute::HTTP_ROUTE, &"/x".repeat(TEXT_MAX));
-    let decoded = decode(&delta(vec![point(attributes, 0, vec![4])]), true);
-    let Measure::Requests { route, durations, .. } = &decoded.groups[0].observations[0].measure else {
-        panic!()
-    };
-    assert_eq!((&**route, durations.count()), ("__other__", 4));
+fn a_route_that_is_none_still_counts() {
+    for strange in ["/x".repeat(TEXT_MAX), "/\u{1b}[2J".to_owned()] {
+        let mut attributes = call();
+        attributes[1] = text(attribute::HTTP_ROUTE, &strange);
+        let decoded = decode(&delta(vec![point(attributes, 0, vec![4])]), true);
+        let Measure::Requests { route, durations, .. } = &decoded.groups[0].observations[0].measure else {
+            panic!()
+        };
+        assert_eq!((&**route, durations.count()), ("__other__", 4));
+    }
 }
 
 proptest! {
