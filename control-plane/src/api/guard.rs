@@ -33,10 +33,15 @@ impl HostPolicy {
         if self == Self::Any {
             return true;
         }
-        let name = match host.strip_prefix('[') {
-            Some(rest) => rest.split_once(']').map_or(rest, |(address, _)| address),
-            None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+        // Whole or not at all: what follows an address in brackets can only be a port.
+        let (name, port) = match host.strip_prefix('[') {
+            Some(rest) => rest.split_once(']').unwrap_or_default(),
+            None => host.split_at(host.find(':').unwrap_or(host.len())),
         };
+        let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
+            return false;
+        }
         let name = name.to_ascii_lowercase();
         let is_loopback = name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
         is_loopback || name == "localhost" || name.ends_with(".localhost")
@@ -89,9 +94,14 @@ mod tests {
         {
             assert!(HostPolicy::Loopback.admits(host), "{host}");
         }
-        for host in
-            ["", "evil.example", "localhost.evil.example:8080", "10.0.0.1:8080", "127.0.0.1.evil.example"]
-        {
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example:8080",
+            "10.0.0.1:8080",
+            "127.0.0.1.evil.example",
+            "[::1].evil.example",
+        ] {
             assert!(!HostPolicy::Loopback.admits(host), "{host}");
             assert!(HostPolicy::Any.admits(host), "{host}");
         }
