@@ -46,25 +46,40 @@ const CONTROL_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long leaving the control plane in an orderly way may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// Runs the sidecar until a signal and its drain have ended.
+/// Runs the sidecar until a signal and its drain have ended. The process is its own: it sets up the log and listens
+/// for signals.
 ///
 /// # Errors
 /// When it cannot start, or a worker broke.
 pub fn run(config: Config) -> anyhow::Result<()> {
     let level = log::install(&config.log)?;
     limits::refuse_huge_pages();
+    start(config, level, || Ok(Owner::Operator(Signals::new()?)))
+}
+
+/// Runs a sidecar on a thread of a program that has its own log and signals, beside others of its kind. It drains
+/// when `end`'s sender speaks or is dropped; where it listens is in `config.ready_file`.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_embedded(config: Config, end: oneshot::Receiver<()>) -> anyhow::Result<()> {
+    start(config, LogLevel::foreign(), || Ok(Owner::Program(Some(end))))
+}
+
+fn start(
+    config: Config,
+    level: LogLevel,
+    owner: impl FnOnce() -> anyhow::Result<Owner>,
+) -> anyhow::Result<()> {
     let descriptors = limits::raise_descriptors();
     let connections_max = limits::connections_per_worker(&config, descriptors);
     let sockets = accept::bind(&config)?;
     let config = Arc::new(config);
     let telemetry = Telemetry::new(config.record.clone(), identity(&config));
-    runtime_builder().build().context("cannot start the runtime")?.block_on(serve(
-        config,
-        sockets,
-        telemetry,
-        connections_max,
-        level,
-    ))
+    runtime_builder().build().context("cannot start the runtime")?.block_on(async {
+        // Signals belong to a runtime, so they are asked for inside of it.
+        serve(config, sockets, telemetry, connections_max, level, owner()?).await
+    })
 }
 
 async fn serve(
@@ -73,11 +88,11 @@ async fn serve(
     telemetry: Arc<Telemetry>,
     connections_max: usize,
     level: LogLevel,
+    mut owner: Owner,
 ) -> anyhow::Result<()> {
     let accept::Sockets { bound, workers, metrics, admin } = sockets;
     let bound = Arc::new(bound);
     let trigger = Trigger::default();
-    let mut signals = Signals::new()?;
 
     // What the control plane says.
     let (node, following) = watch::channel(describe(&config, &bound));
@@ -144,10 +159,10 @@ async fn serve(
     }
 
     announce(&config, &bound)?;
-    until_draining(&trigger, &mut signals, &mut events).await?;
+    until_draining(&trigger, &mut owner, &mut events).await?;
     // No longer an endpoint of anything, from now on and not only when the process is gone.
     node.send_modify(|node| node.registrations.clear());
-    if until_drained(&config, &trigger, &mut signals, &mut events).await? == Patience::Spent {
+    if until_drained(&config, &trigger, &mut owner, &mut events).await? == Patience::Spent {
         return Ok(());
     }
     // The last numbers first, while the control plane still knows who sends them.
@@ -169,13 +184,13 @@ fn dialer(config: &Config) -> Dialer {
 /// Waits for a signal or `POST /drain`.
 async fn until_draining(
     trigger: &Trigger,
-    signals: &mut Signals,
+    owner: &mut Owner,
     events: &mut mpsc::Receiver<worker::Event>,
 ) -> anyhow::Result<()> {
     let mut phase = trigger.subscribe();
     loop {
         tokio::select! {
-            name = signals.next() => {
+            name = owner.asks_to_end() => {
                 tracing::info!(signal = name, "draining");
                 trigger.advance(Phase::Draining);
             }
@@ -196,7 +211,7 @@ enum Patience {
 async fn until_drained(
     config: &Config,
     trigger: &Trigger,
-    signals: &mut Signals,
+    owner: &mut Owner,
     events: &mut mpsc::Receiver<worker::Event>,
 ) -> anyhow::Result<Patience> {
     let mut patience = Patience::Left;
@@ -213,7 +228,7 @@ async fn until_drained(
                 tracing::warn!(deadline = ?config.drain_deadline, "drain deadline passed with connections still open");
                 break;
             }
-            name = signals.next() => {
+            name = owner.asks_to_end() => {
                 tracing::warn!(signal = name, "second signal: not waiting any longer");
                 patience = Patience::Spent;
                 break;
@@ -329,6 +344,30 @@ fn announce(config: &Config, bound: &Bound) -> anyhow::Result<()> {
     std::fs::write(&unfinished, serde_json::to_vec(bound)?)
         .and_then(|()| std::fs::rename(&unfinished, path))
         .with_context(|| format!("WEFT_READY_FILE: cannot write {}", path.display()))
+}
+
+/// Who ends the sidecar.
+enum Owner {
+    /// A person or an orchestrator, by signals.
+    Operator(Signals),
+    /// The program around it, once.
+    Program(Option<oneshot::Receiver<()>>),
+}
+
+impl Owner {
+    /// Each time it asks; what it said, for the log.
+    async fn asks_to_end(&mut self) -> &'static str {
+        match self {
+            Self::Operator(signals) => signals.next().await,
+            Self::Program(end) => {
+                let Some(receiver) = end else { return std::future::pending().await };
+                // Spoken or dropped is the same wish. Kept until then, so that this future can be dropped and made anew.
+                drop(receiver.await);
+                *end = None;
+                "owner"
+            }
+        }
+    }
 }
 
 /// SIGTERM and SIGINT.

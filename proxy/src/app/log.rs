@@ -9,16 +9,22 @@ use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 /// Changes the level.
 #[derive(Debug, Clone)]
-pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+pub struct LogLevel(Option<reload::Handle<EnvFilter, Registry>>);
 
 impl LogLevel {
+    /// Of a log that is not the sidecar's own: it cannot be changed from here.
+    pub(super) const fn foreign() -> Self {
+        Self(None)
+    }
+
     /// Sets the filter: `debug`, or `weft_proxy::xds=debug,info`.
     ///
     /// # Errors
-    /// When the text is not a filter.
+    /// When the text is not a filter, or the log belongs to the program around the sidecar.
     pub fn set(&self, filter: &str) -> anyhow::Result<()> {
         let filter = EnvFilter::try_new(filter).context("not a log filter")?;
-        self.0.reload(filter).context("the log is gone")
+        let handle = self.0.as_ref().context("the log belongs to the program that the sidecar runs in")?;
+        handle.reload(filter).context("the log is gone")
     }
 }
 
@@ -34,5 +40,5 @@ pub(super) fn install(filter: &str) -> anyhow::Result<LogLevel> {
         .with(text)
         .try_init()
         .context("a log is already installed")?;
-    Ok(LogLevel(handle))
+    Ok(LogLevel(Some(handle)))
 }
