@@ -53,9 +53,22 @@ struct Service {
 /// # Panics
 /// When there are none although `CI` is set, or when something else goes wrong.
 #[must_use]
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 pub fn mesh() -> Option<Mesh> {
-    match Fabric::builder().helper(binary::weft()).build() {
+    build(Fabric::builder())
+}
+
+/// As [`mesh()`], inside a user namespace as anybody may make it.
+///
+/// # Panics
+/// As [`mesh()`].
+#[must_use]
+pub fn unprivileged() -> Option<Mesh> {
+    build(Fabric::builder().isolation(fabric::Isolation::User))
+}
+
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+fn build(builder: fabric::Builder) -> Option<Mesh> {
+    match builder.helper(binary::weft()).build() {
         Ok(fabric) => Some(Mesh::on(fabric)),
         Err(error @ fabric::Error::Forbidden { .. }) => {
             assert!(std::env::var_os("CI").is_none(), "CI must be able to run this: {error}");
@@ -145,7 +158,22 @@ impl Mesh {
         self.start_sidecar(name)
     }
 
+    /// A pod whose sidecar cannot reach the control plane, and so never gets ready; it serves all the same.
+    ///
+    /// # Errors
+    /// When the sidecar does not come to life in time; the message has its log.
+    pub fn cut_off_pod(&mut self, name: &str) -> anyhow::Result<()> {
+        self.pod(name)?;
+        self.spawn_sidecar(name)?;
+        self.answers(name, "/live")
+    }
+
     fn start_sidecar(&mut self, name: &str) -> anyhow::Result<()> {
+        self.spawn_sidecar(name)?;
+        self.answers(name, "/ready")
+    }
+
+    fn spawn_sidecar(&mut self, name: &str) -> anyhow::Result<()> {
         let isolation = self.fabric.isolation();
         let pod = self.find(name)?;
         let mut intercept = pod.weft().args(["proxy", "intercept"]);
@@ -169,11 +197,14 @@ impl Mesh {
         if !isolation.has_users() {
             sidecar = sidecar.env("WEFT_SOCKET_MARK", port::PROXY_MARK.to_string());
         }
-        let process = sidecar.spawn()?;
-        self.sidecars.push((name.to_owned(), process));
-        let ready = format!("http://127.0.0.1:{}/ready", port::METRICS);
-        poll::until_blocking("sidecar is ready", START, || {
-            let output = self.run(name, &["curl", "-sf", &ready]).map_err(|error| error.to_string())?;
+        self.sidecars.push((name.to_owned(), sidecar.spawn()?));
+        Ok(())
+    }
+
+    fn answers(&self, name: &str, probe: &str) -> anyhow::Result<()> {
+        let url = format!("http://127.0.0.1:{}{probe}", port::METRICS);
+        poll::until_blocking("sidecar answers", START, || {
+            let output = self.run(name, &["curl", "-sf", &url]).map_err(|error| error.to_string())?;
             if output.status.success() { Ok(()) } else { Err(output.status.to_string()) }
         })
         .with_context(|| self.log(name))
@@ -312,14 +343,34 @@ impl Mesh {
     /// # Errors
     /// When there is none; the message lists the edges there are.
     pub fn edge(&self, source: &str, target: &str) -> anyhow::Result<Value> {
+        self.find_edge(source, target, |_| true)
+    }
+
+    /// As [`Mesh::edge`], the one of this protocol.
+    ///
+    /// # Errors
+    /// As [`Mesh::edge`].
+    pub fn edge_in(&self, protocol: &str, source: &str, target: &str) -> anyhow::Result<Value> {
+        self.find_edge(source, target, |edge| edge["protocol"] == protocol)
+    }
+
+    fn find_edge(
+        &self,
+        source: &str,
+        target: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> anyhow::Result<Value> {
         let graph = self.get("/api/graph?window=1m")?;
         let edges = graph["edges"].as_array().context("no edges in the answer")?;
-        match edges.iter().find(|edge| edge["source"] == source && edge["target"] == target) {
+        let between = |edge: &&Value| edge["source"] == source && edge["target"] == target;
+        match edges.iter().filter(between).find(|edge| wanted(edge)) {
             Some(edge) => Ok(edge.clone()),
             None => {
-                let there: Vec<String> =
-                    edges.iter().map(|edge| format!("{} -> {}", edge["source"], edge["target"])).collect();
-                bail!("no edge {source} -> {target} among {there:?}")
+                let there: Vec<String> = edges
+                    .iter()
+                    .map(|edge| format!("{} -{}-> {}", edge["source"], edge["protocol"], edge["target"]))
+                    .collect();
+                bail!("no such edge {source} -> {target} among {there:?}")
             }
         }
     }
@@ -350,6 +401,27 @@ impl Mesh {
         fs::write(&path, text)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
         Ok(path)
+    }
+
+    /// A program of the tests' own, where every user may start it.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn program(&self, path: &str) -> anyhow::Result<String> {
+        let name = Path::new(path).file_name().context("a program has a name")?;
+        let copy = self.fabric.directory().join(name);
+        // Permissions go along.
+        fs::copy(path, &copy)?;
+        Ok(copy.display().to_string())
+    }
+
+    /// Replaces the file of objects by what `edit` makes of it, as an operator's editor would.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub fn edit_source(&self, edit: impl FnOnce(String) -> String) -> anyhow::Result<()> {
+        let path = self.fabric.directory().join("source/shop.yaml");
+        replace(&path, &edit(fs::read_to_string(&path)?))
     }
 
     /// A directory that the app's user may write in.

@@ -4,6 +4,7 @@
 //! are skipped aloud; in CI that is a failure.
 
 mod cardinality;
+mod control;
 mod counting;
 mod drain;
 mod graph;
@@ -13,7 +14,7 @@ mod protocols;
 const ECHO: &str = r#"
 import http.server, json, socketserver, sys, urllib.request
 
-port, following = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
+port, pod, following = int(sys.argv[1]), sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -21,7 +22,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     wbufsize = -1
 
     def do_GET(self):
-        seen = {"path": self.path, "headers": [[k.lower(), v] for k, v in self.headers.items()]}
+        seen = {"pod": pod, "path": self.path, "headers": [[k.lower(), v] for k, v in self.headers.items()]}
         if following:
             with urllib.request.urlopen(following + self.path, timeout=20) as answer:
                 seen["following"] = json.load(answer)
@@ -46,7 +47,7 @@ Server(("0.0.0.0", port), Handler).serve_forever()
 fn echo(mesh: &mut weft_tests::mesh::Mesh, pod: &str, port: u16, following: &str) -> anyhow::Result<()> {
     let script = mesh.file("echo.py", ECHO)?;
     let (script, number) = (script.display().to_string(), port.to_string());
-    let mut program = vec!["python3", &script, &number];
+    let mut program = vec!["python3", &script, &number, pod];
     if !following.is_empty() {
         program.push(following);
     }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use serde_json::json;
 use weft_tests::{mesh, package, poll};
 
 const APPEARS: Duration = Duration::from_secs(5);
@@ -178,5 +179,131 @@ fn tls_passes_through_and_is_named_by_its_sni() -> anyhow::Result<()> {
     })
     .with_context(|| mesh.log("client"))?;
     assert_eq!(edge["protocol"], "tls");
+    Ok(())
+}
+
+#[test]
+fn grpc_streams_both_ways_and_fails_by_its_own_status() -> anyhow::Result<()> {
+    let Some(mut mesh) = mesh::mesh() else { return Ok(()) };
+    mesh.start_control_plane()?;
+    mesh.meshed_pod("client")?;
+    mesh.meshed_pod("numbers")?;
+    // Not declared: HTTP/2 is found by its preface, gRPC by its content type.
+    mesh.service("numbers", 50051, None, &["numbers"])?;
+    let peer = mesh.program(env!("CARGO_BIN_EXE_grpc-peer"))?;
+    mesh.app("numbers", &[&peer, "serve", "50051"])?;
+    mesh.listening("numbers", 50051)?;
+
+    // Checks every message, status and trailer itself.
+    mesh.succeed("client", &[&peer, "call", "http://numbers:50051"])
+        .with_context(|| format!("{}\n{}", mesh.log("client"), mesh.log("numbers")))?;
+
+    let edge = poll::until_blocking("all calls are on the edge", APPEARS, || {
+        let edge = mesh.edge_in("grpc", "workload:shop/client", "workload:shop/numbers")?;
+        ensure!(edge["requests_total"] == 5, "{edge:#}");
+        Ok(edge)
+    })
+    .with_context(|| mesh.log("client"))?;
+    // HTTP said 200 five times. A stream that broke with INTERNAL has failed; NOT_FOUND is an answer.
+    assert_eq!(edge["success_rate"], 0.8, "{edge:#}");
+    assert_eq!(edge["failures"], json!([{"reason": "internal", "count": 1}]));
+    let routes = edge["routes"].as_array().context("no routes")?;
+    let statuses = |method: &str| {
+        let name = format!("/weft.test.Numbers/{method}");
+        routes.iter().find(|route| route["route"] == *name).map(|route| route["statuses"].to_string())
+    };
+    for (method, expected) in [
+        ("Double", vec!["grpc ok", "grpc not_found"]),
+        ("Count", vec!["grpc ok", "grpc internal"]),
+        ("Sum", vec!["grpc ok"]),
+    ] {
+        let seen = statuses(method).with_context(|| format!("no {method} among {routes:#?}"))?;
+        ensure!(expected.iter().all(|status| seen.contains(status)), "{method}: {seen}");
+    }
+    Ok(())
+}
+
+/// Both ends of a WebSocket by hand: the handshake of RFC 6455 §1.3 and masked frames of up to 125 bytes.
+const WEBSOCKET: &str = r#"
+import base64, hashlib, os, socket, socketserver, sys
+
+def accept_key(key):
+    return base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+
+def head(file):
+    first, fields = file.readline(), {}
+    while (line := file.readline()).strip():
+        name, _, value = line.partition(b":")
+        fields[name.strip().lower()] = value.strip()
+    return first, fields
+
+def frame(text, mask=b""):
+    data = bytes(byte ^ mask[at % 4] for at, byte in enumerate(text)) if mask else text
+    return bytes([0x81, len(text) | (0x80 if mask else 0)]) + mask + data
+
+def unframe(file):
+    kind, length = file.read(2)
+    assert kind == 0x81, kind
+    mask = file.read(4) if length & 0x80 else bytes(4)
+    return bytes(byte ^ mask[at % 4] for at, byte in enumerate(file.read(length & 0x7F)))
+
+class Chat(socketserver.StreamRequestHandler):
+    def handle(self):
+        first, fields = head(self.rfile)
+        assert fields[b"upgrade"].lower() == b"websocket", fields
+        self.wfile.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: " + accept_key(fields[b"sec-websocket-key"]) + b"\r\n\r\n" + frame(b"welcome"))
+        while (heard := unframe(self.rfile)) != b"bye":
+            self.wfile.write(frame(b"heard " + heard))
+
+def talk(host):
+    connection = socket.create_connection((host, 8080), timeout=10)
+    file = connection.makefile("rwb")
+    key = base64.b64encode(os.urandom(16))
+    file.write(b"GET /chat HTTP/1.1\r\nHost: chat\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + key + b"\r\n\r\n")
+    file.flush()
+    first, fields = head(file)
+    assert first.startswith(b"HTTP/1.1 101 "), first
+    assert fields[b"sec-websocket-accept"] == accept_key(key), fields
+    assert unframe(file) == b"welcome"
+    for number in range(100):
+        word = b"word %d" % number
+        file.write(frame(word, os.urandom(4)))
+        file.flush()
+        assert unframe(file) == b"heard " + word
+    file.write(frame(b"bye", os.urandom(4)))
+    file.flush()
+    assert file.read() == b""
+
+if sys.argv[1] == "serve":
+    socketserver.ThreadingTCPServer(("0.0.0.0", 8080), Chat).serve_forever()
+else:
+    talk(sys.argv[1])
+"#;
+
+#[test]
+fn a_websocket_is_a_request_and_then_a_connection() -> anyhow::Result<()> {
+    let Some(mut mesh) = mesh::mesh() else { return Ok(()) };
+    mesh.start_control_plane()?;
+    mesh.meshed_pod("client")?;
+    mesh.meshed_pod("chat")?;
+    mesh.service("chat", 8080, None, &["chat"])?;
+    let script = mesh.file("websocket.py", WEBSOCKET)?.display().to_string();
+    mesh.app("chat", &["python3", &script, "serve"])?;
+    mesh.listening("chat", 8080)?;
+    mesh.succeed("client", &["python3", &script, "chat"])
+        .with_context(|| format!("{}\n{}", mesh.log("client"), mesh.log("chat")))?;
+
+    let (source, target) = ("workload:shop/client", "workload:shop/chat");
+    let (request, connection) = poll::until_blocking("both are seen", APPEARS, || {
+        anyhow::Ok((mesh.edge_in("http", source, target)?, mesh.edge_in("tcp", source, target)?))
+    })
+    .with_context(|| mesh.log("client"))?;
+    assert_eq!(request["requests_total"], 1, "{request:#}");
+    assert_eq!(request["success_rate"], 1.0, "{request:#}");
+    assert_eq!(request["routes"][0]["route"], "/chat");
+    ensure!(request["routes"][0]["statuses"].to_string().contains("101"), "{request:#}");
+    assert_eq!(connection["connections"]["opened_total"], 1, "{connection:#}");
     Ok(())
 }
