@@ -1,0 +1,132 @@
+//! The dashboard in a real browser, over a real mesh on loopback: the control plane with its embedded pages, two
+//! sidecars, and traffic that starts while the page is open.
+//!
+//! `tests/browser` holds what is asserted; here is what it looks at. The traffic's URL is a forward through the
+//! caller's sidecar, so each of the browser test's fetches is a request of `web` to `orders`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use axum::Router;
+use axum::routing::any;
+use serde_json::Value;
+use weft_tests::binary;
+use weft_tests::poll;
+use weft_tests::process::Guarded;
+
+/// Debug builds on a busy machine.
+const START: Duration = Duration::from_secs(30);
+/// The browser test's own deadlines come long before.
+const ENDS: Duration = Duration::from_secs(180);
+
+/// Why the test cannot run here, unless this is CI, where that is a failure.
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+fn possible() -> bool {
+    let chromium = std::env::var_os("WEFT_CHROMIUM").map_or("/usr/bin/chromium".into(), PathBuf::from);
+    let npm = Command::new("npm").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let skipped = std::env::var("WEFT_SKIP_DASHBOARD").is_ok_and(|value| !matches!(value.as_str(), "" | "0"));
+    let missing = match () {
+        () if !chromium.exists() => format!("there is no {}; tests/setup.sh installs it", chromium.display()),
+        () if npm.is_err() => "there is no npm".to_owned(),
+        () if skipped => "WEFT_SKIP_DASHBOARD is set, and so there is no dashboard to look at".to_owned(),
+        () => return true,
+    };
+    assert!(std::env::var_os("CI").is_none(), "CI must be able to run this: {missing}");
+    eprintln!("skipped: {missing}");
+    false
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn people_see_an_edge_appear() -> anyhow::Result<()> {
+    if !possible() {
+        return Ok(());
+    }
+    let directory = tempfile::tempdir()?;
+    let home = directory.path();
+    let off = ["--otlp-grpc-listen=off", "--otlp-http-listen=off"];
+    let listen = ["--insecure", "--control-listen=127.0.0.1:0", "--api-listen=127.0.0.1:0"];
+    let (plane, _plane) = start(home, "control-plane", &[&listen[..], &off].concat()).await?;
+
+    let orders = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let app = orders.local_addr()?;
+    let answer = Router::new().route("/{*path}", any(async || "an order\n"));
+    tokio::spawn(async move { axum::serve(orders, answer).await });
+
+    let control = format!("--control-plane=http://{}", address(&plane, "/control")?);
+    let sidecar = ["--namespace=shop", &control, "--metrics-listen=127.0.0.1:0", "--admin-listen=off"];
+    let callee = [
+        "--workload=orders",
+        "--register=orders.shop:8080/http",
+        "--inbound-listen=127.0.0.1:0",
+        "--outbound-listen=off",
+    ];
+    let forward = format!("--inbound-forward={app}");
+    let callee = [&sidecar[..], &callee, &[&forward]].concat();
+    let (_, _callee) = start(home, "orders", &callee).await?;
+    let caller = [
+        "--workload=web",
+        "--inbound-listen=off",
+        "--outbound-listen=off",
+        "--outbound-forward=127.0.0.1:0=orders.shop:8080",
+    ];
+    let (caller, _caller) = start(home, "web", &[&sidecar[..], &caller].concat()).await?;
+
+    let browser = binary::workspace().join("tests/browser");
+    if !browser.join("node_modules").exists() {
+        let status = npm(&browser).arg("ci").status()?;
+        ensure!(status.success(), "npm ci: {status}");
+    }
+    let mut test = npm(&browser);
+    test.args(["test", "--silent"])
+        .env("WEFT_URL", format!("http://{}", address(&plane, "/api")?))
+        .env("WEFT_TRAFFIC_URL", format!("http://{}/orders/42", address(&caller, "/forwards/0")?))
+        .env("WEFT_EXPECT_EDGE", "web>orders");
+    // The browser takes its time; the app must go on meanwhile.
+    let status = tokio::task::spawn_blocking(move || Guarded::spawn(&mut test)?.wait(ENDS)).await??;
+    ensure!(status.success(), "the browser test: {status}\n{}", logs(home));
+    Ok(())
+}
+
+fn npm(folder: &Path) -> Command {
+    let mut npm = Command::new("npm");
+    npm.current_dir(folder);
+    npm
+}
+
+/// Starts the control plane or a sidecar and waits for where it listens.
+async fn start(home: &Path, name: &str, flags: &[&str]) -> anyhow::Result<(Value, Guarded)> {
+    let (ready, log) = (home.join(format!("{name}.json")), home.join(format!("{name}.log")));
+    let role = if name == "control-plane" { name } else { "proxy" };
+    let log = std::fs::File::create(log)?;
+    let process = Guarded::spawn(
+        Command::new(binary::weft())
+            .arg(role)
+            .args(flags)
+            .arg("--ready-file")
+            .arg(&ready)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log),
+    )?;
+    let bound = poll::until(name, START, async || {
+        anyhow::Ok(serde_json::from_slice(&tokio::fs::read(&ready).await?)?)
+    });
+    Ok((bound.await.with_context(|| logs(home))?, process))
+}
+
+fn address(bound: &Value, listener: &str) -> anyhow::Result<SocketAddr> {
+    let address = bound.pointer(listener).and_then(Value::as_str);
+    Ok(address.with_context(|| format!("no {listener} in {bound}"))?.parse()?)
+}
+
+fn logs(home: &Path) -> String {
+    let files = std::fs::read_dir(home).into_iter().flatten().flatten().map(|entry| entry.path());
+    let logs = files.filter(|path| path.extension().is_some_and(|end| end == "log"));
+    let texts = logs.map(|path| {
+        format!("--- {} ---\n{}", path.display(), std::fs::read_to_string(&path).unwrap_or_default())
+    });
+    texts.collect()
+}
