@@ -37,6 +37,8 @@ const FILES_MAX: usize = 20_000;
 const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Directories below directories; links may form a circle.
 const DEPTH_MAX: usize = 16;
+/// Directories in one tree: two circles of links would otherwise be walked in every order there is.
+const DIRECTORIES_MAX: usize = 10_000;
 
 /// The source cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -214,8 +216,7 @@ impl State {
             events.extend(self.catalog.remove(&path));
             self.seen.remove(&path);
         }
-        let root = found.unlisted.iter().any(String::is_empty);
-        Outcome { events, problems: found.problems, root_replaced: root }
+        Outcome { events, problems: found.problems, root_replaced: found.root_lost }
     }
 }
 
@@ -223,8 +224,10 @@ impl State {
 #[derive(Default)]
 struct Found {
     files: BTreeMap<Arc<str>, (PathBuf, Stamp)>,
-    /// Directories (relative, with a final slash; the root is empty) that could not be listed.
+    /// Directories (relative, with a final slash; the root is empty) that could not be listed, or not whole.
     unlisted: Vec<String>,
+    root_lost: bool,
+    directories: usize,
     problems: Vec<Problem>,
 }
 
@@ -234,6 +237,7 @@ impl Found {
             Ok(entries) => entries,
             Err(error) => {
                 self.unlisted.push(prefix.to_owned());
+                self.root_lost |= prefix.is_empty();
                 self.problem(prefix, format!("directory cannot be listed: {error}"));
                 return;
             }
@@ -247,18 +251,26 @@ impl Found {
             // Follows links: a ConfigMap is made of them. One that points nowhere is a file that is gone.
             let Ok(metadata) = std::fs::metadata(&place) else { continue };
             if metadata.is_dir() && depth < DEPTH_MAX {
+                if self.directories >= DIRECTORIES_MAX {
+                    return self.cut(prefix, &path, format!("more than {DIRECTORIES_MAX} directories"));
+                }
+                self.directories += 1;
                 self.list(&place, &format!("{path}/"), depth + 1);
             } else if metadata.is_dir() {
                 self.problem(&path, format!("more than {DEPTH_MAX} directories deep"));
             } else if metadata.is_file() && is_yaml(&name) {
                 if self.files.len() >= FILES_MAX {
-                    self.unlisted.push(path.clone());
-                    self.problem(&path, format!("more than {FILES_MAX} files; this one is left out"));
-                    return;
+                    return self.cut(prefix, &path, format!("more than {FILES_MAX} files"));
                 }
                 self.files.insert(path.into(), (place, stamp(&metadata)));
             }
         }
+    }
+
+    /// Gives up a directory at `path`. What was not looked at is not gone.
+    fn cut(&mut self, prefix: &str, path: &str, limit: String) {
+        self.unlisted.push(prefix.to_owned());
+        self.problem(path, format!("{limit}; this one and the rest of its directory are left out"));
     }
 
     fn is_gone(&self, path: &str) -> bool {

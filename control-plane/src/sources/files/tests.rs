@@ -53,6 +53,19 @@ async fn files_come_change_break_and_go() {
     task.abort();
 }
 
+#[test]
+fn a_maze_of_links_ends_and_takes_nothing_away() {
+    use std::os::unix::fs::symlink;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    symlink(path, path.join("left")).unwrap();
+    symlink(path, path.join("right")).unwrap();
+    let mut found = Found::default();
+    found.list(path, "", 0);
+    assert_eq!(found.directories, DIRECTORIES_MAX);
+    assert!(!found.root_lost && !found.is_gone("known.yaml"), "what was not looked at is not gone");
+}
+
 #[tokio::test]
 async fn a_config_map_is_swapped_by_a_link() {
     use std::os::unix::fs::symlink;
