@@ -5,8 +5,8 @@
 //! a burst's extra connections fall idle and expire; at most [`IDLE_MAX`] idle ones; a connection on which the
 //! server has said anything while idle, end of stream included, is never given out.
 //!
-//! Surprise: an idle HTTP/1 connection is *parked* by the second sweep that finds it: hyper's engine and its buffers are dropped and
-//! the bare socket kept. Nobody waits on idle connections; they are probed when swept and when taken. Non-goal:
+//! Surprise: an idle HTTP/1 connection is *parked* by the second sweep that finds it: its buffers are dropped and the bare socket
+//! kept. Nobody waits on idle connections; they are probed when swept and when taken. Non-goal:
 //! a queue for connections. Requests without one open another; how many are in flight is bounded elsewhere.
 
 use std::cell::{Cell, RefCell};
@@ -61,7 +61,7 @@ impl Drop for Opening {
 }
 
 enum Idle {
-    /// With its engine, and the sweep before which it came back.
+    /// With its buffers, and the sweep before which it came back.
     Warm(Box<H1>, u32),
     /// Without, and since when.
     Parked(TcpStream, Instant),
@@ -71,7 +71,7 @@ enum Idle {
 pub enum Taken {
     /// Ready to send.
     Warm(Box<H1>),
-    /// Needs an engine.
+    /// Without buffers.
     Bare(TcpStream),
 }
 
@@ -82,7 +82,7 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         loop {
             match idle.pop()? {
-                // hyper itself looks at the socket before it writes, and gives the request back.
+                // Looks at the socket itself before it writes.
                 Idle::Warm(link, _) => return Some(Taken::Warm(link)),
                 Idle::Parked(stream, _) if is_quiet(&stream) => return Some(Taken::Bare(stream)),
                 Idle::Parked(..) => {}
@@ -174,7 +174,7 @@ impl Pool {
                     warm = true;
                     Some(Idle::Warm(link, since))
                 }
-                Idle::Warm(link, _) => link.park().map(|stream| Idle::Parked(stream, now)),
+                Idle::Warm(link, _) => Some(Idle::Parked(link.into_parts().0, now)),
                 Idle::Parked(_, since) if now.saturating_duration_since(since) >= IDLE_TIME_MAX => {
                     shard.limit(Limit::IdleTimeout);
                     None

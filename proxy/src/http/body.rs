@@ -20,7 +20,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use weft_wire::{DecidedBy, Reason};
 
-use super::client::{Continue, H2Stream, Lease};
+use super::client::{Broken, Continue, H2Stream, Lease};
 use super::park::InFlight;
 use crate::balance::Working;
 use crate::policy::Permit;
@@ -112,7 +112,7 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some(this) = &mut self.0 else { return Poll::Ready(None) };
         if let Some(gate) = &mut this.gate {
-            if gate.opened.poll(context).is_pending() {
+            if !gate.opened.said() {
                 ready!(gate.patience.as_mut().poll(context));
             }
             this.gate = None;
@@ -216,10 +216,7 @@ pub struct ResponseBody {
 enum Source {
     /// The proxy's own words, or none, and what counts until they are out.
     Own(Bytes, #[expect(dead_code, reason = "held for its drop")] Option<InFlight>),
-    H1 {
-        incoming: Incoming,
-        lease: Option<Lease>,
-    },
+    H1(Lease),
     H2(Box<H2Stream>),
     /// Failed; must not look like a clean end.
     Broken,
@@ -239,8 +236,8 @@ impl ResponseBody {
 
     /// An HTTP/1 response.
     #[must_use]
-    pub fn h1(incoming: Incoming, lease: Lease, exchange: Box<Exchange>) -> Self {
-        let mut body = Self { source: Source::H1 { incoming, lease: Some(lease) }, exchange: Some(exchange) };
+    pub fn h1(lease: Lease, exchange: Box<Exchange>) -> Self {
+        let mut body = Self { source: Source::H1(lease), exchange: Some(exchange) };
         body.end_if_over();
         body
     }
@@ -255,36 +252,27 @@ impl ResponseBody {
 
     /// Ends the exchange the moment the last byte is here, not when hyper asks once more.
     fn end_if_over(&mut self) {
-        let over = match &self.source {
-            Source::Own(text, _) => text.is_empty(),
-            Source::H1 { incoming, .. } => incoming.is_end_stream(),
-            Source::H2(stream) => stream.is_end_stream(),
-            Source::Broken => false,
-        };
-        if over {
+        if self.is_end_stream() {
             self.end();
         }
     }
 
     fn end(&mut self) {
-        if let Source::H1 { lease, .. } = &mut self.source
-            && let Some(lease) = lease.take()
-        {
-            lease.release(self.exchange.as_ref().and_then(|exchange| exchange.upload.as_deref()));
+        if let Source::H1(lease) = std::mem::replace(&mut self.source, Source::Own(Bytes::new(), None)) {
+            lease.release();
         }
-        self.source = Source::Own(Bytes::new(), None);
         if let Some(exchange) = self.exchange.take() {
             exchange.finish();
         }
     }
 
-    fn break_off(&mut self) {
+    fn break_off(&mut self, broken: Reason) {
         // Dropping the source closes the connection or resets the stream.
         self.source = Source::Broken;
         if let Some(exchange) = self.exchange.take() {
             // An upload that the client broke off takes the response with it.
             let by_client = exchange.upload.as_ref().and_then(|upload| upload.failed.get());
-            let reason = by_client.unwrap_or(Reason::UpstreamReset);
+            let reason = by_client.unwrap_or(broken);
             exchange.fail(reason);
         }
     }
@@ -322,12 +310,17 @@ impl Body for ResponseBody {
                 }
                 Some(Ok(Frame::data(text)))
             }
-            Source::H1 { incoming, lease } => {
-                let Some(lease) = lease else { return Poll::Ready(None) };
-                ready!(lease.poll_frame(incoming, context)).map(|result| result.map_err(drop))
+            Source::H1(lease) => ready!(lease.poll_frame(context)).map(|result| {
+                result.map_err(|broken| match broken {
+                    Broken::Malformed(_) => Reason::ProtocolError,
+                    Broken::Upload(reason) => reason,
+                    Broken::Closed | Broken::Io(_) => Reason::UpstreamReset,
+                })
+            }),
+            Source::H2(stream) => {
+                ready!(stream.poll_frame(context)).map(|result| result.map_err(|_| Reason::UpstreamReset))
             }
-            Source::H2(stream) => ready!(stream.poll_frame(context)).map(|result| result.map_err(drop)),
-            Source::Broken => Some(Err(())),
+            Source::Broken => Some(Err(Reason::UpstreamReset)),
         };
         match frame {
             Some(Ok(frame)) => {
@@ -345,8 +338,8 @@ impl Body for ResponseBody {
                 this.end();
                 Poll::Ready(None)
             }
-            Some(Err(())) => {
-                this.break_off();
+            Some(Err(reason)) => {
+                this.break_off(reason);
                 Poll::Ready(Some(Err(BrokenOff)))
             }
         }
@@ -355,7 +348,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Own(text, _) => text.is_empty(),
-            Source::H1 { incoming, .. } => incoming.is_end_stream(),
+            Source::H1(lease) => lease.is_end_stream(),
             Source::H2(stream) => stream.is_end_stream(),
             Source::Broken => false,
         }
@@ -364,7 +357,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Own(text, _) => SizeHint::with_exact(text.len() as u64),
-            Source::H1 { incoming, .. } => incoming.size_hint(),
+            Source::H1(lease) => lease.size_hint(),
             Source::H2(stream) => stream.size_hint(),
             Source::Broken => SizeHint::new(),
         }

@@ -15,14 +15,14 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::body::{Body as _, Incoming};
 use tokio::net::TcpStream;
 use weft_wire::Reason;
 
 use super::body::{Exchange, RequestBody, ResponseBody, Upload};
 use super::class;
-use super::client::{Continue, H1, H2, Lease, Unanswered};
+use super::client::{Broken, Continue, H1, H2, Lease};
 use super::headers::{self, Form, Intent};
 use super::server::{Session, Target};
 use super::upgrade::Switch;
@@ -135,11 +135,10 @@ impl Outgoing {
         *self = Self { head, body };
     }
 
-    /// A copy to send again should a reused connection turn out to be dead: only where that is harmless.
+    /// A copy to send again should an HTTP/2 connection refuse the stream: only without a body, which is not kept.
     fn spare(&self) -> Option<Request<RequestBody>> {
         let head = &self.head;
-        let harmless = head.method.is_idempotent() || head.version == Version::HTTP_2;
-        if !harmless || !self.body.is_none() || head.method == Method::CONNECT {
+        if !self.body.is_none() {
             return None;
         }
         let mut copy = Request::new(RequestBody::empty());
@@ -199,36 +198,39 @@ struct Way<'a> {
 impl Way<'_> {
     async fn over_h1(mut self) -> Result<Response<ResponseBody>, Refusal> {
         self.prepare_h1();
-        let mut fresh = false;
+        let (mut endpoint, mut link) = match self.warm_h1()? {
+            Some(warm) => warm,
+            None => Box::pin(self.h1(false)).await?,
+        };
+        self.begin_h1(&mut link);
         loop {
-            let warm = if fresh { None } else { self.warm_h1()? };
-            let (endpoint, mut link) = match warm {
-                Some(warm) => warm,
-                None => Box::pin(self.h1(fresh)).await?,
-            };
-            let spare = if link.is_reused() { self.outgoing.spare().map(Box::new) } else { None };
             let timed = self.cluster.has_alternatives().then(Instant::now);
-            let answer = link.send(self.request_h1()).await;
+            let answer = std::future::poll_fn(|context| link.poll_head(context)).await;
             self.observe(timed);
             match answer {
-                Ok(response) if self.is_switch(&response) => {
-                    return Box::pin(self.switched_h1(response, endpoint, link)).await;
+                Ok(head) if self.is_switch(head.status()) => {
+                    return self.switched_h1(head, &endpoint, link);
                 }
-                Ok(response) => return self.answered_h1(response, endpoint, link),
-                // Closed before hyper began to write: any connection will do.
-                Err(Unanswered { request: Some(unsent), .. }) if link.is_reused() => {
-                    self.outgoing.put(*unsent)
+                Ok(head) => return self.answered_h1(head, endpoint, link),
+                Err(_) if link.may_repeat() => {
+                    // Closed under us. The pool's others may be just as stale.
+                    let (other, mut fresh) = Box::pin(self.h1(true)).await?;
+                    fresh.inherit(&mut link);
+                    (endpoint, link) = (other, fresh);
                 }
-                Err(Unanswered { error, .. }) => match spare {
-                    // Closed while it was being written. The pool's others may be just as stale.
-                    Some(again) if !error.is_parse() && !error.is_user() => {
-                        self.outgoing.put(*again);
-                        fresh = true;
-                    }
-                    _ => return Err(self.unanswered(&error)),
-                },
+                Err(broken) => return Err(self.unanswered(&broken)),
             }
         }
+    }
+
+    fn begin_h1(&mut self, link: &mut H1) {
+        let mut body = std::mem::replace(&mut self.outgoing.body, RequestBody::empty());
+        let gate = (self.intent == Intent::Continue).then(Continue::default);
+        if let Some(gate) = &gate {
+            body.hold(gate.clone());
+        }
+        let upload = self.exchange.as_ref().and_then(|exchange| exchange.upload.as_ref());
+        link.begin(&mut self.outgoing.head, body, upload, gate);
     }
 
     /// What HTTP/1.1 to the app wants and the client's version may not have had.
@@ -244,16 +246,6 @@ impl Way<'_> {
             // Whoever sends TE names it (RFC 9110 §10.1.4).
             head.headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
         }
-    }
-
-    fn request_h1(&mut self) -> Request<RequestBody> {
-        let mut request = self.outgoing.take();
-        if self.intent == Intent::Continue {
-            let said = Continue::default();
-            said.watch(&mut request);
-            request.body_mut().hold(said);
-        }
-        request
     }
 
     /// A connection that needs no waiting: what almost every request gets.
@@ -279,7 +271,7 @@ impl Way<'_> {
             && let Some(endpoint) = session.worker.clusters.at_address(self.cluster, opened.address)
         {
             self.chosen(&endpoint);
-            return Ok((endpoint, self.start_h1(opened.stream, false).await?));
+            return Ok((endpoint, H1::new(opened.stream, false)));
         }
         let mut failed: Option<Rc<Endpoint>> = None;
         let mut attempt = 1;
@@ -289,9 +281,9 @@ impl Way<'_> {
             let taken = if fresh { None } else { endpoint.pool.take() };
             match taken {
                 Some(Taken::Warm(link)) => return Ok((endpoint, link)),
-                Some(Taken::Bare(stream)) => return Ok((endpoint, self.start_h1(stream, true).await?)),
+                Some(Taken::Bare(stream)) => return Ok((endpoint, H1::new(stream, true))),
                 None => match self.connect(&endpoint).await {
-                    Ok(stream) => return Ok((endpoint, self.start_h1(stream, false).await?)),
+                    Ok(stream) => return Ok((endpoint, H1::new(stream, false))),
                     Err(_) if attempt < ATTEMPTS_MAX && self.cluster.has_alternatives() => {
                         attempt += 1;
                         failed = Some(endpoint);
@@ -300,11 +292,6 @@ impl Way<'_> {
                 },
             }
         }
-    }
-
-    async fn start_h1(&self, stream: TcpStream, reused: bool) -> Result<Box<H1>, Refusal> {
-        let started = H1::start(stream, reused, Rc::clone(&self.session.worker.shard)).await;
-        started.map_err(|error| self.unanswered(&error))
     }
 
     async fn connect(&mut self, endpoint: &Rc<Endpoint>) -> Result<TcpStream, Reason> {
@@ -336,43 +323,39 @@ impl Way<'_> {
         }
     }
 
-    fn is_switch(&self, response: &Response<Incoming>) -> bool {
+    fn is_switch(&self, status: StatusCode) -> bool {
         match self.intent {
-            Intent::Upgrade => response.status() == StatusCode::SWITCHING_PROTOCOLS,
-            Intent::Connect => response.status().is_success(),
+            Intent::Upgrade => status == StatusCode::SWITCHING_PROTOCOLS,
+            Intent::Connect => status.is_success(),
             Intent::Continue | Intent::Plain => false,
         }
     }
 
     fn answered_h1(
         self,
-        response: Response<Incoming>,
+        head: Response<()>,
         endpoint: Rc<Endpoint>,
         link: Box<H1>,
     ) -> Result<Response<ResponseBody>, Refusal> {
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        if head.status() == StatusCode::SWITCHING_PROTOCOLS {
             // Nobody asked; what follows cannot be understood.
             return Err(Refusal { reason: Reason::ProtocolError, fault: Fault::Upstream });
         }
-        let exchange = self.exchange.take();
-        Ok(response_of(response, exchange, |incoming, exchange| {
-            ResponseBody::h1(incoming, Lease::new(link, endpoint), exchange)
-        }))
+        let lease = Lease::new(link, endpoint, Rc::clone(&self.session.worker.shard));
+        Ok(response_of(head, self.exchange.take(), |(), exchange| ResponseBody::h1(lease, exchange)))
     }
 
-    async fn switched_h1(
+    fn switched_h1(
         self,
-        response: Response<Incoming>,
-        endpoint: Rc<Endpoint>,
+        response: Response<()>,
+        endpoint: &Endpoint,
         link: Box<H1>,
     ) -> Result<Response<ResponseBody>, Refusal> {
-        let Some((stream, early)) = link.into_upgraded().await else {
-            return Err(Reason::UpstreamReset.into());
-        };
-        let (mut head, _) = response.into_parts();
+        let (stream, early) = link.into_parts();
+        let (mut head, ()) = response.into_parts();
         headers::response(head.status, &mut head.headers);
         let response = Response::from_parts(head, Bytes::new());
-        self.switch(response, &endpoint, Prefixed::new(stream, early))
+        self.switch(response, endpoint, Prefixed::new(stream, early))
     }
 
     /// The request is over, its connection goes on as bytes.
@@ -392,12 +375,12 @@ impl Way<'_> {
         Ok(response.map(|none| ResponseBody::own(none, guard)))
     }
 
-    fn unanswered(&self, error: &hyper::Error) -> Refusal {
-        tracing::debug!(%error, "no response");
-        match self.upload_failure() {
-            Some(reason) => reason.into(),
-            None if error.is_parse() => Refusal { reason: Reason::ProtocolError, fault: Fault::Upstream },
-            None => Reason::UpstreamReset.into(),
+    fn unanswered(&self, broken: &Broken) -> Refusal {
+        tracing::debug!(error = %broken, "no response");
+        match broken {
+            Broken::Upload(reason) => (*reason).into(),
+            Broken::Malformed(_) => Refusal { reason: Reason::ProtocolError, fault: Fault::Upstream },
+            Broken::Closed | Broken::Io(_) => Reason::UpstreamReset.into(),
         }
     }
 

@@ -196,6 +196,12 @@ pub fn authority(parts: &Parts) -> Option<&str> {
     }
 }
 
+/// Whether `Connection` has this option.
+#[must_use]
+pub(super) fn connection_lists(headers: &HeaderMap, option: &str) -> bool {
+    headers.get_all(header::CONNECTION).iter().any(|value| lists(value, option))
+}
+
 /// Whether trailers of a response may be sent: the request said `TE: trailers` (always true for HTTP/2).
 fn accepts_trailers(headers: &HeaderMap) -> bool {
     headers.get_all(header::TE).iter().any(|value| lists(value, "trailers"))
@@ -206,7 +212,7 @@ fn expects_continue(headers: &HeaderMap) -> bool {
 }
 
 fn is_upgrade(headers: &HeaderMap) -> bool {
-    headers.get_all(header::CONNECTION).iter().any(|value| lists(value, "upgrade"))
+    connection_lists(headers, "upgrade")
         // HTTP/2 is spoken with prior knowledge or not at all (RFC 9113 §3.1 retired the upgrade).
         && !headers.get_all(header::UPGRADE).iter().any(|value| lists(value, "h2c"))
 }
