@@ -4,10 +4,7 @@
 //! `weft-control-plane` would do with them, options and environment included.
 
 use std::ffi::CString;
-use std::io::{self, IsTerminal as _};
 
-use anyhow::Context as _;
-use tracing_subscriber::EnvFilter;
 use weft_proxy::config::{Arguments, Config};
 use weft_proxy::intercept;
 
@@ -38,16 +35,7 @@ pub(crate) fn proxy(proxy: Proxy) -> anyhow::Result<()> {
 /// `weft control-plane`, the same as `weft-control-plane`.
 pub(crate) fn control_plane(config: weft_control_plane::config::Config) -> anyhow::Result<()> {
     title("weft-control");
-    let filter = EnvFilter::try_new(&config.log).context("--log")?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    // People read colours, machines read JSON.
-    if io::stderr().is_terminal() {
-        log.init();
-    } else {
-        log.json().flatten_event(true).init();
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(weft_control_plane::app::run(config))
+    weft_control_plane::program::run(config)
 }
 
 /// What `ps` shows instead of the name of the file that was started, which is always the same.

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! `world`, `compile` and `graph` do no IO and take the time as an argument. `app` knows everybody and nobody
-//! knows `app`.
+//! but `program` knows `app`.
 
 pub mod admin;
 pub mod api;
@@ -20,6 +20,7 @@ pub mod graph;
 pub mod ingest;
 pub mod listen;
 pub mod mesh;
+pub mod program;
 pub mod resources;
 pub mod serve;
 pub mod sources;
