@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use weft_control_plane::graph::Window;
 
 use crate::fabric::{holder, launch, launcher};
 use crate::{api, demo, graph, inner, output, run, stat, version};
@@ -80,6 +81,14 @@ pub(crate) struct ApiArgs {
     /// The control plane's API
     #[arg(long, env = "WEFT_API", value_name = "URL", default_value = api::DEFAULT)]
     pub(crate) api: String,
+}
+
+/// Which part of the past is shown.
+#[derive(Debug, clap::Args)]
+pub(crate) struct WindowArgs {
+    /// How far back
+    #[arg(long, value_parser = Window::ALL.map(Window::word), default_value = "1m")]
+    pub(crate) window: String,
 }
 
 /// Parses the command line and does what it says.

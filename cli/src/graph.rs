@@ -20,9 +20,8 @@ use crate::{output, table};
   weft graph -o dot | dot -Tsvg     a picture
   weft graph -o json | jq '.edges[] | select(.success_rate < 0.99)'")]
 pub(crate) struct GraphArgs {
-    /// How far back: 10s, 1m, 5m or 1h
-    #[arg(long, default_value = "1m")]
-    window: String,
+    #[command(flatten)]
+    window: crate::args::WindowArgs,
     /// How to show it
     #[arg(short, long, value_enum, default_value = "tree")]
     output: Format,
@@ -42,7 +41,7 @@ enum Format {
 
 pub(crate) async fn run(arguments: GraphArgs) -> anyhow::Result<()> {
     let GraphArgs { window, output: format, api } = arguments;
-    let api = Api::new(&api.api)?;
+    let (api, window) = (Api::new(&api.api)?, window.window);
     match format {
         Format::Tree => output::text(&tree(&api.graph(&window).await?, &api)),
         Format::Dot => output::text(&dot(&api.graph(&window).await?)),
@@ -91,7 +90,10 @@ pub(crate) fn empty(graph: &Graph, api: &Api) -> String {
         None => ("nothing was called", "look further back with --window 1h"),
     };
     let window = span(graph.window_seconds);
-    format!("no calls in the last {window}: {why}\n  {hint}\n  what is connected: curl {}/api/proxies\n", api.base())
+    format!(
+        "no calls in the last {window}: {why}\n  {hint}\n  what is connected: curl {}/api/proxies\n",
+        api.base()
+    )
 }
 
 fn span(seconds: f64) -> String {

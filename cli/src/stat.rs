@@ -28,9 +28,8 @@ pub(crate) struct StatArgs {
     /// A row per route instead of per edge
     #[arg(long)]
     routes: bool,
-    /// How far back: 10s, 1m, 5m or 1h
-    #[arg(long, default_value = "1m")]
-    window: String,
+    #[command(flatten)]
+    window: crate::args::WindowArgs,
     /// How to show it
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
@@ -48,7 +47,7 @@ enum Format {
 
 pub(crate) async fn run(arguments: StatArgs) -> anyhow::Result<()> {
     let StatArgs { source, target, routes, window, output: format, api } = arguments;
-    let api = Api::new(&api.api)?;
+    let (api, window) = (Api::new(&api.api)?, window.window);
     let filter = Filter { source: named(source), target: named(target) };
     match format {
         Format::Table => {
