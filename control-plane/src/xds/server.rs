@@ -44,8 +44,10 @@ const INTRODUCTION_DEADLINE: Duration = Duration::from_secs(10);
 const GOODBYE: Duration = Duration::from_secs(1);
 /// How long after start the mesh needs to be whole again: the longest back-off of a sidecar (10 s), and some.
 pub const WARM_UP: Duration = Duration::from_secs(12);
-/// Longest instance id.
+/// Longest instance id, version and pod name.
 const INSTANCE_MAX: usize = 200;
+/// How much of what is wrong with a node is told: it quotes the client, and travels in a header.
+const COMPLAINT_MAX: usize = 300;
 /// Largest request. A reconnecting stream names all it has: 10,000 names with versions are about 1 MiB.
 const REQUEST_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Registrations and addresses one sidecar may claim: a program has a handful of each.
@@ -359,6 +361,11 @@ impl Client {
             let message = format!("node.metadata claims more than {CLAIMS_MAX} addresses or registrations");
             return Err(GrpcStatus::invalid_argument(message));
         }
+        let texts = metadata.as_ref().map(|metadata| [metadata.version.as_deref(), metadata.pod.as_deref()]);
+        if texts.into_iter().flatten().flatten().any(|text| text.len() > INSTANCE_MAX) {
+            let message = format!("version and pod of node.metadata must have at most {INSTANCE_MAX} bytes");
+            return Err(GrpcStatus::invalid_argument(message));
+        }
         let workload = metadata.as_ref().map(|metadata| metadata.workload.clone());
         Ok(Self {
             instance: node.id.as_str().into(),
@@ -402,7 +409,7 @@ fn bad_node(error: weft_wire::node::InvalidNode) -> GrpcStatus {
         text = format!("{text}: {cause}");
         source = cause.source();
     }
-    GrpcStatus::invalid_argument(text)
+    GrpcStatus::invalid_argument(text.chars().take(COMPLAINT_MAX).collect::<String>())
 }
 
 fn shutting_down() -> GrpcStatus {
