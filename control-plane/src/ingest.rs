@@ -2,7 +2,7 @@
 //!
 //! In: `ExportMetricsServiceRequest`s. Out: samples on the edges of the graph, journaled before they are
 //! answered. The steps, each its own module: [`decode`] reads a request into observations, `resolve` names both
-//! ends and decides who counts, [`store`](crate::store) journals, and `count` applies to the graph what was
+//! ends and decides who counts, [`store`] journals, and `count` applies to the graph what was
 //! committed.
 //!
 //! **Who counts.** A call is counted once although both sides report it. The caller's report always counts. The

@@ -1,4 +1,4 @@
-//! The graph as the API shows it: plain values, made from a [`Graph`] for one window at one moment.
+//! The graph as the API shows it: plain values, made from a [`Graph`](super::Graph) for one window at one moment.
 //!
 //! In: the graph, `now`, the connected sidecars. Out: [`View`] (`/api/graph`), [`Diff`] of two views
 //! (`/api/graph/events`) and [`Detail`] of one edge (`/api/edges/{id}`). The serde types of this module *are* the
