@@ -65,7 +65,8 @@ fn build(sources: &Path, out: &Path) -> Result<(), String> {
     check_node()?;
     let lock_file = sources.join("package-lock.json");
     // Builds for several target folders share one node_modules; they take turns.
-    let lock = File::open(&lock_file).map_err(|error| format!("cannot read {}: {error}", lock_file.display()))?;
+    let lock =
+        File::open(&lock_file).map_err(|error| format!("cannot read {}: {error}", lock_file.display()))?;
     lock.lock().map_err(|error| format!("cannot lock {}: {error}", lock_file.display()))?;
     if !is_installed(sources) {
         npm(sources, out, &["ci", "--no-audit", "--no-fund"])?;

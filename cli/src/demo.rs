@@ -123,7 +123,9 @@ fn ground(choice: IsolationChoice) -> anyhow::Result<Ground> {
     match fabric {
         Ok(fabric) => Ok(Ground::Namespaces(fabric)),
         Err(error) if choice == IsolationChoice::Auto => loopback(error.to_string()),
-        Err(error) => Err(error.context("no such isolation here; `weft demo --isolation loopback` does without")),
+        Err(error) => {
+            Err(error.context("no such isolation here; `weft demo --isolation loopback` does without"))
+        }
     }
 }
 
@@ -213,7 +215,10 @@ fn explain(stage: &Stage, address: SocketAddr, load: bool, duration: Option<Dura
         output::line("             api.bank.example  external, and cron: a caller without a sidecar");
     }
     let api = if url == crate::api::DEFAULT { String::new() } else { format!("   (each with --api {url})") };
-    output::line(format_args!("  {}        weft graph · weft stat orders · weft stat --routes{api}", key("Ask")));
+    output::line(format_args!(
+        "  {}        weft graph · weft stat orders · weft stat --routes{api}",
+        key("Ask")
+    ));
     if !load {
         output::line(format_args!("  {}      {}", key("Knock"), stage.knock()));
     }

@@ -119,7 +119,8 @@ async fn accompany(arguments: RunArgs) -> anyhow::Result<u8> {
 
 /// Whether something listens there now. The sidecar keeps trying, so this only decides about a remark.
 async fn reachable(control_plane: &str) -> anyhow::Result<bool> {
-    let uri: http::Uri = control_plane.parse().with_context(|| format!("--control-plane {control_plane:?}"))?;
+    let uri: http::Uri =
+        control_plane.parse().with_context(|| format!("--control-plane {control_plane:?}"))?;
     let (Some(host), Some("http")) = (uri.host(), uri.scheme_str()) else {
         anyhow::bail!("--control-plane {control_plane:?}: write it like http://127.0.0.1:15010");
     };

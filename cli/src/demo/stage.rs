@@ -117,7 +117,10 @@ impl Stage {
                 let user = if fabric.isolation().has_users() { "" } else { " -U --preserve-credentials" };
                 format!("nsenter -t {}{user} -n -m curl http://web:8080/products/7", pod.id())
             }
-            _ => format!("curl -x http://{}:15001 http://web.shop:8080/products/7", self.copies[shopper].address),
+            _ => format!(
+                "curl -x http://{}:15001 http://web.shop:8080/products/7",
+                self.copies[shopper].address
+            ),
         }
     }
 
