@@ -14,6 +14,9 @@ use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, Ro
 
 /// The bridge's name in the hub.
 const BRIDGE: &str = "weft0";
+/// Its hardware address, locally administered. Left to itself a bridge takes the lowest of its ports', so it changes
+/// when a pod is added, and pods that knew the old one cannot reach the hub for seconds.
+const BRIDGE_ADDRESS: [u8; 6] = [0x02, b'w', b'e', b'f', b't', 0];
 
 /// Why the kernel did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +43,11 @@ impl From<rtnetlink::Error> for Error {
 /// Makes the bridge, with addresses.
 pub(super) async fn bridge(addresses: &[(IpAddr, u8)]) -> Result<(), Error> {
     let handle = connect()?;
-    handle.link().add(LinkBridge::new(BRIDGE).up().build()).execute().await?;
+    handle
+        .link()
+        .add(LinkBridge::new(BRIDGE).address(BRIDGE_ADDRESS.to_vec()).up().build())
+        .execute()
+        .await?;
     let index = index_of(&handle, BRIDGE).await?;
     add_addresses(&handle, index, addresses).await
 }
