@@ -141,7 +141,12 @@ impl Live {
 
 fn fresh(published: &Published) -> Option<Arc<View>> {
     let view = published.view.borrow();
-    (Timestamp::now().since(view.at) < AGE_MAX && view.at != Timestamp::default()).then(|| view.clone())
+    is_fresh(view.at, Timestamp::now()).then(|| view.clone())
+}
+
+/// A view from the future is one that a clock set back has left: it would be the newest until its time comes again.
+fn is_fresh(made: Timestamp, now: Timestamp) -> bool {
+    made <= now && now.since(made) < AGE_MAX
 }
 
 /// Numbers `view` and makes it the current one; wakes subscribers only if its content changed.
@@ -159,4 +164,18 @@ fn publish(sender: &watch::Sender<Arc<View>>, mut view: View) -> Arc<View> {
         changed
     });
     published.unwrap_or_else(|| sender.borrow().clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_is_fresh_for_a_moment_and_never_from_the_future() {
+        let now = Timestamp::from_millis(1_795_219_200_000);
+        assert!(is_fresh(now, now) && is_fresh(now.minus(AGE_MAX / 2), now));
+        assert!(!is_fresh(now.minus(AGE_MAX), now), "too old");
+        assert!(!is_fresh(now.plus(Duration::from_secs(3_600)), now), "the clock was set back");
+        assert!(!is_fresh(Timestamp::default(), now), "none was made yet");
+    }
 }
