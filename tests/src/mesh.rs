@@ -210,10 +210,11 @@ impl Mesh {
         .with_context(|| self.log(name))
     }
 
-    /// A service on a cluster address of its own; every pod can resolve its name from now on.
+    /// A service on a cluster address of its own; every pod can resolve its name from now on, and the control plane, if
+    /// there is one, knows it.
     ///
     /// # Errors
-    /// When a hosts file cannot be written.
+    /// When a hosts file cannot be written, or the control plane does not read the new source in time.
     pub fn service(
         &mut self,
         name: &str,
@@ -228,7 +229,17 @@ impl Mesh {
         }
         let ready = pods.iter().map(|&pod| pod.to_owned()).collect();
         self.services.push(Service { name: name.into(), address, port, app_protocol, ready });
-        self.write_source()
+        self.write_source()?;
+        if self.control_plane.is_none() {
+            return Ok(());
+        }
+        // A sidecar that asks before would be told that there is no such service, and pass through to nowhere.
+        poll::until_blocking("the service is known", START, || {
+            let known = self.get("/api/overview")?["inventory"]["services"].as_u64();
+            ensure!(known == Some(u64::from(number)), "{known:?} services are known, not {number}");
+            Ok(())
+        })
+        .with_context(|| self.log("control-plane"))
     }
 
     /// Changes which pods are ready endpoints of a service.

@@ -12,7 +12,9 @@ const CHANGED: Duration = Duration::from_secs(3);
 
 /// One request from `client`, which must succeed; answers which pod served it.
 fn asked(mesh: &mesh::Mesh, url: &str) -> anyhow::Result<Value> {
-    let answer = mesh.succeed("client", &["curl", "-sSf", "--max-time", "5", url])?;
+    let answer = mesh
+        .succeed("client", &["curl", "-sSf", "--max-time", "5", url])
+        .with_context(|| ["client", "control-plane"].map(|name| mesh.log(name)).join("\n"))?;
     Ok(serde_json::from_str::<Value>(&answer)?["pod"].clone())
 }
 
@@ -82,7 +84,7 @@ fn a_change_of_endpoints_reaches_the_traffic_at_once_and_costs_no_request() -> a
         let changed = Instant::now();
         loop {
             // Both pods serve all the time, so no request may fail, whoever answers.
-            let served = asked(&mesh, "http://back:8080/").with_context(|| mesh.log("client"))?;
+            let served = asked(&mesh, "http://back:8080/")?;
             let took = changed.elapsed();
             if served == next {
                 eprintln!("{next} serves {took:.0?} after the file was written");

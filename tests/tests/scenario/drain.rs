@@ -36,7 +36,8 @@ fn an_endpoint_that_is_removed_and_stopped_costs_no_request() -> anyhow::Result<
             ensure!(served(&mesh, pod)? > 50, "{pod} has hardly served");
         }
         Ok(())
-    })?;
+    })
+    .with_context(|| ["load", "client", "control-plane"].map(|name| mesh.log(name)).join("\n"))?;
     mesh.set_endpoints("back", &["back-2"])?;
     let sidecar = mesh.signal_sidecar("back-1", Signal::SIGTERM)?;
     let stopped =

@@ -36,7 +36,9 @@ fn curl_to_app_to_app(mut mesh: mesh::Mesh) -> anyhow::Result<()> {
         let second = mesh.edge("workload:shop/front", "workload:shop/back")?;
         anyhow::Ok((first, second))
     })
-    .with_context(|| format!("{}\n{}", mesh.log("client"), mesh.log("control-plane")))?;
+    .with_context(|| {
+        ["client", "front", "front-app", "control-plane"].map(|name| mesh.log(name)).join("\n")
+    })?;
 
     assert_eq!(first["protocol"], "http");
     assert_eq!(first["requests_total"], 1);
