@@ -43,6 +43,9 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const STREAMS_PER_CONNECTION: u32 = 64;
 /// A request's headers must be complete by then; also how long an idle connection is kept.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a gRPC call may take to be answered, its request's body included: a report waits for the journal for 11 s
+/// at most. The configuration stream is answered at once and then lives for as long as it likes.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// After a failed accept (usually: no file descriptors left) it is pointless to try again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -83,6 +86,7 @@ pub fn grpc_server() -> tonic::transport::Server {
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .timeout(CALL_TIMEOUT)
 }
 
 /// Serves gRPC until the drain.
