@@ -94,9 +94,9 @@ impl Service<Request<Body>> for Calculator {
         Box::pin(async move {
             let mut grpc = Grpc::new(Codec::default());
             Ok(match request.uri().path() {
-                DOUBLE => grpc.unary(Calculator, request).await,
-                COUNT => grpc.server_streaming(Calculator, request).await,
-                SUM => grpc.streaming(Calculator, request).await,
+                DOUBLE => grpc.unary(Self, request).await,
+                COUNT => grpc.server_streaming(Self, request).await,
+                SUM => grpc.streaming(Self, request).await,
                 path => Status::unimplemented(path).into_http(),
             })
         })
