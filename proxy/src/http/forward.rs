@@ -62,14 +62,14 @@ pub(super) fn forward(
     session: Rc<Session>,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> {
-    let in_flight = session.pulse.request();
+    let in_flight = session.place.pulse.request();
     let (head, incoming) = request.into_parts();
     // Wrapped before anything can be refused: an unread body must be noticed.
     let (body, upload) = if incoming.is_end_stream() {
         (RequestBody::empty(), None)
     } else {
         let upload = Rc::new(Upload::default());
-        (RequestBody::new(incoming, Rc::clone(&upload), session.pulse.enter()), Some(upload))
+        (RequestBody::new(incoming, Rc::clone(&upload), session.place.pulse.enter()), Some(upload))
     };
     let version = head.version;
     let grpc = class::is_grpc(&head.headers);

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
@@ -21,7 +22,7 @@ use tokio::net::TcpStream;
 use weft_wire::{DecidedBy, Reason};
 
 use super::forward::{self, Destination};
-use super::park::{Engine, Place, Pulse, Signal};
+use super::park::{Engine, Place, Signal};
 use super::upgrade::{self, Switch};
 use super::{BUFFER_MAX, H2_CONNECTION_WINDOW, H2_FRAME_MAX, H2_STREAM_WINDOW, headers};
 use crate::detect::Prefixed;
@@ -93,7 +94,8 @@ pub(super) struct Session {
     pub target: Target,
     pub edge: EdgeSpec,
     pub by: DecidedBy,
-    pub pulse: Rc<Pulse>,
+    /// Its place among the worker's connections, and its signs of life.
+    pub place: Place,
     /// Destinations of this connection's requests: one, except for the forward proxy.
     pub destinations: RefCell<Vec<Rc<Destination>>>,
     /// A connection to the server that no request has taken yet.
@@ -103,7 +105,14 @@ pub(super) struct Session {
 }
 
 /// Serves a connection until it ends.
-pub async fn serve(worker: Rc<Worker>, io: Prefixed<TcpStream>, version: Version, scope: Scope) {
+///
+/// Not an `async fn`: those keep their arguments beside what becomes of them, for as long as the connection is open.
+pub fn serve(
+    worker: Rc<Worker>,
+    io: Prefixed<TcpStream>,
+    version: Version,
+    scope: Scope,
+) -> impl Future<Output = ()> {
     let engine = match version {
         Version::Http1 => Engine::H1,
         Version::Http2 => Engine::H2,
@@ -117,14 +126,36 @@ pub async fn serve(worker: Rc<Worker>, io: Prefixed<TcpStream>, version: Version
         worker,
         target: scope.target,
         edge: scope.edge,
-        pulse: Rc::clone(&place.pulse),
+        place,
         destinations: RefCell::default(),
         opened: RefCell::new(scope.opened),
         switch: Cell::new(None),
     });
-    match version {
-        Version::Http1 => serve_h1(session, io, place).await,
-        Version::Http2 => Box::pin(serve_h2(session, io, place)).await,
+    let mut io = Some(io);
+    async move {
+        match version {
+            Version::Http1 => {
+                while let Some(ready) = io.take() {
+                    // Boxed, so that an idle connection's task is no larger than what it needs.
+                    match Box::pin(stretch(&session, ready)).await {
+                        Stretch::Ended => {}
+                        Stretch::Switched(client, switch) => {
+                            Box::pin(upgrade::run(&session.worker, client, switch)).await;
+                        }
+                        Stretch::Idle(idle) => {
+                            if wait(&session, &idle).await {
+                                io = Some(idle);
+                            }
+                        }
+                    }
+                }
+            }
+            Version::Http2 => {
+                if let Some(io) = io {
+                    Box::pin(serve_h2(session, io)).await;
+                }
+            }
+        }
     }
 }
 
@@ -138,25 +169,9 @@ enum Stretch {
     Switched(Prefixed<TcpStream>, Switch),
 }
 
-async fn serve_h1(session: Rc<Session>, mut io: Prefixed<TcpStream>, _place: Place) {
-    loop {
-        // Boxed, so that an idle connection's task is no larger than what it needs.
-        match Box::pin(stretch(&session, io)).await {
-            Stretch::Ended => return,
-            Stretch::Switched(client, switch) => {
-                return Box::pin(upgrade::run(&session.worker, client, switch)).await;
-            }
-            Stretch::Idle(idle) => match wait(&session, idle).await {
-                Some(ready) => io = ready,
-                None => return,
-            },
-        }
-    }
-}
-
 /// Runs an engine on the connection until it is idle or over.
 async fn stretch(session: &Rc<Session>, io: Prefixed<TcpStream>) -> Stretch {
-    let pulse = &session.pulse;
+    let pulse = &session.place.pulse;
     let service = service_fn(|request| forward::forward(Rc::clone(session), request));
     let mut engine = http1::Builder::new()
         .max_buf_size(BUFFER_MAX)
@@ -191,13 +206,16 @@ async fn stretch(session: &Rc<Session>, io: Prefixed<TcpStream>) -> Stretch {
 
 fn restored<S>(parts: http1::Parts<Watched, S>) -> Prefixed<TcpStream> {
     let mut io = parts.io.into_inner();
-    io.unread(parts.read_buf);
+    // A copy, because even an empty slice would keep the engine's whole buffer.
+    if !parts.read_buf.is_empty() {
+        io.unread(Bytes::copy_from_slice(&parts.read_buf));
+    }
     io
 }
 
-/// Waits without an engine until the client says something more. `None`: the connection is over.
-async fn wait(session: &Session, io: Prefixed<TcpStream>) -> Option<Prefixed<TcpStream>> {
-    let pulse = &session.pulse;
+/// Waits without an engine until the client says something more; or not, and the connection is over.
+async fn wait(session: &Session, io: &Prefixed<TcpStream>) -> bool {
+    let pulse = &session.place.pulse;
     let lot = &session.worker.http.lot;
     if !io.prefix().is_empty() {
         pulse.header_begun();
@@ -215,19 +233,19 @@ async fn wait(session: &Session, io: Prefixed<TcpStream>) -> Option<Prefixed<Tcp
     .await;
     pulse.set_parked(false, lot);
     match awake {
-        Ok(()) => Some(io),
+        Ok(()) => true,
         Err(reason) => {
             if let Some(reason) = reason {
                 // One try: whoever is this slow may miss the explanation.
                 drop(io.stream().try_write(&watched::raw_reply(reason, session.by)));
             }
-            None
+            false
         }
     }
 }
 
-async fn serve_h2(session: Rc<Session>, io: Prefixed<TcpStream>, _place: Place) {
-    let pulse = &session.pulse;
+async fn serve_h2(session: Rc<Session>, io: Prefixed<TcpStream>) {
+    let pulse = &session.place.pulse;
     let service = service_fn(|request| forward::forward(Rc::clone(&session), request));
     let engine = http2::Builder::new(Local)
         .timer(TokioTimer::new())
@@ -266,5 +284,21 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
     fn execute(&self, stream: F) {
         // Owned by its connection: hyper ends it when the connection ends.
         drop(tokio::task::spawn_local(stream));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, B, C, D, F: Future>(_: impl Fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        // What a parked connection's task holds, apart from the socket's own state.
+        assert!(size(serve) <= 640, "{}", size(serve));
+        assert!(size_of::<Session>() <= 400, "{}", size_of::<Session>());
     }
 }

@@ -31,7 +31,7 @@ pub(super) struct Watched {
 
 impl Watched {
     pub(super) fn new(io: Prefixed<TcpStream>, session: &Session) -> Self {
-        Self { io, pulse: Rc::clone(&session.pulse), by: session.by, own: None }
+        Self { io, pulse: Rc::clone(&session.place.pulse), by: session.by, own: None }
     }
 
     pub(super) fn into_inner(self) -> Prefixed<TcpStream> {
