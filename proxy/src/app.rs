@@ -18,7 +18,7 @@ use weft_wire::node::{NodeMetadata, Registration};
 use crate::accept::{self, Bound, Listeners};
 use crate::admin::{self, Admin};
 use crate::config::Config;
-use crate::connect::{ConnectOptions, Dialer};
+use crate::connect::{self, ConnectOptions, Dialer};
 use crate::drain::{Phase, Trigger, Watch};
 use crate::record::{Identity, Telemetry};
 use crate::report;
@@ -73,6 +73,11 @@ fn start(
 ) -> anyhow::Result<()> {
     let descriptors = limits::raise_descriptors();
     let connections_max = limits::connections_per_worker(&config, descriptors);
+    if let Some(mark) = config.socket_mark {
+        connect::try_mark(mark).with_context(|| {
+            format!("WEFT_SOCKET_MARK={mark:#x} cannot be set; grant CAP_NET_ADMIN, or run as a uid of its own instead")
+        })?;
+    }
     let sockets = accept::bind(&config)?;
     let config = Arc::new(config);
     let telemetry = Telemetry::new(config.record.clone(), identity(&config));
