@@ -185,6 +185,9 @@ async fn carry(
     }
 }
 
+/// A connection and whose it is.
+type Link = (Rc<Endpoint>, Box<H1>);
+
 /// What the last stages of a request share.
 struct Way<'a> {
     session: &'a Rc<Session>,
@@ -249,7 +252,7 @@ impl Way<'_> {
     }
 
     /// A connection that needs no waiting: what almost every request gets.
-    fn warm_h1(&mut self) -> Result<Option<(Rc<Endpoint>, Box<H1>)>, Refusal> {
+    fn warm_h1(&mut self) -> Result<Option<Link>, Refusal> {
         if self.session.opened.borrow().is_some() {
             return Ok(None);
         }
@@ -264,7 +267,7 @@ impl Way<'_> {
     }
 
     /// A connection: from detection's race, from the pool, or a new one.
-    async fn h1(&mut self, fresh: bool) -> Result<(Rc<Endpoint>, Box<H1>), Refusal> {
+    async fn h1(&mut self, fresh: bool) -> Result<Link, Refusal> {
         let session = self.session;
         let opened = session.opened.borrow_mut().take();
         if let Some(opened) = opened

@@ -272,6 +272,10 @@ async fn serve_h2(session: Rc<Session>, io: Prefixed<TcpStream>) {
     })
     .await;
     if let Err(error) = ended {
+        let reason = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<h2::Error>());
+        if reason.and_then(h2::Error::reason) == Some(h2::Reason::ENHANCE_YOUR_CALM) {
+            session.worker.shard.limit(Limit::ResetRate);
+        }
         tracing::debug!(%error, "a client's HTTP/2 connection ended");
     }
 }

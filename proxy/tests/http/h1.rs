@@ -341,3 +341,73 @@ fn an_app_may_answer_before_it_has_read_everything() {
         until(|| *got.borrow() == "halfhalf").await;
     });
 }
+
+#[test]
+fn large_bodies_flow_both_ways() {
+    story(|mesh| async move {
+        let app = app(|mut raw, _| async move {
+            for _ in 0..2 {
+                raw.head().await;
+                let body = raw.exactly(3_000_000).await;
+                raw.write(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())).await;
+            }
+        })
+        .await;
+        let client = Raw::connect(mesh.inbound(app.address).await).await;
+        let (mut read, mut write) = client.stream.into_split();
+        let send = tokio::task::spawn_local(async move {
+            for letter in [b'a', b'b'] {
+                let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3000000\r\n\r\n";
+                tokio::io::AsyncWriteExt::write_all(&mut write, head).await.unwrap();
+                tokio::io::AsyncWriteExt::write_all(&mut write, &vec![letter; 3_000_000]).await.unwrap();
+            }
+            write
+        });
+        let mut count = [0, 0];
+        let mut buffer = vec![0; 100_000];
+        // Heads have neither letter often enough to matter.
+        while count[0] < 3_000_000 || count[1] < 3_000_000 {
+            let length = tokio::io::AsyncReadExt::read(&mut read, &mut buffer).await.unwrap();
+            assert!(length > 0, "{count:?}");
+            for byte in &buffer[..length] {
+                count[0] += usize::from(*byte == b'a');
+                count[1] += usize::from(*byte == b'b');
+            }
+        }
+        drop(send.await.unwrap());
+        assert_eq!(app.connections(), 1);
+    });
+}
+
+#[test]
+fn an_app_that_reads_no_more_can_still_say_why() {
+    story(|mesh| async move {
+        let app = app(|mut raw, _| async move {
+            raw.head().await;
+            raw.write("HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nbig")
+                .await;
+        })
+        .await;
+        let mut client = Raw::connect(mesh.inbound(app.address).await).await;
+        client.write("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n").await;
+        client.write(vec![b'x'; 10_000]).await;
+        let (head, body) = client.response().await;
+        assert!(head.starts_with("http/1.1 413 "), "{head}");
+        assert_eq!(body, "big");
+    });
+}
+
+#[test]
+fn what_follows_a_response_is_nobodys() {
+    story(|mesh| async move {
+        let app = answering(
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+        )
+        .await;
+        let mut client = Raw::connect(mesh.inbound(app.address).await).await;
+        for round in 1..=3 {
+            assert_eq!(client.call(GET).await.1, "ok");
+            assert_eq!(app.connections(), round, "the connection is not used again");
+        }
+    });
+}
