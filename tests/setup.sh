@@ -5,8 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # program:package
-needed="curl:curl python3:python3 nft:nftables redis-server:redis-server psql:postgresql chromium:chromium make:make
-promtool:prometheus"
+needed="curl:curl python3:python3 nft:nftables openssl:openssl redis-server:redis-server redis-cli:redis-tools
+h2load:nghttp2-client psql:postgresql chromium:chromium"
 
 missing=()
 for pair in $needed; do
