@@ -1,8 +1,12 @@
 //! HTTP/1 as it should be.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::spawn_local;
 use weft_proxy::http::Target;
 use weft_proxy::http::Version::Http1;
 
@@ -159,7 +163,7 @@ fn an_upgrade_becomes_a_pipe() {
         assert!(head.starts_with("http/1.1 101 ") && head.contains("upgrade: websocket"), "{head}");
         assert_eq!(client.until("hello").await, "hello");
         assert_eq!(client.until("\n").await, "you said early\n");
-        tokio::io::AsyncWriteExt::shutdown(&mut client.stream).await.unwrap();
+        AsyncWriteExt::shutdown(&mut client.stream).await.unwrap();
         assert_eq!(client.rest().await, ("bye".into(), true));
     });
 }
@@ -355,11 +359,11 @@ fn large_bodies_flow_both_ways() {
         .await;
         let client = Raw::connect(mesh.inbound(app.address).await).await;
         let (mut read, mut write) = client.stream.into_split();
-        let send = tokio::task::spawn_local(async move {
+        let send = spawn_local(async move {
             for letter in [b'a', b'b'] {
                 let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3000000\r\n\r\n";
-                tokio::io::AsyncWriteExt::write_all(&mut write, head).await.unwrap();
-                tokio::io::AsyncWriteExt::write_all(&mut write, &vec![letter; 3_000_000]).await.unwrap();
+                AsyncWriteExt::write_all(&mut write, head).await.unwrap();
+                AsyncWriteExt::write_all(&mut write, &vec![letter; 3_000_000]).await.unwrap();
             }
             write
         });
@@ -367,7 +371,7 @@ fn large_bodies_flow_both_ways() {
         let mut buffer = vec![0; 100_000];
         // Heads have neither letter often enough to matter.
         while count[0] < 3_000_000 || count[1] < 3_000_000 {
-            let length = tokio::io::AsyncReadExt::read(&mut read, &mut buffer).await.unwrap();
+            let length = AsyncReadExt::read(&mut read, &mut buffer).await.unwrap();
             assert!(length > 0, "{count:?}");
             for byte in &buffer[..length] {
                 count[0] += usize::from(*byte == b'a');
@@ -410,4 +414,93 @@ fn what_follows_a_response_is_nobodys() {
             assert_eq!(app.connections(), round, "the connection is not used again");
         }
     });
+}
+
+#[test]
+fn an_app_that_answered_early_gets_the_end_of_the_body_too() {
+    story(|mesh| async move {
+        // More than the sockets between hold, so that the end is still here when the response is over.
+        const LENGTH: usize = 32 * 1024 * 1024;
+        let got = Rc::new(Cell::new(0));
+        let read_on = Rc::new(tokio::sync::Notify::new());
+        let (to, when) = (Rc::clone(&got), Rc::clone(&read_on));
+        let app = app(move |mut raw, _| {
+            let (to, when) = (Rc::clone(&to), Rc::clone(&when));
+            async move {
+                raw.head().await;
+                raw.skip(LENGTH - 8 * 1024 * 1024, &to).await;
+                raw.write(OK).await;
+                when.notified().await;
+                raw.skip(LENGTH, &to).await;
+            }
+        })
+        .await;
+        let client = TcpStream::connect(mesh.inbound(app.address).await).await.unwrap();
+        let (mut read, mut write) = client.into_split();
+        let sent = spawn_local(async move {
+            let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {LENGTH}\r\n\r\n");
+            write.write_all(head.as_bytes()).await.unwrap();
+            write.write_all(&vec![b'x'; LENGTH]).await.unwrap();
+            write
+        });
+        let mut answer = vec![0; 4096];
+        assert!(read.read(&mut answer).await.unwrap() > 0);
+        assert!(answer.starts_with(b"HTTP/1.1 200 OK"));
+        read_on.notify_one();
+        until(|| got.get() == LENGTH).await;
+        drop(sent.await);
+    });
+}
+
+#[test]
+fn a_body_that_was_refused_is_not_asked_for_while_the_refusal_is_read() {
+    story(|mesh| async move {
+        let app = app(|mut raw, _| async move {
+            raw.head().await;
+            raw.write("HTTP/1.1 417 Expectation Failed\r\nContent-Length: 4\r\n\r\nno").await;
+            // Longer than anybody waits for `100 Continue`.
+            let more = tokio::time::timeout(Duration::from_millis(1500), raw.try_until("body")).await;
+            assert!(!matches!(more, Ok(Some(_))), "{more:?}");
+            raw.write("no").await;
+            assert_eq!(raw.rest().await.0, "", "no byte of the body");
+        })
+        .await;
+        let mut client = Raw::connect(mesh.inbound(app.address).await).await;
+        client.write("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n").await;
+        assert!(client.head().await.starts_with("http/1.1 417 "));
+        client.write("body").await;
+        assert_eq!(client.exactly(4).await, "nono");
+    });
+}
+
+#[test]
+fn what_has_no_body_needs_no_frame() {
+    for (method, answer) in [
+        ("HEAD", "200 OK\r\nTransfer-Encoding: chunked"),
+        ("GET", "204 No Content\r\nContent-Length: 5"),
+        ("GET", "204 No Content\r\nTransfer-Encoding: chunked"),
+        ("GET", "304 Not Modified\r\nContent-Length: 5"),
+        ("GET", "304 Not Modified\r\nTransfer-Encoding: chunked"),
+    ] {
+        story(|mesh| async move {
+            let app = app(move |mut raw, _| async move {
+                while let Some(head) = raw.try_head().await {
+                    let answer =
+                        if head.contains("/last") { OK.into() } else { format!("HTTP/1.1 {answer}\r\n\r\n") };
+                    raw.write(answer).await;
+                }
+            })
+            .await;
+            let mut client = Raw::connect(mesh.inbound(app.address).await).await;
+            client.write(format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+            let head = client.head().await;
+            assert!(head.starts_with(&format!("http/1.1 {} ", &answer[..3])), "{method} {answer}: {head}");
+            assert_eq!(
+                client.call("GET /last HTTP/1.1\r\nHost: a\r\n\r\n").await.1,
+                "ok",
+                "{method} {answer}"
+            );
+            assert_eq!(app.connections(), 1, "{method} {answer}");
+        });
+    }
 }

@@ -224,6 +224,16 @@ impl Raw {
         String::from_utf8(std::mem::replace(&mut self.buffer, rest)).unwrap()
     }
 
+    /// Reads and forgets until `seen` counts `length` bytes in all.
+    pub(crate) async fn skip(&mut self, length: usize, seen: &Cell<usize>) {
+        loop {
+            seen.set(seen.get() + std::mem::take(&mut self.buffer).len());
+            if seen.get() >= length || !matches!(self.stream.read_buf(&mut self.buffer).await, Ok(1..)) {
+                return;
+            }
+        }
+    }
+
     /// Everything to the end, and whether the end was orderly.
     pub(crate) async fn rest(&mut self) -> (String, bool) {
         let orderly = loop {

@@ -88,6 +88,62 @@ fn a_request_that_met_a_closing_connection_is_sent_again() {
 }
 
 #[test]
+fn a_body_that_was_sent_is_never_sent_as_a_request() {
+    // A body of its own buffer, one that is copied behind the head, one in chunks; and each looks like a request.
+    let evil = "GET /evil HTTP/1.1\r\nHost: evil\r\n\r\n";
+    let large = format!("{evil}{}", "x".repeat(6000));
+    let chunked = format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{evil}\r\n0\r\n\r\n", evil.len());
+    for (method, rest, end) in [
+        ("PUT", format!("Content-Length: {}\r\n\r\n{evil}", evil.len()), evil),
+        ("POST", format!("Content-Length: {}\r\n\r\n{evil}", evil.len()), evil),
+        ("PUT", format!("Content-Length: {}\r\n\r\n{large}", large.len()), "xxx"),
+        ("POST", format!("Content-Length: {}\r\n\r\n{large}", large.len()), "xxx"),
+        ("PUT", chunked, "0\r\n\r\n"),
+    ] {
+        story(|mesh| async move {
+            // Takes the first connection's second request whole, and closes without a word.
+            let app = app(move |mut raw, connection| async move {
+                raw.head().await;
+                if connection == 1 {
+                    raw.write(OK).await;
+                    raw.head().await;
+                    raw.until(end).await;
+                } else {
+                    raw.write("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil").await;
+                }
+            })
+            .await;
+            let mut client = Raw::connect(mesh.inbound(app.address).await).await;
+            assert_eq!(client.call(GET).await.1, "ok");
+            let (head, body) = client.call(&format!("{method} / HTTP/1.1\r\nHost: a\r\n{rest}")).await;
+            assert!(
+                head.starts_with("http/1.1 502 ") && head.contains("upstream_reset"),
+                "{method} {head}{body}"
+            );
+            assert_eq!(app.connections(), 1, "{method}: nothing was sent again");
+        });
+    }
+}
+
+#[test]
+fn what_began_to_be_answered_is_not_sent_again() {
+    story(|mesh| async move {
+        let app = app(|mut raw, connection| async move {
+            raw.head().await;
+            raw.write(OK).await;
+            raw.head().await;
+            raw.write(if connection == 1 { "HTTP/1.1 200 O" } else { OK }).await;
+        })
+        .await;
+        let mut client = Raw::connect(mesh.inbound(app.address).await).await;
+        assert_eq!(client.call(GET).await.1, "ok");
+        let (head, _) = client.call(GET).await;
+        assert!(head.starts_with("http/1.1 502 ") && head.contains("protocol_error"), "{head}");
+        assert_eq!(app.connections(), 1);
+    });
+}
+
+#[test]
 fn no_answer_is_a_reset() {
     story(|mesh| async move {
         let app = app(|mut raw, _| async move {

@@ -66,6 +66,8 @@ pub struct H1 {
     new: bool,
     /// The server takes no more bytes.
     deaf: bool,
+    /// The body has begun, so that `output` no longer is the head and the exchange cannot begin anew.
+    begun: bool,
     /// An answer has begun.
     answered: bool,
 }
@@ -141,6 +143,7 @@ impl H1 {
             reused,
             new: true,
             deaf: false,
+            begun: false,
             answered: false,
         })
     }
@@ -162,6 +165,7 @@ impl H1 {
             idempotent: head.method.is_idempotent(),
         };
         self.new = true;
+        self.begun = false;
         self.answered = false;
         self.written = 0;
         self.output.clear();
@@ -194,12 +198,16 @@ impl H1 {
     /// no harm; and this connection may just have been closed at the wrong moment.
     #[must_use]
     pub fn may_repeat(&self) -> bool {
-        let untouched = self.upload.as_ref().is_none_or(|upload| !upload.progress.started.get());
+        // An upload that has ended is gone from here: that there is none says nothing.
+        let untouched =
+            !self.begun && self.upload.as_ref().is_none_or(|upload| !upload.progress.started.get());
         let unsent = self.written == 0;
+        // Bytes count as the beginning of an answer, unless they were here before the request.
+        let silent = self.input.is_empty();
         self.reused
             && !self.answered
             && untouched
-            && (unsent || (self.upload.is_none() && self.asked.idempotent))
+            && (unsent || (silent && self.upload.is_none() && self.asked.idempotent))
     }
 
     /// The response's head. Cancel safe: dropping the connection cancels the request.
@@ -268,8 +276,20 @@ impl H1 {
             let version = head.version();
             Decoder::of(version, head.headers_mut()).map_err(Broken::Malformed)?
         };
-        self.persistent = persistent && !self.decoder.is_until_close();
+        self.persistent = persistent && !self.deaf && !self.decoder.is_until_close();
+        self.withhold_refused();
         Ok(head)
+    }
+
+    /// An answer instead of `100 Continue` refuses the body: it is not sent any more, also not when patience ends.
+    fn withhold_refused(&mut self) {
+        let refused = |upload: &Uploading| {
+            upload.gate.as_ref().is_some_and(|gate| !gate.said()) && !upload.progress.started.get()
+        };
+        if self.upload.as_ref().is_some_and(refused) {
+            self.persistent = false;
+            self.upload = None;
+        }
     }
 
     /// The next piece of the body.
@@ -314,11 +334,11 @@ impl H1 {
         self.persistent && self.decoder.is_done() && self.input.is_empty() && self.is_sent()
     }
 
-    /// Whether it will be free once the upload that the app still reads has ended.
+    /// Whether it will be free once the app has read what is left of the upload: of the client's body, or only of what
+    /// is held here.
     #[must_use]
     pub fn will_be_free(&self) -> bool {
-        let held = |upload: &Uploading| upload.gate.as_ref().is_some_and(|gate| !gate.said());
-        self.persistent && self.upload.as_ref().is_some_and(|upload| !held(upload))
+        self.persistent && !self.is_sent()
     }
 
     /// Moves the rest of an upload whose response has ended.
@@ -373,10 +393,9 @@ impl H1 {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(frame) => frame,
             };
-            if upload.progress.started.get() {
-                self.output.clear();
-                self.written = 0;
-            }
+            self.begun = true;
+            self.output.clear();
+            self.written = 0;
             let chunked = upload.chunked;
             match frame {
                 Some(Ok(frame)) => {
@@ -406,6 +425,7 @@ impl H1 {
         self.deaf = true;
         self.persistent = false;
         if self.upload.as_ref().is_some_and(|upload| upload.progress.started.get()) {
+            self.begun = true;
             self.upload = None;
         }
     }
