@@ -112,6 +112,10 @@ impl Pulse {
         self.dirty.set(true);
         if self.header_since.get().is_some() {
             self.header_since.set(None);
+            if self.signal.get() == Signal::HeaderTimeout {
+                // Came at the last moment: the next pause is not an unfinished head.
+                self.signal.set(Signal::None);
+            }
         }
         self.enter()
     }
@@ -414,6 +418,18 @@ mod tests {
         assert_eq!(place.pulse.signal(), Signal::None);
         place.pulse.look(now + HEADER_TIME_MAX + TICK, None, &shard());
         assert_eq!(place.pulse.signal(), Signal::HeaderTimeout);
+    }
+
+    #[test]
+    fn a_head_that_came_at_the_last_moment_is_not_too_late() {
+        let lot = Rc::new(Lot::default());
+        let place = lot.enter(Engine::H1);
+        let pulse = &place.pulse;
+        pulse.header_begun();
+        pulse.look(Instant::now() + HEADER_TIME_MAX + TICK, None, &shard());
+        drop(pulse.request());
+        pulse.flushed();
+        assert_eq!(pulse.signal(), Signal::None, "its connection goes on");
     }
 
     #[test]
