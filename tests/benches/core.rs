@@ -14,7 +14,8 @@ use weft_proxy::route::matcher::RouteTable;
 use weft_proxy::route::template::{Cache, Kind, Learner};
 use weft_proxy::xds::{Cluster, ClusterSpec};
 
-const REQUEST: &[u8] = b"GET /orders/42 HTTP/1.1\r\nHost: orders:8080\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n";
+const REQUEST: &[u8] =
+    b"GET /orders/42 HTTP/1.1\r\nHost: orders:8080\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n";
 
 fn detection(criterion: &mut Criterion) {
     criterion.bench_function("detect/http1", |bencher| bencher.iter(|| sniff(black_box(REQUEST))));

@@ -145,7 +145,11 @@ mod tests {
         for (value, expected) in
             [("0", 0), ("5", 5), ("14", 14), ("16", 16), ("17", 2), ("99", 2), ("", 2), ("x", 2), ("007", 2)]
         {
-            assert_eq!(grpc_status(&headers("grpc-status", value)).map(GrpcStatus::code), Some(expected), "{value}");
+            assert_eq!(
+                grpc_status(&headers("grpc-status", value)).map(GrpcStatus::code),
+                Some(expected),
+                "{value}"
+            );
         }
         assert_eq!(grpc_status(&HeaderMap::new()), None);
     }
