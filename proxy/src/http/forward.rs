@@ -274,7 +274,8 @@ impl Way<'_> {
             && let Some(endpoint) = session.worker.clusters.at_address(self.cluster, opened.address)
         {
             self.chosen(&endpoint);
-            return Ok((endpoint, H1::new(opened.stream, false)));
+            // It has waited for the client's first bytes, and may have been closed meanwhile.
+            return Ok((endpoint, H1::new(opened.stream, true)));
         }
         let mut failed: Option<Rc<Endpoint>> = None;
         let mut attempt = 1;

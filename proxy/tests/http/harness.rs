@@ -15,6 +15,7 @@ use weft_proxy::accept::Bound;
 use weft_proxy::config::{Arguments, Config};
 use weft_proxy::detect::Prefixed;
 use weft_proxy::record::{Direction, EdgeSpec, Identity, Telemetry, Tls};
+use weft_proxy::tcp::Upstream;
 use weft_proxy::worker::Worker;
 use weft_proxy::{drain, http, xds};
 
@@ -65,6 +66,21 @@ pub(crate) fn story<F: Future<Output = ()>>(story: impl FnOnce(Mesh) -> F) {
 impl Mesh {
     /// A sidecar in front of `target`: its address.
     pub(crate) async fn sidecar(&self, version: http::Version, target: http::Target) -> SocketAddr {
+        self.start(version, target, None).await
+    }
+
+    /// An inbound sidecar whose first connection comes with one to the app.
+    pub(crate) async fn ahead(&self, opened: Upstream) -> SocketAddr {
+        let target = http::Target::App(opened.address);
+        self.start(http::Version::Http1, target, Some(opened)).await
+    }
+
+    async fn start(
+        &self,
+        version: http::Version,
+        target: http::Target,
+        mut opened: Option<Upstream>,
+    ) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let worker = Rc::clone(&self.worker);
@@ -81,7 +97,7 @@ impl Mesh {
                     tls: Tls::None,
                     client: inbound.then(|| client.ip()),
                 };
-                let scope = http::Scope { edge, target: target.clone(), opened: None };
+                let scope = http::Scope { edge, target: target.clone(), opened: opened.take() };
                 let io = Prefixed::new(stream, Bytes::new());
                 let mut connection = Box::pin(http::serve(Rc::clone(&worker), io, version, scope));
                 let polls = Rc::clone(&polls);

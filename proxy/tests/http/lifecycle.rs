@@ -3,7 +3,10 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use tokio::net::TcpStream;
 use weft_proxy::drain::Phase;
+use weft_proxy::record::PeerIndex;
+use weft_proxy::tcp::Upstream;
 
 use crate::harness::{GET, OK, Raw, answering, app, story, until};
 
@@ -140,6 +143,25 @@ fn what_began_to_be_answered_is_not_sent_again() {
         let (head, _) = client.call(GET).await;
         assert!(head.starts_with("http/1.1 502 ") && head.contains("protocol_error"), "{head}");
         assert_eq!(app.connections(), 1);
+    });
+}
+
+#[test]
+fn a_connection_opened_ahead_may_have_been_closed_meanwhile() {
+    story(|mesh| async move {
+        let app = app(|mut raw, connection| async move {
+            if connection > 1 {
+                raw.head().await;
+                raw.write(OK).await;
+            }
+        })
+        .await;
+        let stream = TcpStream::connect(app.address).await.unwrap();
+        stream.readable().await.unwrap();
+        let opened = Upstream { stream, address: app.address, peer: PeerIndex::UNKNOWN, working: None };
+        let sidecar = mesh.ahead(opened).await;
+        let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
+        assert_eq!(Raw::connect(sidecar).await.call(post).await.1, "ok");
     });
 }
 
