@@ -73,14 +73,19 @@ fn tree(graph: &Graph, api: &Api) -> String {
     }
     let header = ["", "PROTOCOL", ">SUCCESS", ">RPS", ">P50", ">P95", ">P99"];
     let headline = format!(
-        "{} nodes, {} edges, last {}{}\n\n",
-        graph.nodes.len(),
-        graph.edges.len(),
+        "{}, {}, last {}{}\n\n",
+        counted(graph.nodes.len(), "node"),
+        counted(graph.edges.len(), "edge"),
         span(graph.window_seconds),
         names.common.as_deref().map(|namespace| format!(", namespace {namespace}")).unwrap_or_default()
     );
     let hint = format!("\n{} {}\n", style("in the browser:").dim(), style(api.base()).dim());
     headline + &table::render(&header, &walk.rows) + &hint
+}
+
+/// `1 edge`, `2 edges`.
+fn counted(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 /// What the control plane says about the silence.
