@@ -8,11 +8,13 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
+use pin_project::pin_project;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use weft_wire::xds::ListenerName;
@@ -307,9 +309,27 @@ impl Permits {
 pub struct Permit(Rc<Counter>);
 
 impl Permit {
-    /// Holds the permit until `stage` completes. Not an `async` block: that would keep room for `stage` twice.
-    pub fn during<F: Future<Output = ()>>(self, stage: F) -> impl Future<Output = ()> {
-        stage.map(move |()| drop(self))
+    /// Holds the permit until `stage` has ended.
+    pub fn during<F: Future<Output = ()>>(self, stage: F) -> Permitted<F> {
+        Permitted { stage, _permit: self }
+    }
+}
+
+/// A stage of a connection with the permit that it holds. Not an `async` block: that would keep room for `stage` twice.
+#[pin_project]
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct Permitted<F> {
+    #[pin]
+    stage: F,
+    _permit: Permit,
+}
+
+impl<F: Future<Output = ()>> Future for Permitted<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.project().stage.poll(context)
     }
 }
 
