@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # program:package
-needed="curl:curl python3:python3 nft:nftables openssl:openssl redis-server:redis-server redis-cli:redis-tools
+needed="curl:curl python3:python3 nft:nftables ip:iproute2 openssl:openssl redis-server:redis-server redis-cli:redis-tools
 h2load:nghttp2-client psql:postgresql chromium:chromium"
 
 missing=()
