@@ -128,19 +128,7 @@ impl Shard {
     /// worker, for good.
     #[must_use]
     pub fn peer(&self, spec: &PeerSpec) -> PeerIndex {
-        let mut peers = self.core.peers.borrow_mut();
-        if let Some(index) = peers.indices.get(spec) {
-            return *index;
-        }
-        let Some(index) = u16::try_from(peers.specs.len()).ok().filter(|&index| index <= PeerIndex::MAX)
-        else {
-            self.limit(Limit::Peers);
-            return PeerIndex::UNKNOWN;
-        };
-        let spec = Arc::new(spec.clone());
-        peers.specs.push(Arc::clone(&spec));
-        peers.indices.insert(spec, PeerIndex(index));
-        PeerIndex(index)
+        self.core.resolve(spec)
     }
 
     /// How detection ended and how long it took.
