@@ -51,6 +51,7 @@ pub fn verdict(reason: Reason, fault: Fault) -> Verdict {
         Reason::ClientCancelled => {
             (StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or(StatusCode::BAD_REQUEST), CANCELLED, false)
         }
+        Reason::ConcurrencyLimited => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, true),
         Reason::ConnectFailed => (StatusCode::BAD_GATEWAY, UNAVAILABLE, true),
         Reason::ConnectRefused => (StatusCode::BAD_GATEWAY, UNAVAILABLE, true),
         Reason::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, UNAVAILABLE, true),

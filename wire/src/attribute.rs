@@ -41,6 +41,14 @@ pub const SERVER_CONNECTIONS: &str = "weft.server.connections";
 pub const ROUTE_FOLDED: &str = "weft.http.route.folded";
 /// Data points that a proxy lost because its report buffer was full, sum.
 pub const REPORT_DROPPED: &str = "weft.report.dropped";
+/// Attempts beyond the first that were sent or refused, sum, split by [`RETRY_OUTCOME`]. Carries the peer attributes of the
+/// edge. Requests plus what was sent here, divided by requests, is the amplification.
+pub const CLIENT_RETRIES: &str = "weft.client.retries";
+/// Outbound requests by the configured rule that routed them and the backend it chose, seconds, exponential histogram.
+pub const CLIENT_ROUTE_DURATION: &str = "weft.client.route.duration";
+/// State of a circuit as one proxy sees it, gauge: 0 closed, 1 half open, 2 open. Carries everything that is known of the
+/// circuit as attributes, so that one point is enough to show it.
+pub const CIRCUIT_STATE: &str = "weft.circuit.state";
 /// How long protocol detection took, seconds, exponential histogram.
 pub const DETECT_DURATION: &str = "weft.detect.duration";
 
@@ -85,12 +93,56 @@ pub const PEER_SERVICE: &str = "weft.peer.service";
 /// How the bytes were protected: `mutual`, `simple` or `none`.
 pub const TLS: &str = "weft.tls";
 
+/// What became of a further attempt: [`RETRY_SENT`] or [`RETRY_BUDGET_EXHAUSTED`]; only on [`CLIENT_RETRIES`].
+pub const RETRY_OUTCOME: &str = "weft.retry.outcome";
+/// The configured rule: `HTTPRoute/<namespace>/<name>/<rule>`, `GRPCRoute/…`, or [`ROUTE_DEFAULT`].
+pub const ROUTE_NAME: &str = "weft.route.name";
+/// The cluster that a rule chose, for instance `orders-v2.shop:8080`.
+pub const ROUTE_BACKEND: &str = "weft.route.backend";
+
+// --- circuits --------------------------------------------------------------------------------------------
+
+/// Name of the log record that tells of a circuit's transition.
+pub const CIRCUIT_TRANSITION: &str = "weft.circuit.transition";
+/// What a circuit guards: `endpoint` (one address), `service` (all of a cluster) or `limit` (its concurrency).
+pub const CIRCUIT_KIND: &str = "weft.circuit.kind";
+/// The cluster a circuit belongs to.
+pub const CIRCUIT_CLUSTER: &str = "weft.circuit.cluster";
+/// Why it is, or last was, open: `consecutive_5xx`, `error_ratio`, `slow_calls`, `health_check`, …
+pub const CIRCUIT_CAUSE: &str = "weft.circuit.cause";
+/// When it came into its state, Unix nanoseconds.
+pub const CIRCUIT_SINCE: &str = "weft.circuit.since";
+/// When it lets something through again, Unix nanoseconds; absent while closed.
+pub const CIRCUIT_NEXT_PROBE: &str = "weft.circuit.next_probe";
+/// Calls in the circuit's window.
+pub const CIRCUIT_CALLS: &str = "weft.circuit.calls";
+/// Failed calls in the circuit's window.
+pub const CIRCUIT_ERRORS: &str = "weft.circuit.errors";
+/// Calls in the circuit's window that were slower than its threshold.
+pub const CIRCUIT_SLOW: &str = "weft.circuit.slow";
+/// The state before a transition: `closed`, `half_open` or `open`.
+pub const CIRCUIT_FROM: &str = "weft.circuit.from";
+/// The state after a transition.
+pub const CIRCUIT_TO: &str = "weft.circuit.to";
+/// Position of an event in its proxy instance's series, from 1; a receiver ignores what it has seen.
+pub const EVENT_SEQUENCE: &str = "weft.event.sequence";
+/// The endpoint's IP address.
+pub const NETWORK_PEER_ADDRESS: &str = "network.peer.address";
+/// The endpoint's port.
+pub const NETWORK_PEER_PORT: &str = "network.peer.port";
+
 // --- attribute values ------------------------------------------------------------------------------------
 
 /// The route of every request beyond the cap on route templates.
 pub const ROUTE_OVERFLOW: &str = "__other__";
 /// The method of every request whose method is not a registered one.
 pub const METHOD_OTHER: &str = "_OTHER";
+/// Value of [`RETRY_OUTCOME`].
+pub const RETRY_SENT: &str = "sent";
+/// Value of [`RETRY_OUTCOME`].
+pub const RETRY_BUDGET_EXHAUSTED: &str = "budget_exhausted";
+/// Value of [`ROUTE_NAME`] where no route object is attached to the service.
+pub const ROUTE_DEFAULT: &str = "default";
 /// Value of [`NETWORK_IO_DIRECTION`].
 pub const IO_TRANSMIT: &str = "transmit";
 /// Value of [`NETWORK_IO_DIRECTION`].

@@ -2,6 +2,10 @@
 
 /// Why a proxy answered by itself and which one: `circuit_open; by=client_proxy`.
 pub const REASON: &str = "x-weft-reason";
+/// How much time the caller has left for this call, in whole milliseconds; between sidecars.
+pub const DEADLINE: &str = "x-weft-deadline";
+/// Marks a copy of a request that nobody waits for the answer of; such a request is not counted as a call.
+pub const MIRRORED: &str = "x-weft-mirrored";
 /// Request id, kept or created.
 pub const REQUEST_ID: &str = "x-request-id";
 /// W3C Trace Context.

@@ -38,6 +38,8 @@ reasons! {
     CircuitOpen = "circuit_open",
     /// The caller went away before the response was complete.
     ClientCancelled = "client_cancelled",
+    /// As many connections, waiting requests or requests to the service as its policy allows are in progress.
+    ConcurrencyLimited = "concurrency_limited",
     /// The endpoint refused the connection.
     ConnectRefused = "connect_refused",
     /// The endpoint did not accept the connection in time.

@@ -28,7 +28,29 @@ pub mod field {
     pub const PORT: &str = "port";
     /// The declared protocol, one of [`Protocol`](super::Protocol); absent when it must be detected.
     pub const PROTOCOL: &str = "protocol";
+    /// How a cluster's endpoints are chosen where xDS has no word for it: [`PEAK_EWMA`](super::PEAK_EWMA).
+    pub const BALANCER: &str = "balancer";
+    /// Service circuit of a cluster: length of its rolling window, milliseconds. Absent: the service has no circuit.
+    pub const CIRCUIT_WINDOW_MS: &str = "circuit_window_ms";
+    /// Service circuit: calls in the window below which it never opens.
+    pub const CIRCUIT_MINIMUM_CALLS: &str = "circuit_minimum_calls";
+    /// Service circuit: share of failures at which it opens, percent.
+    pub const CIRCUIT_ERROR_PERCENT: &str = "circuit_error_percent";
+    /// Service circuit: a call that takes at least this long is slow, milliseconds. Absent: none is.
+    pub const CIRCUIT_SLOW_MS: &str = "circuit_slow_ms";
+    /// Service circuit: share of slow calls at which it opens, percent.
+    pub const CIRCUIT_SLOW_PERCENT: &str = "circuit_slow_percent";
+    /// Service circuit: how long it stays open the first time, milliseconds.
+    pub const CIRCUIT_OPEN_MS: &str = "circuit_open_ms";
+    /// Service circuit: how long it stays open at most; doubled by every probe that fails, milliseconds.
+    pub const CIRCUIT_OPEN_MAX_MS: &str = "circuit_open_max_ms";
+    /// Service circuit: probes that are let through while it is half open.
+    pub const CIRCUIT_PROBES: &str = "circuit_probes";
 }
+
+/// Value of [`field::BALANCER`]: power of two choices on peak EWMA. A client that does not know it uses the cluster's
+/// `lb_policy`.
+pub const PEAK_EWMA: &str = "peak_ewma";
 
 /// What a port was declared to speak (`appProtocol`, or the port's name).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
