@@ -17,6 +17,7 @@ use weft_wire::node::{NodeMetadata, Registration};
 
 use crate::accept::{self, Bound, Listeners};
 use crate::admin::{self, Admin};
+use crate::balance::Circuits;
 use crate::config::Config;
 use crate::connect::{self, ConnectOptions, Dialer};
 use crate::drain::{Phase, Trigger, Watch};
@@ -129,12 +130,14 @@ async fn serve(
     let logging = tokio::spawn(async move { log.write_access_log(async { drop(closing_log.await) }).await });
 
     // Traffic.
+    let circuits = Circuits::new();
     let (event, mut events) = mpsc::channel(2 * workers.len().max(1));
     for (index, listeners) in workers.into_iter().enumerate() {
         let seed = Seed {
             config: Arc::clone(&config),
             bound: Arc::clone(&bound),
             directory: Arc::clone(&directory),
+            circuits: Arc::clone(&circuits),
             telemetry: Arc::clone(&telemetry),
             phase: trigger.subscribe(),
             connections_max,
@@ -259,6 +262,7 @@ fn describe(config: &Config, bound: &Bound) -> NodeMetadata {
         workload: config.identity.workload.clone(),
         version: config.identity.version.as_deref().map(str::to_owned),
         pod: config.identity.pod.as_deref().map(str::to_owned),
+        zone: config.identity.zone.as_deref().map(str::to_owned),
         addresses: config.identity.addresses.clone(),
         registrations: bound.inbound.into_iter().flat_map(registered).collect(),
     }
@@ -287,6 +291,7 @@ struct Seed {
     config: Arc<Config>,
     bound: Arc<Bound>,
     directory: Arc<Directory>,
+    circuits: Arc<Circuits>,
     telemetry: Arc<Telemetry>,
     phase: watch::Receiver<Phase>,
     connections_max: usize,
@@ -296,14 +301,14 @@ struct Seed {
 impl Seed {
     /// The whole life of a worker thread.
     fn grow(self, listeners: Listeners) {
-        let Self { config, bound, directory, telemetry, phase, connections_max, event } = self;
+        let Self { config, bound, directory, circuits, telemetry, phase, connections_max, event } = self;
         let failed = event.clone();
         let outcome = runtime_builder().build_local(tokio::runtime::LocalOptions::default()).map(|runtime| {
             let drain = Watch::default();
             runtime.block_on(async {
                 tokio::task::spawn_local(drain.clone().follow(phase));
                 let shard = telemetry.shard();
-                let worker = Worker::new(config, bound, directory, shard, drain, connections_max);
+                let worker = Worker::new(config, bound, directory, circuits, shard, drain, connections_max);
                 worker::run(worker, listeners.0, event).await
             })
         });
@@ -325,7 +330,8 @@ fn runtime_builder() -> tokio::runtime::Builder {
 }
 
 fn identity(config: &Config) -> Identity {
-    let crate::config::Identity { workload, version, pod, instance, addresses: _ } = config.identity.clone();
+    let crate::config::Identity { workload, version, pod, instance, zone: _, addresses: _ } =
+        config.identity.clone();
     Identity { workload, version, pod, instance }
 }
 

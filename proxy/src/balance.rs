@@ -1,12 +1,13 @@
 //! Which endpoint serves a request, and this worker's state of every cluster.
 //!
 //! In: clusters as the control plane describes them ([`xds::Cluster`]), plain addresses, and names for the forward
-//! proxy. Out: an [`Endpoint`], chosen by peak EWMA and two random choices ([`load`]), that keeps its
-//! connections and its history when its siblings change ([`endpoints`]).
+//! proxy. Out: an [`Endpoint`], chosen as the cluster's [`policy`] says, that keeps its connections and its history when
+//! its siblings change ([`set`]). [`spread`]: how much load goes to which priority. [`algorithm`]: to which endpoint.
+//! [`load`]: how busy one is.
 //!
-//! Invariant: nothing here is shared between threads; a worker's view of an endpoint's load is its own, which
+//! Invariant: nothing else here is shared between threads; a worker's view of an endpoint's load is its own, which
 //! two random choices are known to tolerate. Surprise: a cluster is found by *name*, so what was learned survives
-//! a change of its other settings. Non-goal: breakers and ejection; they come as another filter on `ready`.
+//! a change of its other settings. Which endpoints are out for a while is shared by all threads ([`circuits`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -18,10 +19,21 @@ use std::time::{Duration, Instant};
 
 use weft_wire::Reason;
 
+pub mod algorithm;
+pub mod breaker;
+pub mod circuits;
 pub mod endpoints;
 pub mod load;
+pub mod policy;
+pub mod set;
+pub mod spread;
 
-pub use endpoints::{Endpoint, Set, Working};
+pub use circuits::{Circuits, ClusterState, EndpointState, Outcome};
+pub use endpoints::{Endpoint, Working};
+pub use set::Set;
+
+use policy::Policy;
+use set::View;
 
 use crate::record::{Limit, PeerIndex, PeerSpec, Shard};
 use crate::xds;
@@ -36,17 +48,21 @@ const IDLE_MAX: Duration = Duration::from_secs(600);
 /// Every cluster this worker has sent to.
 pub struct Clusters {
     shard: Rc<Shard>,
+    circuits: Arc<Circuits>,
+    zone: Option<Arc<str>>,
     named: RefCell<HashMap<Box<str>, Rc<Cluster>>>,
     addresses: RefCell<HashMap<SocketAddr, Rc<Cluster>>>,
     resolved: RefCell<HashMap<Box<str>, Rc<Cluster>>>,
 }
 
 impl Clusters {
-    /// None yet.
+    /// None yet, for a sidecar in this zone.
     #[must_use]
-    pub fn new(shard: Rc<Shard>) -> Rc<Self> {
+    pub fn new(shard: Rc<Shard>, circuits: Arc<Circuits>, zone: Option<Arc<str>>) -> Rc<Self> {
         Rc::new(Self {
             shard,
+            circuits,
+            zone,
             named: RefCell::default(),
             addresses: RefCell::default(),
             resolved: RefCell::default(),
@@ -60,13 +76,18 @@ impl Clusters {
         if let Some(known) = named.get(&cluster.name) {
             let mut origin = known.origin.borrow_mut();
             if !matches!(&*origin, Some(same) if Arc::ptr_eq(same, cluster)) {
+                known.circuit.adopt(cluster);
+                let same = matches!(&*origin, Some(old) if old.balancing == cluster.balancing);
+                known.regroup.set(known.regroup.get() || !same);
                 *origin = Some(Arc::clone(cluster));
             }
             known.used.set(Instant::now());
             return Rc::clone(known);
         }
         self.make_room(&mut named);
-        let new = Rc::new(Cluster::new(Some(Arc::clone(cluster))));
+        let circuit = self.circuits.cluster(&cluster.name);
+        circuit.adopt(cluster);
+        let new = Rc::new(Cluster::new(Some(Arc::clone(cluster)), circuit));
         named.insert(cluster.name.clone(), Rc::clone(&new));
         new
     }
@@ -80,7 +101,7 @@ impl Clusters {
             return Rc::clone(known);
         }
         self.make_room(&mut addresses);
-        let new = Rc::new(Cluster::new(None));
+        let new = Rc::new(Cluster::new(None, self.circuits.unguarded()));
         new.replace(vec![address]);
         addresses.insert(address, Rc::clone(&new));
         new
@@ -98,7 +119,7 @@ impl Clusters {
             return Rc::clone(known);
         }
         self.make_room(&mut resolved);
-        let new = Rc::new(Cluster::new(None));
+        let new = Rc::new(Cluster::new(None, self.circuits.unguarded()));
         new.replace(addresses);
         resolved.insert(authority.into(), Rc::clone(&new));
         new
@@ -109,38 +130,32 @@ impl Clusters {
     /// # Errors
     /// [`Reason::NoReadyEndpoint`].
     pub fn pick(&self, cluster: &Arc<xds::Cluster>) -> Result<Rc<Endpoint>, Reason> {
-        self.choose(&self.of(cluster), None)
+        self.choose(&self.of(cluster), Ask::any())
     }
 
-    /// An endpoint of `cluster`, if possible not `except`, which just failed.
+    /// An endpoint of `cluster`, if possible none of those that were tried already.
     ///
     /// # Errors
     /// [`Reason::NoReadyEndpoint`].
-    pub fn choose(&self, cluster: &Cluster, except: Option<&Rc<Endpoint>>) -> Result<Rc<Endpoint>, Reason> {
-        cluster.refresh(&self.shard);
-        let set = cluster.set.borrow();
-        match set.ready() {
-            [] => Err(Reason::NoReadyEndpoint),
-            [only] => Ok(Rc::clone(only)),
-            several => {
-                let (first, second) = load::two_of(several.len(), fastrand::u64(..));
-                let (first, second) = (&several[first], &several[second]);
-                let now = Instant::now();
-                let better = match except {
-                    Some(failed) if Rc::ptr_eq(first, failed) => second,
-                    Some(failed) if Rc::ptr_eq(second, failed) => first,
-                    _ if first.load().cost(now) <= second.load().cost(now) => first,
-                    _ => second,
-                };
-                Ok(Rc::clone(better))
-            }
+    pub fn choose(&self, cluster: &Cluster, ask: Ask<'_>) -> Result<Rc<Endpoint>, Reason> {
+        self.refresh(cluster);
+        let mut set = cluster.set.borrow_mut();
+        if let [only] = set.ready()
+            && !set.panics()
+        {
+            return Ok(Rc::clone(only));
         }
+        let chosen = set.choose(ask, Instant::now(), random).ok_or(Reason::NoReadyEndpoint)?;
+        if chosen.panic {
+            self.shard.panic();
+        }
+        Ok(chosen.endpoint)
     }
 
     /// The endpoint at `address`, if it is one of the cluster's: for a connection that exists already.
     #[must_use]
     pub fn at_address(&self, cluster: &Cluster, address: SocketAddr) -> Option<Rc<Endpoint>> {
-        cluster.refresh(&self.shard);
+        self.refresh(cluster);
         cluster.set.borrow().ready().iter().find(|endpoint| endpoint.address == address).cloned()
     }
 
@@ -160,6 +175,36 @@ impl Clusters {
         warm
     }
 
+    /// Takes over what has changed since the last choice.
+    fn refresh(&self, cluster: &Cluster) {
+        let origin = cluster.origin.borrow();
+        let Some(origin) = &*origin else { return };
+        let list = origin.endpoints();
+        let mut set = cluster.set.borrow_mut();
+        let regroup = cluster.regroup.replace(false);
+        let current = set.is_current(&list);
+        if current && !regroup && !set.is_outdated(&cluster.circuit, Instant::now) {
+            return;
+        }
+        let view = View {
+            policy: &origin.balancing,
+            zone: self.zone.as_deref(),
+            circuit: &cluster.circuit,
+            now: Instant::now(),
+        };
+        if current {
+            set.regroup(view, random);
+            return;
+        }
+        set.apply(&list, view, random, |endpoint| {
+            if endpoint.workload.is_none() && endpoint.version.is_none() {
+                return PeerIndex::UNKNOWN;
+            }
+            self.shard
+                .peer(&PeerSpec { workload: endpoint.workload.clone(), version: endpoint.version.clone() })
+        });
+    }
+
     fn make_room<K: Eq + Hash>(&self, map: &mut HashMap<K, Rc<Cluster>>) {
         if map.len() >= CLUSTERS_MAX {
             self.shard.limit(Limit::Pool);
@@ -168,17 +213,68 @@ impl Clusters {
     }
 }
 
+/// What is asked of a cluster: an endpoint for one request or connection.
+#[derive(Clone, Copy, Default)]
+pub struct Ask<'a> {
+    /// Endpoints that failed this request already: not taken again while there is another.
+    pub tried: &'a [Rc<Endpoint>],
+    /// What the route's hash policy made of the request; equal hashes go to the same endpoint where the cluster
+    /// balances by hash.
+    pub hash: Option<u64>,
+}
+
+impl<'a> Ask<'a> {
+    /// Any endpoint.
+    #[must_use]
+    pub fn any() -> Self {
+        Self::default()
+    }
+
+    /// Any endpoint but these, which failed already.
+    #[must_use]
+    pub fn except(tried: &'a [Rc<Endpoint>]) -> Self {
+        Self { tried, hash: None }
+    }
+}
+
 /// One cluster on one worker.
 pub struct Cluster {
     /// `None`: not from the control plane.
     origin: RefCell<Option<Arc<xds::Cluster>>>,
     set: RefCell<Set>,
+    /// What all workers share of it.
+    circuit: Arc<ClusterState>,
+    /// The policy is another one than the set was made by.
+    regroup: Cell<bool>,
     used: Cell<Instant>,
 }
 
+/// What a worker's choices are made with.
+fn random() -> u64 {
+    fastrand::u64(..)
+}
+
 impl Cluster {
-    fn new(origin: Option<Arc<xds::Cluster>>) -> Self {
-        Self { origin: RefCell::new(origin), set: RefCell::default(), used: Cell::new(Instant::now()) }
+    fn new(origin: Option<Arc<xds::Cluster>>, circuit: Arc<ClusterState>) -> Self {
+        Self {
+            origin: RefCell::new(origin),
+            set: RefCell::default(),
+            circuit,
+            regroup: Cell::new(false),
+            used: Cell::new(Instant::now()),
+        }
+    }
+
+    /// What all workers share of it: its circuit and its limits.
+    #[must_use]
+    pub fn circuit(&self) -> &Arc<ClusterState> {
+        &self.circuit
+    }
+
+    /// Whether the control plane describes it, so that its circuits and limits mean something.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.origin.borrow().is_some()
     }
 
     /// Whether requests go out as HTTP/2 whatever the client spoke.
@@ -199,24 +295,11 @@ impl Cluster {
         self.set.borrow().ready().len() > 1
     }
 
-    fn refresh(&self, shard: &Shard) {
-        let origin = self.origin.borrow();
-        let Some(origin) = &*origin else { return };
-        let list = origin.endpoints();
-        if self.set.borrow().is_current(&list) {
-            return;
-        }
-        self.set.borrow_mut().apply(&list, |endpoint| {
-            if endpoint.workload.is_none() && endpoint.version.is_none() {
-                return PeerIndex::UNKNOWN;
-            }
-            shard.peer(&PeerSpec { workload: endpoint.workload.clone(), version: endpoint.version.clone() })
-        });
-    }
-
     fn replace(&self, addresses: Vec<SocketAddr>) {
         let list = xds::Endpoints::new(addresses.into_iter().map(xds::Endpoint::new).collect());
-        self.set.borrow_mut().apply(&list, |_| PeerIndex::UNKNOWN);
+        let (policy, now) = (&Policy::default(), Instant::now());
+        let view = View { policy, zone: None, circuit: &self.circuit, now };
+        self.set.borrow_mut().apply(&list, view, random, |_| PeerIndex::UNKNOWN);
     }
 
     fn consists_of(&self, addresses: &[SocketAddr]) -> bool {
@@ -236,7 +319,7 @@ mod tests {
     }
 
     fn clusters() -> Rc<Clusters> {
-        Clusters::new(Rc::clone(&crate::worker::tests::worker(&[]).shard))
+        Clusters::new(Rc::clone(&crate::worker::tests::worker(&[]).shard), Circuits::new(), None)
     }
 
     fn cluster(of: &[u8]) -> Arc<xds::Cluster> {
@@ -264,9 +347,12 @@ mod tests {
         let clusters = clusters();
         let source = cluster(&[1, 2]);
         let state = clusters.of(&source);
-        let failed = clusters.choose(&state, None).unwrap();
+        let failed = clusters.choose(&state, Ask::any()).unwrap();
         for _ in 0..20 {
-            assert_ne!(clusters.choose(&state, Some(&failed)).unwrap().address, failed.address);
+            assert_ne!(
+                clusters.choose(&state, Ask::except(std::slice::from_ref(&failed))).unwrap().address,
+                failed.address
+            );
         }
     }
 
@@ -289,7 +375,7 @@ mod tests {
         let second = clusters.of(&cluster(&[1, 2]));
         assert!(Rc::ptr_eq(&first, &second));
         assert!(!first.has_alternatives(), "not looked at yet");
-        let _ = clusters.choose(&second, None).unwrap();
+        let _ = clusters.choose(&second, Ask::any()).unwrap();
         assert!(first.has_alternatives());
     }
 }

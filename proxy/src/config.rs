@@ -47,6 +47,9 @@ pub struct Arguments {
     /// The pod's name
     #[arg(long, env = "WEFT_POD", value_name = "NAME")]
     pub pod: Option<String>,
+    /// The zone it runs in, as `topology.kubernetes.io/zone` says it
+    #[arg(long, env = "WEFT_ZONE", value_name = "NAME")]
+    pub zone: Option<String>,
     /// Names this start of this sidecar; a random UUID by default
     #[arg(long, env = "WEFT_INSTANCE", value_name = "ID")]
     pub instance: Option<String>,
@@ -121,6 +124,8 @@ pub struct Identity {
     pub version: Option<Arc<str>>,
     /// The pod's name, when there is a pod.
     pub pod: Option<Arc<str>>,
+    /// The zone it runs in, when known.
+    pub zone: Option<Arc<str>>,
     /// One start of one sidecar.
     pub instance: Arc<str>,
     /// The pod's addresses, never empty.
@@ -233,6 +238,7 @@ impl TryFrom<Arguments> for Config {
             namespace,
             workload_version,
             pod,
+            zone,
             instance,
             pod_ips,
             inbound_listen,
@@ -260,6 +266,7 @@ impl TryFrom<Arguments> for Config {
             workload: parse_workload(workload, &namespace, control_plane.is_some())?,
             version: workload_version.filter(|text| !text.is_empty()).map(Arc::from),
             pod: pod.filter(|text| !text.is_empty()).map(Arc::from),
+            zone: zone.filter(|text| !text.is_empty()).map(Arc::from),
             instance: instance
                 .filter(|text| !text.is_empty())
                 .unwrap_or_else(|| uuid::Uuid::new_v4().to_string())
@@ -324,6 +331,7 @@ impl Config {
             "workload": text(&self.identity.workload),
             "version": self.identity.version.as_deref(),
             "pod": self.identity.pod.as_deref(),
+            "zone": self.identity.zone.as_deref(),
             "instance": &*self.identity.instance,
             "addresses": self.identity.addresses,
             "inbound_forward": self.inbound_forward,

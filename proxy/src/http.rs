@@ -20,6 +20,8 @@ use std::rc::Rc;
 pub mod body;
 pub mod class;
 pub mod client;
+pub mod clock;
+pub mod concurrency;
 mod forward;
 pub mod headers;
 pub mod park;
@@ -29,8 +31,8 @@ mod upgrade;
 
 pub use server::{Scope, Target, Version, serve};
 
-use crate::policy::{REQUESTS_MAX, Shed};
-use crate::worker::Worker;
+use crate::policy::{REQUESTS_MAX, Shed, fault, mirror};
+use crate::worker::{Permits, Worker};
 
 /// Bytes that an HTTP/1 engine reads ahead or holds for writing on one connection. Twice the largest header section,
 /// so that a request just below the limit still fits with its first bytes of body.
@@ -52,15 +54,27 @@ pub struct Shared {
     pub lot: Rc<park::Lot>,
     /// The bound on requests in flight.
     pub shed: Shed,
+    /// The bounds on concurrency of the app's ports.
+    pub ports: concurrency::Ports,
+    /// Requests that an injected fault is delaying.
+    pub delayed: Permits,
+    /// Copies on their way to mirrors.
+    pub mirrors: Permits,
 }
 
 impl Default for Shared {
     fn default() -> Self {
-        Self { lot: Rc::default(), shed: Shed::new(REQUESTS_MAX) }
+        Self {
+            lot: Rc::default(),
+            shed: Shed::new(REQUESTS_MAX),
+            ports: concurrency::Ports::default(),
+            delayed: Permits::new(fault::DELAYED_MAX),
+            mirrors: Permits::new(mirror::MIRRORS_MAX),
+        }
     }
 }
 
 /// Tends a worker's idle connections for ever: spawn it once, when the worker starts.
 pub async fn tend(worker: Rc<Worker>) {
-    worker.http.lot.tend(&worker.clusters, &worker.shard, &worker.drain).await;
+    worker.http.lot.tend(&worker.clusters, &worker.shard, &worker.http.shed, &worker.drain).await;
 }

@@ -38,7 +38,7 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
         }
     };
 
-    // Whose port is it? Only names and declares; the app is where it is in any case.
+    // Whose port is it? Names, declares and guards; the app is where it is in any case.
     let listener = worker.discover(ListenerName::Inbound(asked)).await;
 
     // What does it speak?
@@ -65,7 +65,11 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
             return;
         }
     };
-    let scope = http::Scope { edge, target: http::Target::App(app), opened };
+    let target = match listener {
+        Some(listener) => http::Target::Own { app, listener },
+        None => http::Target::App(app),
+    };
+    let scope = http::Scope { edge, target, opened, client: client.ip() };
     tokio::task::spawn_local(permit.during(http::serve(worker, io, version, scope)));
 }
 

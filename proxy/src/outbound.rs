@@ -85,6 +85,7 @@ pub async fn serve(worker: Rc<Worker>, role: Role, accepted: Accepted) {
             (None, Target::Cluster(_)) => http::Target::Nowhere(Reason::RouteNotFound),
         },
         opened,
+        client: accepted.client.ip(),
     };
     tokio::task::spawn_local(permit.during(http::serve(
         worker,
@@ -121,6 +122,7 @@ async fn forward_proxy(worker: Rc<Worker>, accepted: Accepted) {
         edge: edge(None, &destination, None, Tls::None),
         target: http::Target::ForwardProxy,
         opened: None,
+        client: accepted.client.ip(),
     };
     let io = Prefixed::new(accepted.stream, detected.prefix);
     tokio::task::spawn_local(accepted.permit.during(http::serve(worker, io, version, scope)));

@@ -6,8 +6,9 @@
 //! server has said anything while idle, end of stream included, is never given out.
 //!
 //! Surprise: an idle HTTP/1 connection is *parked* by the second sweep that finds it: its buffers are dropped and the bare socket
-//! kept. Nobody waits on idle connections; they are probed when swept and when taken. Non-goal:
-//! a queue for connections. Requests without one open another; how many are in flight is bounded elsewhere.
+//! kept. Nobody waits on idle connections; they are probed when swept and when taken. Requests without a connection open
+//! another, up to the cluster's limit, and beyond it wait for one that is given back ([`Pool::freed`]). Non-goal: a fair
+//! queue; who looks first is served first.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -17,6 +18,8 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
+use crate::balance::ClusterState;
+use crate::balance::circuits::ConnectionPermit;
 use crate::http::client::{H1, H2};
 use crate::record::{Limit, Shard};
 
@@ -32,10 +35,14 @@ const IDLE_TIME_MAX: Duration = Duration::from_secs(60);
 /// HTTP/2 connections to one endpoint. Another is opened only when all are out of streams.
 const H2_CONNECTIONS_MAX: usize = 8;
 
+/// How often somebody who waits for room looks again: connections of other workers close without saying so here.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
 /// Connections of one worker to one endpoint.
 #[derive(Default)]
 pub struct Pool {
     idle: RefCell<Vec<Idle>>,
+    counts: Rc<Counts>,
     /// Sweeps so far. An exchange that ends is stamped with it, which saves asking the clock.
     sweeps: Cell<u32>,
     h2: RefCell<Vec<H2>>,
@@ -60,11 +67,44 @@ impl Drop for Opening {
     }
 }
 
+/// What is open, idle or not.
+#[derive(Debug, Default)]
+struct Counts {
+    open: Cell<usize>,
+    /// Requests that wait for a connection.
+    waiting: Cell<usize>,
+    freed: Notify,
+}
+
+impl Counts {
+    fn free(&self) {
+        if self.waiting.get() > 0 {
+            self.freed.notify_one();
+        }
+    }
+}
+
+/// An open connection, as its cluster's limit and its endpoint's pool count it.
+#[derive(Debug)]
+#[must_use = "the connection counts as open for as long as this lives"]
+pub struct Open {
+    of: Rc<Counts>,
+    /// `None`: opened before anybody knew whose it would be.
+    _permit: Option<ConnectionPermit>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.of.open.set(self.of.open.get() - 1);
+        self.of.free();
+    }
+}
+
 enum Idle {
     /// With its buffers, and the sweep before which it came back.
     Warm(Box<H1>, u32),
     /// Without, and since when.
-    Parked(TcpStream, Instant),
+    Parked(TcpStream, Open, Instant),
 }
 
 /// An HTTP/1 connection from the pool.
@@ -72,7 +112,7 @@ pub enum Taken {
     /// Ready to send.
     Warm(Box<H1>),
     /// Without buffers.
-    Bare(TcpStream),
+    Bare(TcpStream, Open),
 }
 
 impl Pool {
@@ -84,7 +124,7 @@ impl Pool {
             match idle.pop()? {
                 // Looks at the socket itself before it writes.
                 Idle::Warm(link, _) => return Some(Taken::Warm(link)),
-                Idle::Parked(stream, _) if is_quiet(&stream) => return Some(Taken::Bare(stream)),
+                Idle::Parked(stream, open, _) if is_quiet(&stream) => return Some(Taken::Bare(stream, open)),
                 Idle::Parked(..) => {}
             }
         }
@@ -111,6 +151,44 @@ impl Pool {
             return;
         }
         idle.push(Idle::Warm(link, self.sweeps.get()));
+        self.counts.free();
+    }
+
+    /// Leave to open a connection. The first one is always allowed: without it requests to this endpoint could never be
+    /// sent.
+    #[must_use]
+    pub fn open(&self, cluster: &ClusterState) -> Option<Open> {
+        let first = self.counts.open.get() == 0;
+        let permit = cluster.connection().or_else(|| cluster.first_connection().filter(|_| first))?;
+        Some(self.adopt(Some(permit)))
+    }
+
+    /// Counts a connection that was opened elsewhere.
+    pub fn adopt(&self, permit: Option<ConnectionPermit>) -> Open {
+        self.counts.open.set(self.counts.open.get() + 1);
+        Open { of: Rc::clone(&self.counts), _permit: permit }
+    }
+
+    /// Closes the connection that has been idle for longest, to make room for a new one.
+    pub fn evict(&self) {
+        let mut idle = self.idle.borrow_mut();
+        if !idle.is_empty() {
+            drop(idle.remove(0));
+        }
+    }
+
+    /// Completes when it is worth looking again for a connection or for room. Cancel safe.
+    pub async fn freed(&self) {
+        struct Waiting<'a>(&'a Counts);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.waiting.set(self.0.waiting.get() - 1);
+            }
+        }
+        self.counts.waiting.set(self.counts.waiting.get() + 1);
+        let _waiting = Waiting(&self.counts);
+        // Too late is as good as in time.
+        drop(tokio::time::timeout(LOOK_INTERVAL, self.counts.freed.notified()).await);
     }
 
     /// An HTTP/2 connection with room for another stream, the oldest one first, so that the others can end; or leave
@@ -128,6 +206,13 @@ impl Pool {
             }
             self.opening.over.notified().await;
         }
+    }
+
+    /// The HTTP/2 connection with the fewest streams, whether it has room or not.
+    #[must_use]
+    pub fn least_h2(&self) -> Option<H2> {
+        let list = self.h2.borrow();
+        list.iter().filter(|connection| !connection.is_closed()).min_by_key(|c| c.streams()).cloned()
     }
 
     fn shared_h2(&self) -> Option<H2> {
@@ -174,12 +259,17 @@ impl Pool {
                     warm = true;
                     Some(Idle::Warm(link, since))
                 }
-                Idle::Warm(link, _) => Some(Idle::Parked(link.into_parts().0, now)),
-                Idle::Parked(_, since) if now.saturating_duration_since(since) >= IDLE_TIME_MAX => {
+                Idle::Warm(link, _) => {
+                    let (stream, _, open) = link.into_parts();
+                    Some(Idle::Parked(stream, open, now))
+                }
+                Idle::Parked(.., since) if now.saturating_duration_since(since) >= IDLE_TIME_MAX => {
                     shard.limit(Limit::IdleTimeout);
                     None
                 }
-                Idle::Parked(stream, since) => is_quiet(&stream).then_some(Idle::Parked(stream, since)),
+                Idle::Parked(stream, open, since) => {
+                    is_quiet(&stream).then_some(Idle::Parked(stream, open, since))
+                }
             }));
         }
         // Dropping the last handle ends an HTTP/2 connection once its streams have ended.

@@ -25,16 +25,19 @@ mod guard;
 mod ledger;
 pub mod limit;
 mod metrics;
+pub(crate) mod rules;
 pub(crate) mod series;
 mod shard;
 pub mod trace;
 
 pub use guard::{ConnectionRecord, RequestRecord};
 pub use limit::Limit;
+pub use rules::RuleName;
 pub use shard::{Edge, Shard};
 
 use crate::route::template::Learner;
 use ledger::Ledger;
+use rules::RuleSeries;
 use series::{ConnectionSeries, FlowSeries, RequestSeries};
 use shard::Cells;
 
@@ -248,6 +251,7 @@ pub(crate) struct Books {
     pub(crate) requests: Ledger<RequestSeries>,
     pub(crate) flows: Ledger<FlowSeries>,
     pub(crate) connections: Ledger<ConnectionSeries>,
+    pub(crate) rules: Ledger<RuleSeries>,
     /// Label sets that were dropped unreported.
     pub(crate) dropped: u64,
 }
@@ -348,7 +352,8 @@ impl Telemetry {
         let mut books = lock(&self.books);
         let reporting = self.reporting.load(Ordering::Relaxed);
         for cells in &shards {
-            let Books { requests, flows, connections, dropped } = &mut *books;
+            let Books { requests, flows, connections, rules, dropped } = &mut *books;
+            *dropped += rules.settle(std::mem::take(&mut lock(&cells.rules)), reporting);
             *dropped += requests.settle(std::mem::take(&mut lock(&cells.requests)), reporting);
             *dropped += flows.settle(std::mem::take(&mut lock(&cells.flows)), reporting);
             *dropped += connections.settle(std::mem::take(&mut lock(&cells.connections)), reporting);
@@ -381,6 +386,11 @@ impl Telemetry {
             }
         }
         counts
+    }
+
+    /// How often an endpoint was chosen whatever its health.
+    pub(crate) fn panics(&self) -> u64 {
+        lock(&self.shards).iter().map(|cells| cells.panics.get()).sum()
     }
 
     pub(crate) fn ratio(&self) -> trace::Ratio {

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use weft_wire::{DecidedBy, Reason};
 
 use crate::http::class::GrpcStatus;
+use crate::policy::fault::Abort;
 
 /// What a reason means to a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +81,41 @@ pub fn verdict(reason: Reason, fault: Fault) -> Verdict {
 /// `grpc` says that the *request* was gRPC.
 #[must_use]
 pub fn respond(reason: Reason, fault: Fault, by: DecidedBy, grpc: bool) -> Response<Bytes> {
-    let verdict = verdict(reason, fault);
+    answer(reason, verdict(reason, fault), by, grpc)
+}
+
+/// What a policy wants an aborted request to be told.
+#[must_use]
+pub fn aborted(abort: Abort) -> Verdict {
+    let (status, grpc) = match abort {
+        Abort::Http(status) => (status, GrpcStatus::from_http(status).code()),
+        Abort::Grpc(status) => (StatusCode::OK, status.code()),
+    };
+    Verdict { status, grpc, ..verdict(Reason::FaultInjected, Fault::Caller) }
+}
+
+/// What a rule wants a request to be told whose cluster does not exist.
+#[must_use]
+pub fn absent(status: StatusCode) -> Verdict {
+    let grpc = GrpcStatus::from_http(status).code();
+    Verdict { status, grpc, ..verdict(Reason::NoReadyEndpoint, Fault::Caller) }
+}
+
+/// What a policy wants a request to be told that is over its rate.
+#[must_use]
+pub fn limited(status: StatusCode) -> Verdict {
+    Verdict { status, ..verdict(Reason::RateLimited, Fault::Caller) }
+}
+
+/// What a policy wants a request to be told that the app has no room for.
+#[must_use]
+pub fn overloaded(status: StatusCode) -> Verdict {
+    Verdict { status, ..verdict(Reason::Overloaded, Fault::Caller) }
+}
+
+/// [`respond`] where a policy has its own idea of the status.
+#[must_use]
+pub fn answer(reason: Reason, verdict: Verdict, by: DecidedBy, grpc: bool) -> Response<Bytes> {
     let mut headers = HeaderMap::with_capacity(4);
     headers.insert(HeaderName::from_static(weft_wire::header::REASON), stamp(reason, by));
     let mut response = if grpc {
@@ -99,6 +134,36 @@ pub fn respond(reason: Reason, fault: Fault, by: DecidedBy, grpc: bool) -> Respo
     );
     *response.headers_mut() = headers;
     response
+}
+
+/// An answer that a rule makes, in the form that a gRPC caller can read: its status from the HTTP status, its message from
+/// the body.
+#[must_use]
+pub fn trailers_only(response: Response<Bytes>) -> Response<Bytes> {
+    let (mut head, body) = response.into_parts();
+    let status = GrpcStatus::from_http(head.status);
+    head.status = StatusCode::OK;
+    head.headers.remove(header::CONTENT_LENGTH);
+    head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    let code = || HeaderValue::from(u16::from(status.code()));
+    head.headers.entry(HeaderName::from_static("grpc-status")).or_insert_with(code);
+    if !body.is_empty()
+        && let Ok(message) = HeaderValue::try_from(percent_encoded(&body))
+    {
+        head.headers.insert(HeaderName::from_static("grpc-message"), message);
+    }
+    Response::from_parts(head, Bytes::new())
+}
+
+/// As gRPC wants a message: everything but visible ASCII, and the percent sign, encoded.
+fn percent_encoded(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len()), |mut text, &byte| {
+        match byte {
+            b' '..=b'~' if byte != b'%' => text.push(char::from(byte)),
+            _ => text.push_str(&format!("%{byte:02X}")),
+        }
+        text
+    })
 }
 
 /// The value of `x-weft-reason`: `circuit_open; by=client_proxy`.
@@ -132,6 +197,17 @@ mod tests {
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["x-weft-reason"], "no_ready_endpoint; by=client_proxy");
         assert_eq!(response.body(), "weft: no_ready_endpoint (decided by client_proxy)\n");
+    }
+
+    #[test]
+    fn a_rules_answer_is_readable_by_a_grpc_caller() {
+        let mut response = Response::new(Bytes::from_static("no 100% \u{e9}\n".as_bytes()));
+        *response.status_mut() = StatusCode::NOT_FOUND;
+        let response = trailers_only(response);
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["grpc-status"], "12");
+        assert_eq!(response.headers()["grpc-message"], "no 100%25 %C3%A9%0A");
+        assert!(response.body().is_empty());
     }
 
     #[test]

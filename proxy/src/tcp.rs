@@ -52,11 +52,11 @@ pub async fn serve(worker: Rc<Worker>, client: Prefixed<TcpStream>, scope: Scope
         (None, None) => open(Rc::clone(&worker), target).await,
     };
     match opened {
-        Ok(Upstream { stream, peer, working, address: _ }) => {
+        Ok(Upstream { stream, peer, working, permit, address: _ }) => {
             record.peer(peer);
             let end = forward(&worker, client, Prefixed::new(stream, Bytes::new()), record).await;
             tracing::debug!(?end, "opaque connection ended");
-            drop(working);
+            drop((working, permit));
         }
         Err(reason) => {
             record.failed(reason);

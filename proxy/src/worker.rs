@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use weft_wire::xds::ListenerName;
 
 use crate::accept::{self, Bound, Role};
-use crate::balance::Clusters;
+use crate::balance::{Circuits, Clusters};
 use crate::config::Config;
 use crate::connect::ConnectOptions;
 use crate::record::{Direction, Limit, Shard};
@@ -72,15 +72,16 @@ impl Worker {
         config: Arc<Config>,
         bound: Arc<Bound>,
         directory: Arc<Directory>,
+        circuits: Arc<Circuits>,
         shard: Rc<Shard>,
         drain: drain::Watch,
         connections_max: usize,
     ) -> Rc<Self> {
         Rc::new(Self {
+            clusters: Clusters::new(Rc::clone(&shard), circuits, config.identity.zone.clone()),
             config,
             bound,
             directory,
-            clusters: Clusters::new(Rc::clone(&shard)),
             http: http::Shared::default(),
             shard,
             drain,
@@ -372,7 +373,8 @@ pub(crate) mod tests {
             instance: "test".into(),
         };
         let shard = Telemetry::new(config.record.clone(), identity).shard();
-        Worker::new(config.into(), bound.into(), directory, shard, drain::Watch::default(), 100)
+        let drain = drain::Watch::default();
+        Worker::new(config.into(), bound.into(), directory, Circuits::new(), shard, drain, 100)
     }
 
     #[test]

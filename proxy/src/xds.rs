@@ -41,10 +41,11 @@ mod task;
 
 pub use directory::{Directory, Lookup, Status, TypeStatus};
 pub use metrics::Metrics;
-pub use model::{Cluster, ClusterSpec, Endpoint, Endpoints, Listener, ListenerSpec};
+pub use model::{Assignment, Cluster, ClusterSpec, Endpoint, Endpoints, Health, Listener, ListenerSpec};
 pub use task::Task;
 
-pub use crate::route::matcher::{Route, RouteTable};
+pub use crate::route::matcher::RouteTable;
+pub use crate::route::rule::Route;
 
 /// What xDS means by an unset `connect_timeout`.
 pub const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);

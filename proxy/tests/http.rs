@@ -9,6 +9,8 @@
     reason = "a test that cannot go on says where"
 )]
 
+#[path = "http/deadline.rs"]
+mod deadline;
 #[path = "http/h1.rs"]
 mod h1;
 #[path = "http/h2.rs"]
@@ -19,3 +21,7 @@ mod harness;
 mod hostile;
 #[path = "http/lifecycle.rs"]
 mod lifecycle;
+#[path = "http/limits.rs"]
+mod limits;
+#[path = "http/policy.rs"]
+mod policy;

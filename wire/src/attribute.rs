@@ -110,6 +110,8 @@ pub const CIRCUIT_KIND: &str = "weft.circuit.kind";
 pub const CIRCUIT_CLUSTER: &str = "weft.circuit.cluster";
 /// Why it is, or last was, open: `consecutive_5xx`, `error_ratio`, `slow_calls`, `health_check`, …
 pub const CIRCUIT_CAUSE: &str = "weft.circuit.cause";
+/// What the cause's measure was compared with, a whole number: errors in a row, percent. Absent where there is none.
+pub const CIRCUIT_THRESHOLD: &str = "weft.circuit.threshold";
 /// When it came into its state, Unix nanoseconds.
 pub const CIRCUIT_SINCE: &str = "weft.circuit.since";
 /// When it lets something through again, Unix nanoseconds; absent while closed.
@@ -137,6 +139,8 @@ pub const NETWORK_PEER_PORT: &str = "network.peer.port";
 pub const ROUTE_OVERFLOW: &str = "__other__";
 /// The method of every request whose method is not a registered one.
 pub const METHOD_OTHER: &str = "_OTHER";
+/// Value of [`ERROR_TYPE`] where only the fact counts, as on [`CLIENT_ROUTE_DURATION`].
+pub const ERROR_FAILED: &str = "failed";
 /// Value of [`RETRY_OUTCOME`].
 pub const RETRY_SENT: &str = "sent";
 /// Value of [`RETRY_OUTCOME`].

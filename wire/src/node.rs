@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
+use envoy_types::pb::envoy::config::core::v3::Locality;
 use envoy_types::pb::google::protobuf::{ListValue, Struct, Value, value::Kind};
 
 use crate::{InvalidName, ServicePort, WorkloadId, xds::Protocol};
@@ -40,6 +41,8 @@ pub struct NodeMetadata {
     pub version: Option<String>,
     /// The pod's name, when there is a pod.
     pub pod: Option<String>,
+    /// The zone it runs in, when known. Travels as the node's locality, where every xDS server looks for it.
+    pub zone: Option<String>,
     /// The pod's addresses: what its peers see as the source of its connections.
     pub addresses: Vec<IpAddr>,
     /// Services that this program is an endpoint of.
@@ -94,6 +97,19 @@ fn as_list(value: Option<&Value>) -> Option<&[Value]> {
 }
 
 impl NodeMetadata {
+    /// The `locality` field of the `Node` message.
+    #[must_use]
+    pub fn locality(&self) -> Option<Locality> {
+        self.zone.clone().map(|zone| Locality { zone, ..Locality::default() })
+    }
+
+    /// The same, in the zone that a `Node` message's `locality` says.
+    #[must_use]
+    pub fn located(self, locality: Option<&Locality>) -> Self {
+        let zone = locality.map(|locality| locality.zone.clone()).filter(|zone| !zone.is_empty());
+        Self { zone, ..self }
+    }
+
     /// The `metadata` field of the `Node` message.
     #[must_use]
     pub fn to_struct(&self) -> Struct {
@@ -119,7 +135,7 @@ impl NodeMetadata {
         Struct { fields }
     }
 
-    /// Reads the `metadata` field of a `Node` message.
+    /// Reads the `metadata` field of a `Node` message; the zone is [elsewhere](Self::located).
     ///
     /// # Errors
     /// When a field is missing, has the wrong type or holds a bad name or address; the error names the field.
@@ -137,7 +153,8 @@ impl NodeMetadata {
             .collect::<Result<_, _>>()?;
         let registrations = as_list(metadata.fields.get(REGISTER)).ok_or(InvalidNode::Field(REGISTER))?;
         let registrations = registrations.iter().map(registration).collect::<Result<_, _>>()?;
-        Ok(Self { workload, version: optional(VERSION), pod: optional(POD), addresses, registrations })
+        let (version, pod) = (optional(VERSION), optional(POD));
+        Ok(Self { workload, version, pod, zone: None, addresses, registrations })
     }
 }
 
@@ -171,6 +188,7 @@ mod tests {
             workload: "shop/orders".parse().expect("valid"),
             version: Some("v2".into()),
             pod: Some("orders-7c4f".into()),
+            zone: Some("eu-1a".into()),
             addresses: vec!["10.0.0.7".parse().expect("valid"), "fd00::7".parse().expect("valid")],
             registrations: vec![Registration {
                 service: "orders.shop:8080".parse().expect("valid"),
@@ -178,7 +196,8 @@ mod tests {
                 protocol: Some(Protocol::Http),
             }],
         };
-        assert_eq!(NodeMetadata::from_struct(&node.to_struct()), Ok(node));
+        let read = NodeMetadata::from_struct(&node.to_struct());
+        assert_eq!(read.map(|read| read.located(node.locality().as_ref())), Ok(node));
     }
 
     #[test]

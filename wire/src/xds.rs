@@ -30,6 +30,9 @@ pub mod field {
     pub const PROTOCOL: &str = "protocol";
     /// How a cluster's endpoints are chosen where xDS has no word for it: [`PEAK_EWMA`](super::PEAK_EWMA).
     pub const BALANCER: &str = "balancer";
+    /// Zone preference: share of the own zone's endpoints that must be available for it to serve alone, percent. Absent:
+    /// [`ZONE_MIN_HEALTHY_PERCENT`](super::ZONE_MIN_HEALTHY_PERCENT). Counts where the cluster has a `zone_aware_lb_config`.
+    pub const ZONE_MIN_HEALTHY_PERCENT: &str = "zone_min_healthy_percent";
     /// Service circuit of a cluster: length of its rolling window, milliseconds. Absent: the service has no circuit.
     pub const CIRCUIT_WINDOW_MS: &str = "circuit_window_ms";
     /// Service circuit: calls in the window below which it never opens.
@@ -51,6 +54,10 @@ pub mod field {
 /// Value of [`field::BALANCER`]: power of two choices on peak EWMA. A client that does not know it uses the cluster's
 /// `lb_policy`.
 pub const PEAK_EWMA: &str = "peak_ewma";
+
+/// What an absent [`field::ZONE_MIN_HEALTHY_PERCENT`] means: below this, what is left of a zone would have to carry half
+/// as much again as it should.
+pub const ZONE_MIN_HEALTHY_PERCENT: u32 = 70;
 
 /// What a port was declared to speak (`appProtocol`, or the port's name).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,19 +1,19 @@
-//! The endpoints of one cluster on one worker, with what the worker has learned about each.
+//! One endpoint on one worker, with what the worker has learned about it.
 //!
-//! In: the control plane's list, whenever its generation changed. Out: the endpoints that may be chosen.
-//! Invariant: an address that stays keeps its load and its connections; one that goes gives up its idle
-//! connections at once and every other when its request ends. Non-goal: choosing (`balance`).
+//! In: the control plane's description of it, and the requests given to it. Out: its load, its place among its siblings,
+//! its open connections. Non-goal: choosing, which is the [`Set`](super::Set)'s.
 
-use std::cell::Cell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::circuits::{EndpointState, Outcome};
 use super::load::Load;
 use crate::pool::Pool;
 use crate::record::PeerIndex;
-use crate::xds;
+use crate::xds::{self, Health};
 
 /// One address and this worker's state of it.
 pub struct Endpoint {
@@ -24,26 +24,99 @@ pub struct Endpoint {
     /// Open connections to it.
     pub pool: Pool,
     load: Cell<Load>,
-    healthy: Cell<bool>,
+    /// What all workers share of it.
+    circuit: RefCell<Arc<EndpointState>>,
+    place: Cell<Place>,
+    hash_key: RefCell<Option<Arc<str>>>,
+    /// Since when it may be chosen without a break; `None` while it may not.
+    since: Cell<Option<Instant>>,
+}
+
+/// Where an endpoint stands among its siblings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// What the control plane says of its health.
+    pub health: Health,
+    /// 0 serves first.
+    pub priority: u32,
+    /// Whether it is in this sidecar's zone.
+    pub own_zone: bool,
 }
 
 impl Endpoint {
-    /// An endpoint nothing is known about.
+    /// An endpoint nothing is known about but what the control plane says.
     #[must_use]
-    pub fn new(address: SocketAddr, weight: u32, healthy: bool, peer: PeerIndex) -> Rc<Self> {
+    pub fn new(
+        spec: &xds::Endpoint,
+        zone: Option<&str>,
+        peer: PeerIndex,
+        circuit: Arc<EndpointState>,
+    ) -> Rc<Self> {
         Rc::new(Self {
-            address,
+            address: spec.address,
             peer: Cell::new(peer),
             pool: Pool::default(),
-            load: Cell::new(Load::new(weight)),
-            healthy: Cell::new(healthy),
+            load: Cell::new(Load::new(spec.weight)),
+            circuit: RefCell::new(circuit),
+            place: Cell::new(Place::of(spec, zone)),
+            hash_key: RefCell::new(spec.hash_key.clone()),
+            since: Cell::new(None),
         })
+    }
+
+    /// Takes over what the control plane says now and keeps what was learned. `circuit` is another one, if the address
+    /// had gone meanwhile and nobody called.
+    pub(super) fn update(
+        &self,
+        spec: &xds::Endpoint,
+        zone: Option<&str>,
+        peer: PeerIndex,
+        circuit: Arc<EndpointState>,
+    ) {
+        self.circuit.replace(circuit);
+        let mut load = self.load.get();
+        load.set_weight(spec.weight);
+        self.load.set(load);
+        self.place.set(Place::of(spec, zone));
+        self.hash_key.replace(spec.hash_key.clone());
+        self.peer.set(peer);
     }
 
     /// The load now.
     #[must_use]
     pub fn load(&self) -> Load {
         self.load.get()
+    }
+
+    /// How one attempt ended, and how long its answer took.
+    pub fn report(&self, outcome: Outcome, elapsed: Duration, now: Instant) {
+        self.circuit.borrow().report(outcome, elapsed, now);
+    }
+
+    /// Where it stands among its siblings.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.place.get()
+    }
+
+    /// What it is hashed by.
+    #[must_use]
+    pub fn hash_key(&self) -> String {
+        self.hash_key.borrow().as_deref().map_or_else(|| self.address.to_string(), str::to_owned)
+    }
+
+    /// Notes whether requests may be sent to it from `now` on, and says so: neither called unhealthy by the control
+    /// plane, nor ejected, nor failed by active checks.
+    pub(super) fn judge(&self, now: Instant) -> bool {
+        let available = self.place.get().health != Health::Unhealthy && self.circuit.borrow().available();
+        self.since.set(available.then(|| self.since.get().unwrap_or(now)));
+        available
+    }
+
+    /// Since when it may be chosen without a break; `None` while it may not.
+    #[must_use]
+    pub fn since(&self) -> Option<Instant> {
+        self.since.get()
     }
 
     /// Counts a request as being worked on until the guard is dropped.
@@ -58,6 +131,16 @@ impl Endpoint {
         let mut load = self.load.get();
         load.observe(now, elapsed);
         self.load.set(load);
+    }
+}
+
+impl Place {
+    fn of(spec: &xds::Endpoint, zone: Option<&str>) -> Self {
+        Self {
+            health: spec.health,
+            priority: spec.priority,
+            own_zone: zone.is_some() && spec.zone.as_deref() == zone,
+        }
     }
 }
 
@@ -83,108 +166,5 @@ impl Drop for Working {
         let mut load = self.0.load.get();
         load.end();
         self.0.load.set(load);
-    }
-}
-
-/// All endpoints of a cluster on one worker.
-#[derive(Default)]
-pub struct Set {
-    generation: Option<u64>,
-    all: Vec<Rc<Endpoint>>,
-    ready: Vec<Rc<Endpoint>>,
-}
-
-impl Set {
-    /// Whether `list` is what this set was last made from.
-    #[must_use]
-    pub fn is_current(&self, list: &xds::Endpoints) -> bool {
-        self.generation == Some(list.generation)
-    }
-
-    /// Endpoints that may be chosen.
-    #[must_use]
-    pub fn ready(&self) -> &[Rc<Endpoint>] {
-        &self.ready
-    }
-
-    /// Every endpoint, ready or not.
-    #[must_use]
-    pub fn all(&self) -> &[Rc<Endpoint>] {
-        &self.all
-    }
-
-    /// Takes over a new list; `peer` resolves an endpoint's name for telemetry.
-    pub fn apply(&mut self, list: &xds::Endpoints, mut peer: impl FnMut(&xds::Endpoint) -> PeerIndex) {
-        let mut known: HashMap<SocketAddr, Rc<Endpoint>> =
-            self.all.drain(..).map(|endpoint| (endpoint.address, endpoint)).collect();
-        self.all.extend(list.list.iter().map(|new| match known.remove(&new.address) {
-            Some(kept) => {
-                let mut load = kept.load.get();
-                load.set_weight(new.weight);
-                kept.load.set(load);
-                kept.healthy.set(new.healthy);
-                kept.peer.set(peer(new));
-                kept
-            }
-            None => Endpoint::new(new.address, new.weight, new.healthy, peer(new)),
-        }));
-        for gone in known.into_values() {
-            gone.pool.close();
-        }
-        self.ready.clear();
-        self.ready.extend(self.all.iter().filter(|endpoint| endpoint.healthy.get()).cloned());
-        self.generation = Some(list.generation);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn address(last: u8) -> SocketAddr {
-        SocketAddr::from(([10, 0, 0, last], 80))
-    }
-
-    fn list(of: &[u8]) -> xds::Endpoints {
-        xds::Endpoints::new(of.iter().map(|&last| xds::Endpoint::new(address(last))).collect())
-    }
-
-    fn unnamed(_: &xds::Endpoint) -> PeerIndex {
-        PeerIndex::UNKNOWN
-    }
-
-    #[test]
-    fn state_survives_an_update_of_others() {
-        let mut set = Set::default();
-        set.apply(&list(&[1, 2]), unnamed);
-        let working = set.ready()[1].start();
-        working.observe(Instant::now(), Duration::from_millis(7));
-        set.apply(&list(&[3, 2]), unnamed);
-        let kept = &set.ready()[1];
-        assert!(Rc::ptr_eq(kept, working.endpoint()));
-        assert_eq!(kept.load().in_flight(), 1);
-        drop(working);
-        assert_eq!(set.ready()[1].load().in_flight(), 0);
-    }
-
-    #[test]
-    fn an_endpoint_that_went_takes_no_connection_back() {
-        let mut set = Set::default();
-        set.apply(&list(&[1]), unnamed);
-        let gone = Rc::clone(&set.ready()[0]);
-        set.apply(&list(&[2]), unnamed);
-        assert!(gone.pool.is_closed());
-        set.apply(&list(&[1]), unnamed);
-        assert!(!set.ready()[0].pool.is_closed(), "came back as a new one");
-    }
-
-    #[test]
-    fn unhealthy_endpoints_are_not_ready() {
-        let sick = xds::Endpoint { healthy: false, ..xds::Endpoint::new(address(1)) };
-        let mut set = Set::default();
-        set.apply(&xds::Endpoints::new(vec![sick, xds::Endpoint::new(address(2))]), unnamed);
-        assert_eq!(set.all().len(), 2);
-        assert_eq!(set.ready().len(), 1);
-        assert_eq!(set.ready()[0].address, address(2));
     }
 }

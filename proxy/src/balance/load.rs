@@ -1,9 +1,8 @@
-//! How busy an endpoint is, and which of two to take: peak EWMA and the power of two choices. Pure.
+//! How busy an endpoint is: peak EWMA. Pure.
 //!
-//! In: starts and ends of requests with their times, and random numbers. Out: a load, and a choice.
+//! In: starts and ends of requests with their times. Out: a load.
 //! An endpoint's load is its response time, remembered by a decaying average that jumps to every new peak,
-//! times the requests it is working on. Comparing two endpoints at random spreads load almost as well as
-//! comparing all and cannot make every proxy rush to the same one.
+//! times the requests it is working on.
 //!
 //! Invariant: no clock, no generator and no io in here; time goes forward or stands still, never back.
 //! Surprise: an endpoint that has never answered costs [`UNKNOWN`] per request in flight, so a newcomer is tried
@@ -40,6 +39,12 @@ impl Load {
     /// Changes the weight and keeps what was learned.
     pub fn set_weight(&mut self, weight: u32) {
         self.weight = weight.max(1);
+    }
+
+    /// Its share relative to its siblings.
+    #[must_use]
+    pub fn weight(&self) -> u32 {
+        self.weight
     }
 
     /// Requests being worked on.
@@ -86,22 +91,11 @@ impl Load {
     }
 }
 
-/// Two different positions below `count`, from one random number. `count` must be at least 2.
-#[must_use]
-pub fn two_of(count: usize, random: u64) -> (usize, usize) {
-    debug_assert!(count >= 2, "one of one needs no choice");
-    let count = (count as u64).max(2);
-    let (high, low) = (random >> 32, random & 0xffff_ffff);
-    // Multiply and shift maps 32 random bits to a range without a division.
-    let first = (high * count) >> 32;
-    let second = (low * (count - 1)) >> 32;
-    (first as usize, (if second >= first { second + 1 } else { second }) as usize)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::algorithm::sample::two_of;
     use super::*;
 
     #[test]
@@ -150,12 +144,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn two_choices_are_two(count in 2_usize..2000, random: u64) {
-            let (first, second) = two_of(count, random);
-            prop_assert!(first < count && second < count && first != second);
-        }
-
         #[test]
         fn a_cost_is_always_a_positive_number(
             steps in proptest::collection::vec((0_u64..100_000, 0_u64..100_000, any::<bool>()), 0..50),

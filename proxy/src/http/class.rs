@@ -74,6 +74,25 @@ impl GrpcStatus {
         })
     }
 
+    /// The HTTP status that says about the server what this status says: what breakers judge by, as in Envoy.
+    #[must_use]
+    pub const fn as_http(self) -> u16 {
+        match self.0 {
+            0 => 200,
+            1 => 499,
+            3 | 9 | 11 => 400,
+            4 => 504,
+            5 => 404,
+            6 | 10 => 409,
+            7 => 403,
+            8 => 429,
+            12 => 501,
+            14 => 503,
+            16 => 401,
+            _ => 500,
+        }
+    }
+
     /// The number.
     #[must_use]
     pub const fn code(self) -> u8 {

@@ -13,6 +13,7 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use weft_wire::Reason;
+use weft_wire::header::{DEADLINE, MIRRORED};
 
 /// Bytes of a header section, names, values and separators, counted as HTTP/1 writes them. Envoy's default;
 /// large enough for the 48 kB of cookies a browser can send to one site.
@@ -21,6 +22,7 @@ pub const HEADER_BYTES_MAX: usize = 60 * 1024;
 /// Fields of a header section: hyper's own limit for HTTP/1, kept for HTTP/2 so that both speak alike.
 pub const HEADER_FIELDS_MAX: usize = 100;
 
+const GRPC_TIMEOUT: &str = "grpc-timeout";
 const KEEP_ALIVE: &str = "keep-alive";
 const PROXY_CONNECTION: &str = "proxy-connection";
 const HTTP2_SETTINGS: &str = "http2-settings";
@@ -36,6 +38,17 @@ pub enum Intent {
     Plain,
     /// Another protocol on this connection (`Upgrade`, for instance WebSocket).
     Upgrade,
+}
+
+/// What a request's head says to this proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Said {
+    /// What it is after.
+    pub intent: Intent,
+    /// Its caller waits only so long.
+    pub deadline: bool,
+    /// It is a copy that nobody waits for.
+    pub mirrored: bool,
 }
 
 /// In which form the request target is passed on.
@@ -60,6 +73,8 @@ struct Survey {
     te: bool,
     upgrade: bool,
     http2_settings: bool,
+    deadline: bool,
+    mirrored: bool,
 }
 
 impl Survey {
@@ -79,7 +94,10 @@ impl Survey {
                 header::UPGRADE => survey.upgrade = true,
                 _ => match text.len() {
                     10 if text == KEEP_ALIVE => survey.keep_alive = true,
+                    12 if text == GRPC_TIMEOUT => survey.deadline = true,
                     14 if text == HTTP2_SETTINGS => survey.http2_settings = true,
+                    15 if text == DEADLINE => survey.deadline = true,
+                    15 if text == MIRRORED => survey.mirrored = true,
                     16 if text == PROXY_CONNECTION => survey.proxy_connection = true,
                     _ => {}
                 },
@@ -94,7 +112,7 @@ impl Survey {
 ///
 /// # Errors
 /// [`Reason::HeaderTooLarge`] beyond the limits; [`Reason::ProtocolError`] for what a recipient must refuse.
-pub fn request(parts: &mut Parts, form: Form, consume_proxy: bool) -> Result<Intent, Reason> {
+pub fn request(parts: &mut Parts, form: Form, consume_proxy: bool) -> Result<Said, Reason> {
     let survey = Survey::of(&parts.headers);
     if survey.bytes > HEADER_BYTES_MAX || survey.fields > HEADER_FIELDS_MAX {
         return Err(Reason::HeaderTooLarge);
@@ -141,7 +159,7 @@ pub fn request(parts: &mut Parts, form: Form, consume_proxy: bool) -> Result<Int
     } else if survey.upgrade {
         headers.remove(header::UPGRADE);
     }
-    Ok(intent)
+    Ok(Said { intent, deadline: survey.deadline, mirrored: survey.mirrored })
 }
 
 /// Makes a response fit to be passed on.

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 
 use crate::balance::Clusters;
 use crate::drain::Watch;
+use crate::policy::Shed;
 use crate::record::{Limit, Shard};
 
 /// Between two sweeps. A connection is parked when it was idle for one whole interval: after 100 to 200 ms, which is
@@ -300,12 +301,17 @@ impl Lot {
         }
     }
 
-    /// Runs the sweep for ever; one task per worker.
-    pub async fn tend(&self, clusters: &Clusters, shard: &Shard, drain: &Watch) {
+    /// Runs the sweep for ever; one task per worker. Its timer is also the measure of how far the worker is behind.
+    pub async fn tend(&self, clusters: &Clusters, shard: &Shard, shed: &Shed, drain: &Watch) {
         loop {
             let pace = if self.fast.get() { TICK } else { TICK_IDLE };
+            let due = tokio::time::Instant::now() + pace;
             tokio::select! {
-                () = tokio::time::sleep(pace) => self.sweep(Instant::now(), clusters, shard),
+                () = tokio::time::sleep_until(due) => {
+                    let now = Instant::now();
+                    shed.woke(now.saturating_duration_since(due.into_std()));
+                    self.sweep(now, clusters, shard);
+                }
                 () = self.hurry.notified() => {}
                 () = drain.signaled(), if self.draining_since.get().is_none() => self.drain(Instant::now()),
             }

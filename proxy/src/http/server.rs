@@ -7,7 +7,7 @@
 //! that even then the caller reads a reason. Non-goal: requests ([`super::forward`]).
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -70,6 +70,13 @@ pub enum Target {
     PassThrough(SocketAddr),
     /// Inbound to the app.
     App(SocketAddr),
+    /// Inbound to the app, on a port that the control plane has rules for.
+    Own {
+        /// The app.
+        app: SocketAddr,
+        /// The port's rules.
+        listener: Arc<Listener>,
+    },
     /// Outbound to whatever each request names: the client uses this sidecar as its HTTP proxy.
     ForwardProxy,
     /// Nowhere: every request is answered with this reason.
@@ -86,6 +93,8 @@ pub struct Scope {
     pub target: Target,
     /// A connection to the server that exists already (detection's race): the first request takes it.
     pub opened: Option<Upstream>,
+    /// Who connected.
+    pub client: IpAddr,
 }
 
 /// One client connection, as its requests see it.
@@ -93,13 +102,15 @@ pub(super) struct Session {
     pub worker: Rc<Worker>,
     pub target: Target,
     pub edge: EdgeSpec,
+    /// Who connected.
+    pub client: IpAddr,
     pub by: DecidedBy,
     /// Its place among the worker's connections, and its signs of life.
     pub place: Place,
     /// Destinations of this connection's requests: one, except for the forward proxy.
     pub destinations: RefCell<Vec<Rc<Destination>>>,
     /// A connection to the server that no request has taken yet.
-    pub opened: RefCell<Option<Upstream>>,
+    pub opened: RefCell<Option<Box<Upstream>>>,
     /// Left by a request that switched protocols.
     pub switch: Cell<Option<Switch>>,
 }
@@ -126,9 +137,10 @@ pub fn serve(
         worker,
         target: scope.target,
         edge: scope.edge,
+        client: scope.client,
         place,
         destinations: RefCell::default(),
-        opened: RefCell::new(scope.opened),
+        opened: RefCell::new(scope.opened.map(Box::new)),
         switch: Cell::new(None),
     });
     let mut io = Some(io);

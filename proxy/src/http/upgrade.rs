@@ -7,6 +7,7 @@
 use tokio::net::TcpStream;
 
 use crate::detect::Prefixed;
+use crate::pool::Open;
 use crate::record::ConnectionRecord;
 use crate::tcp;
 use crate::worker::Worker;
@@ -17,10 +18,14 @@ pub(super) struct Switch {
     pub server: Prefixed<TcpStream>,
     /// Counts from now on.
     pub record: ConnectionRecord,
+    /// Counts as open until the end.
+    pub open: Open,
 }
 
 /// Copies both ways until both are done.
 pub(super) async fn run(worker: &Worker, client: Prefixed<TcpStream>, switch: Switch) {
-    let end = tcp::forward(worker, client, switch.server, switch.record).await;
+    let Switch { server, record, open } = switch;
+    let end = tcp::forward(worker, client, server, record).await;
+    drop(open);
     tracing::debug!(?end, "an upgraded connection ended");
 }

@@ -52,6 +52,8 @@ pub(crate) struct Entry {
     pub(crate) path: Option<PathAndQuery>,
     pub(crate) outcome: Outcome,
     pub(crate) decided_by: Option<DecidedBy>,
+    /// How often it was sent.
+    pub(crate) attempts: u32,
     pub(crate) request_bytes: u64,
     pub(crate) response_bytes: u64,
     pub(crate) trace: Option<TraceContext>,
@@ -172,6 +174,7 @@ impl Serialize for Entry {
         }
         // Microseconds are as far as the clock is worth reading.
         map.serialize_entry("duration_ms", &(self.elapsed.as_micros() as f64 / 1e3))?;
+        map.serialize_entry("attempts", &self.attempts)?;
         map.serialize_entry("request_bytes", &self.request_bytes)?;
         map.serialize_entry("response_bytes", &self.response_bytes)?;
         map.serialize_entry(attribute::NETWORK_PROTOCOL_VERSION, self.outcome.version())?;
@@ -320,6 +323,7 @@ mod tests {
             path: Some(PathAndQuery::from_static("/a?secret=1")),
             outcome: outcome(503, Some(Reason::CircuitOpen)),
             decided_by: Some(DecidedBy::ClientProxy),
+            attempts: 2,
             request_bytes: 3,
             response_bytes: 4,
             trace: Some(trace()),
@@ -331,6 +335,7 @@ mod tests {
         let line = serde_json::to_value(entry(UNIX_EPOCH)).expect("json");
         assert_eq!(line["http.response.status_code"], 503);
         assert_eq!(line["duration_ms"], 1.5);
+        assert_eq!(line["attempts"], 2);
         assert_eq!(line["reason"], "circuit_open");
         assert_eq!(line["decided_by"], "client_proxy");
         assert_eq!(line["weft.peer.workload"], "orders");

@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
@@ -16,7 +17,7 @@ use super::access_log;
 use super::series::{Method, Outcome, Rpc, version};
 use super::shard::Edge;
 use super::trace::{self, TraceContext};
-use super::{Direction, PeerIndex, Protocol};
+use super::{Direction, PeerIndex, Protocol, RuleName};
 use crate::http::class::{self, GrpcStatus};
 use crate::route::template::{Kind, RouteId};
 
@@ -37,6 +38,10 @@ pub struct RequestRecord {
     status: u16,
     grpc: Option<GrpcStatus>,
     failure: Option<(Reason, DecidedBy)>,
+    /// The rule and the backend, where a rule chose one.
+    rule: Option<Arc<RuleName>>,
+    /// The proxy that answered without a failure, because a rule says so.
+    by: Option<DecidedBy>,
     request_bytes: u64,
     response_bytes: u64,
     trace: Option<TraceContext>,
@@ -44,6 +49,10 @@ pub struct RequestRecord {
     path: Option<PathAndQuery>,
     /// Asked by the platform whether the app is well: counted, never logged.
     probe: bool,
+    /// How often it was sent.
+    attempts: u32,
+    /// A copy that nobody waits for: neither counted nor logged.
+    copied: bool,
 }
 
 impl RequestRecord {
@@ -65,11 +74,15 @@ impl RequestRecord {
             status: 0,
             grpc: None,
             failure: None,
+            rule: None,
+            by: None,
             request_bytes: 0,
             response_bytes: 0,
             trace: None,
             path,
             probe,
+            attempts: 1,
+            copied: false,
             edge,
         }
     }
@@ -85,6 +98,28 @@ impl RequestRecord {
     /// was chosen when they passed.
     pub fn peer(&mut self, peer: PeerIndex) {
         self.peer = peer;
+    }
+
+    /// When the request came.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// It is a copy of another request, whose caller does not wait for this one: it counts as no call.
+    pub fn ignore(&mut self) {
+        self.copied = true;
+    }
+
+    /// It is sent once more.
+    pub fn retried(&mut self) {
+        self.attempts = self.attempts.saturating_add(1);
+        self.edge.record_flow(self.peer, Protocol::Http, |flow| flow.retried.add(1));
+    }
+
+    /// It would have been sent once more, had the budget allowed it.
+    pub fn retry_denied(&mut self) {
+        self.edge.record_flow(self.peer, Protocol::Http, |flow| flow.retry_denied.add(1));
     }
 
     /// The response's head as the client will see it. [`failed`](Self::failed) wins over what it says.
@@ -116,15 +151,31 @@ impl RequestRecord {
         self.failure.get_or_insert((reason, by));
     }
 
+    /// The rule that routed the request, and the backend it chose.
+    pub fn rule(&mut self, name: &Arc<RuleName>) {
+        self.rule = Some(Arc::clone(name));
+    }
+
+    /// A proxy answered because a rule says so; no failure in itself.
+    pub fn decided(&mut self, by: DecidedBy) {
+        self.by = Some(by);
+    }
+
     /// Counts request body bytes, as they pass.
     pub fn request_bytes(&mut self, bytes: u64) {
         self.request_bytes += bytes;
+        if self.copied {
+            return;
+        }
         self.edge.record_flow(self.peer, Protocol::Http, |flow| flow.to_server.add(bytes));
     }
 
     /// Counts response body bytes, as they pass.
     pub fn response_bytes(&mut self, bytes: u64) {
         self.response_bytes += bytes;
+        if self.copied {
+            return;
+        }
         self.edge.record_flow(self.peer, Protocol::Http, |flow| flow.to_client.add(bytes));
     }
 
@@ -164,9 +215,17 @@ fn decided(value: &HeaderValue) -> Option<(Reason, DecidedBy)> {
 
 impl Drop for RequestRecord {
     fn drop(&mut self) {
+        if self.copied {
+            return;
+        }
         let elapsed = self.started.elapsed();
         let outcome = self.outcome();
         self.edge.record_request(self.route, self.peer, outcome, elapsed);
+        let given_up = outcome.reason() == Some(Reason::ClientCancelled);
+        // What was given up before there was an answer says nothing about the backend.
+        if let Some(rule) = self.rule.as_ref().filter(|_| !given_up || self.status != 0) {
+            self.edge.record_rule(rule, outcome.failed() && !given_up, elapsed);
+        }
         if self.route == RouteId::OTHER {
             self.edge.record_flow(self.peer, Protocol::Http, |flow| flow.folded.add(1));
         }
@@ -176,12 +235,13 @@ impl Drop for RequestRecord {
             let sent = log.send(|ended| access_log::Entry {
                 ended,
                 elapsed,
-                edge: std::sync::Arc::clone(&self.edge.spec),
+                edge: Arc::clone(&self.edge.spec),
                 peer: core.peer(self.peer),
                 route: self.edge.routes.borrow().learner().route(self.route),
                 path: self.path.take(),
                 outcome,
-                decided_by: self.failure.map(|(_, by)| by),
+                decided_by: self.failure.map(|(_, by)| by).or(self.by),
+                attempts: self.attempts,
                 request_bytes: self.request_bytes,
                 response_bytes: self.response_bytes,
                 trace: self.trace,

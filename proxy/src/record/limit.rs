@@ -28,10 +28,14 @@ limits! {
     AccessLog = "access_log",
     /// A request body was larger than what is buffered for a retry.
     BufferedBody = "buffered_body",
+    /// A request was refused: the app has as many as its latency allows.
+    Concurrency = "concurrency",
     /// A connection was refused: too many are open.
     Connections = "connections",
     /// A destination was passed through: too many are being discovered.
     Discoveries = "discoveries",
+    /// A request was not delayed by an injected fault: too many are being delayed.
+    Delayed = "delayed",
     /// Protocol detection ran into its deadline.
     DetectTimeout = "detect_timeout",
     /// The control plane did not answer in time, the connection was passed through.
@@ -48,16 +52,24 @@ limits! {
     IdleTimeout = "idle_timeout",
     /// A request was refused: too many are in flight.
     InFlight = "in_flight",
+    /// A request was refused: the worker is behind its own clock.
+    Lag = "lag",
+    /// A request was not copied to a mirror: too many copies are in flight, or its body is too large.
+    Mirrors = "mirrors",
     /// An endpoint's name was left out of telemetry: too many distinct peers.
     Peers = "peers",
     /// A request was refused: too many wait for a connection.
     Pending = "pending",
     /// A pooled connection was closed because the pool was full.
     Pool = "pool",
+    /// A caller's rate limit began anew: more callers than the limit has buckets.
+    RateLimitCallers = "rate_limit_callers",
     /// Two report intervals were merged because the control plane has been away for long.
     ReportQueue = "report_queue",
     /// A peer reset streams faster than accepted.
     ResetRate = "reset_rate",
+    /// A request was recorded under no rule's name: too many rules.
+    Rules = "rules",
     /// Requests were recorded without routes: too many services.
     RouteScopes = "route_scopes",
     /// A request was recorded in the overflow series: too many label combinations.

@@ -15,11 +15,12 @@ use weft_wire::attribute;
 use weft_wire::histogram::BOUNDS_SECONDS;
 
 use super::cell::Totals;
+use super::rules::RuleLabels;
 use super::series::{FlowLabels, RequestLabels, Sum as _};
 use super::{Detected, Direction, EdgeSpec, Limit, PeerSpec, Telemetry};
 
 /// The families; [`family`] names their positions.
-const FAMILIES: [(&str, &str, MetricType); 15] = [
+const FAMILIES: [(&str, &str, MetricType); 18] = [
     ("http_client_request_duration_seconds", "Outbound HTTP and gRPC requests.", MetricType::HISTOGRAM),
     ("http_server_request_duration_seconds", "Inbound HTTP and gRPC requests.", MetricType::HISTOGRAM),
     ("weft_client_io_bytes_total", "Bytes of outbound edges, as the caller sees them.", MetricType::COUNTER),
@@ -44,9 +45,24 @@ const FAMILIES: [(&str, &str, MetricType); 15] = [
     ("weft_detect_duration_seconds", "Protocol detection, from accept to verdict.", MetricType::HISTOGRAM),
     ("weft_limit_total", "Times that a bound of this proxy was reached.", MetricType::COUNTER),
     (
+        "weft_balance_panic_total",
+        "Endpoints chosen whatever their health, because too few were available.",
+        MetricType::COUNTER,
+    ),
+    (
         "weft_report_dropped_total",
         "Label sets with unreported events that were dropped in a long outage of the control plane.",
         MetricType::COUNTER,
+    ),
+    (
+        "weft_client_retries_total",
+        "Attempts beyond a request's first: sent, or not allowed by the budget.",
+        MetricType::COUNTER,
+    ),
+    (
+        "weft_client_route_duration_seconds",
+        "Outbound requests by the configured rule that routed them and the backend it chose.",
+        MetricType::HISTOGRAM,
     ),
     ("weft_telemetry_series", "Label sets alive in this proxy.", MetricType::GAUGE),
     ("weft_build_info", "The version of this proxy; the value is 1.", MetricType::GAUGE),
@@ -62,10 +78,13 @@ mod family {
     pub(super) const FOLDED: usize = 8;
     pub(super) const DETECT: usize = 9;
     pub(super) const LIMIT: usize = 10;
-    pub(super) const DROPPED: usize = 11;
-    pub(super) const SERIES: usize = 12;
-    pub(super) const BUILD: usize = 13;
-    pub(super) const START: usize = 14;
+    pub(super) const PANIC: usize = 11;
+    pub(super) const DROPPED: usize = 12;
+    pub(super) const RETRIES: usize = 13;
+    pub(super) const RULES: usize = 14;
+    pub(super) const SERIES: usize = 15;
+    pub(super) const BUILD: usize = 16;
+    pub(super) const START: usize = 17;
 }
 
 /// Registers with a Prometheus registry; weak, because the telemetry owns the registry.
@@ -130,6 +149,16 @@ fn collect(telemetry: &Telemetry, metrics: &mut [Vec<Metric>; FAMILIES.len()]) {
         if totals.opened > 0 {
             metrics[family::CONNECTIONS + side].push(counter(flow_labels(labels), totals.opened));
         }
+        for (word, retries) in [
+            (attribute::RETRY_SENT, totals.retried),
+            (attribute::RETRY_BUDGET_EXHAUSTED, totals.retry_denied),
+        ] {
+            if retries > 0 {
+                let mut labels = flow_labels(labels);
+                labels.push(label("outcome", word));
+                metrics[family::RETRIES].push(counter(labels, retries));
+            }
+        }
         if totals.folded > 0 {
             metrics[family::FOLDED].push(counter(flow_labels(labels), totals.folded));
         }
@@ -140,7 +169,10 @@ fn collect(telemetry: &Telemetry, metrics: &mut [Vec<Metric>; FAMILIES.len()]) {
         pairs.extend(labels.reason.map(|reason| label(attribute::ERROR_TYPE, reason.word())));
         metrics[family].push(histogram(pairs, totals));
     });
-    let series = books.requests.len() + books.flows.len() + books.connections.len();
+    books.rules.totals(|labels, totals| {
+        metrics[family::RULES].push(histogram(rule_labels(labels), totals));
+    });
+    let series = books.requests.len() + books.flows.len() + books.connections.len() + books.rules.len();
     metrics[family::DROPPED].push(counter(Vec::new(), books.dropped));
     drop(books);
 
@@ -154,6 +186,7 @@ fn collect(telemetry: &Telemetry, metrics: &mut [Vec<Metric>; FAMILIES.len()]) {
     for (limit, count) in Limit::ALL.iter().zip(telemetry.limits()) {
         metrics[family::LIMIT].push(counter(vec![label("limit", limit.word())], count));
     }
+    metrics[family::PANIC].push(counter(Vec::new(), telemetry.panics()));
     metrics[family::BUILD].push(gauge(vec![label("version", env!("CARGO_PKG_VERSION"))], 1.0));
     metrics[family::START].push(gauge(Vec::new(), telemetry.started.load(Ordering::Relaxed) as f64 / 1e9));
 }
@@ -215,6 +248,19 @@ fn request_labels(request: &RequestLabels) -> Vec<LabelPair> {
     }
     if let Some(error) = outcome.error() {
         labels.push(label(attribute::ERROR_TYPE, &error));
+    }
+    labels
+}
+
+fn rule_labels(rule: &RuleLabels) -> Vec<LabelPair> {
+    let mut labels = vec![
+        label(attribute::ROUTE_NAME, &rule.route),
+        label(attribute::ROUTE_BACKEND, &rule.backend),
+        label(attribute::SERVER_PORT, &rule.port.to_string()),
+    ];
+    labels.extend(rule.service.as_ref().map(|service| label(attribute::PEER_SERVICE, &service.to_string())));
+    if rule.failed {
+        labels.push(label(attribute::ERROR_TYPE, attribute::ERROR_FAILED));
     }
     labels
 }

@@ -290,6 +290,10 @@ pub(crate) struct FlowSeries {
     pub(crate) opened: Counter,
     /// Requests whose route was folded.
     pub(crate) folded: Counter,
+    /// Attempts beyond a request's first.
+    pub(crate) retried: Counter,
+    /// Further attempts that the budget did not allow.
+    pub(crate) retry_denied: Counter,
 }
 
 impl FlowSeries {
@@ -300,6 +304,8 @@ impl FlowSeries {
             to_client: Counter::default(),
             opened: Counter::default(),
             folded: Counter::default(),
+            retried: Counter::default(),
+            retry_denied: Counter::default(),
         }
     }
 }
@@ -311,6 +317,8 @@ pub(crate) struct FlowTotals {
     pub(crate) to_client: u64,
     pub(crate) opened: u64,
     pub(crate) folded: u64,
+    pub(crate) retried: u64,
+    pub(crate) retry_denied: u64,
 }
 
 impl Sum for FlowTotals {
@@ -319,10 +327,12 @@ impl Sum for FlowTotals {
         self.to_client += other.to_client;
         self.opened += other.opened;
         self.folded += other.folded;
+        self.retried += other.retried;
+        self.retry_denied += other.retry_denied;
     }
 
     fn activity(&self) -> u64 {
-        self.to_server + self.to_client + self.opened + self.folded
+        self.to_server + self.to_client + self.opened + self.folded + self.retried + self.retry_denied
     }
 }
 
@@ -339,7 +349,8 @@ impl Series for FlowSeries {
     }
 
     fn activity(&self) -> u64 {
-        self.to_server.get() + self.to_client.get() + self.opened.get() + self.folded.get()
+        let requests = self.folded.get() + self.retried.get() + self.retry_denied.get();
+        self.to_server.get() + self.to_client.get() + self.opened.get() + requests
     }
 
     fn add_to(&self, totals: &mut FlowTotals) {
@@ -347,6 +358,8 @@ impl Series for FlowSeries {
         totals.to_client += self.to_client.get();
         totals.opened += self.opened.get();
         totals.folded += self.folded.get();
+        totals.retried += self.retried.get();
+        totals.retry_denied += self.retry_denied.get();
     }
 }
 

@@ -15,6 +15,7 @@ use http::request::Parts;
 
 use super::cell::{Counter, Histogram};
 use super::guard::{ConnectionRecord, RequestRecord};
+use super::rules::RuleSeries;
 use super::series::{
     ConnectionLabels, ConnectionSeries, FlowLabels, FlowSeries, Outcome, RequestKey, RequestSeries, Series,
 };
@@ -44,7 +45,9 @@ pub(crate) struct Cells {
     pub(crate) requests: Fresh<RequestSeries>,
     pub(crate) flows: Fresh<FlowSeries>,
     pub(crate) connections: Fresh<ConnectionSeries>,
+    pub(crate) rules: Fresh<RuleSeries>,
     pub(crate) limits: [Counter; Limit::ALL.len()],
+    pub(crate) panics: Counter,
     pub(crate) detected: [OnceLock<Box<Histogram>>; Detected::ALL.len()],
 }
 
@@ -119,6 +122,7 @@ impl Shard {
             requests: RefCell::default(),
             flows: RefCell::default(),
             connections: RefCell::default(),
+            rules: RefCell::default(),
         });
         edges.insert(spec, Rc::clone(&edge));
         edge
@@ -141,6 +145,11 @@ impl Shard {
         self.core.limit(limit);
     }
 
+    /// Counts an endpoint chosen whatever its health, because too few were available.
+    pub fn panic(&self) {
+        self.core.cells.panics.add(1);
+    }
+
     /// Lets go of what has been idle for ten minutes. Call about once a minute from the worker.
     pub fn sweep(&self) {
         self.sweep_at(Instant::now());
@@ -152,7 +161,8 @@ impl Shard {
         self.edges.borrow_mut().retain(|_, edge| {
             let series = edge.requests.borrow_mut().sweep(now)
                 + edge.flows.borrow_mut().sweep(now)
-                + edge.connections.borrow_mut().sweep(now);
+                + edge.connections.borrow_mut().sweep(now)
+                + edge.rules.borrow_mut().sweep(now);
             kept += series;
             series > 0 || Rc::strong_count(edge) > 1
         });
@@ -223,11 +233,11 @@ impl Core {
     }
 
     /// Whether one more series fits.
-    fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         self.series.get() < SERIES_MAX
     }
 
-    fn publish<S: Series>(&self, fresh: &Fresh<S>, series: &Arc<S>) {
+    pub(super) fn publish<S: Series>(&self, fresh: &Fresh<S>, series: &Arc<S>) {
         self.series.set(self.series.get() + 1);
         fresh.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(series));
     }
@@ -244,6 +254,7 @@ pub struct Edge {
     requests: RefCell<Table<RequestSeries>>,
     flows: RefCell<Table<FlowSeries>>,
     connections: RefCell<Table<ConnectionSeries>>,
+    pub(super) rules: RefCell<Table<RuleSeries>>,
 }
 
 impl Edge {
@@ -357,7 +368,7 @@ impl Edge {
 
 /// The series of one edge by their packed keys.
 #[derive(Debug)]
-struct Table<S> {
+pub(super) struct Table<S> {
     positions: HashMap<u64, usize, BuildHasherDefault<KeyHasher>>,
     entries: Vec<Row<S>>,
     /// Most requests are like the one before.
@@ -380,14 +391,14 @@ impl<S> Default for Table<S> {
 }
 
 impl<S: Series> Table<S> {
-    fn get(&mut self, key: u64) -> Option<&S> {
+    pub(super) fn get(&mut self, key: u64) -> Option<&S> {
         if self.entries.get(self.last).is_none_or(|row| row.key != key) {
             self.last = *self.positions.get(&key)?;
         }
         self.entries.get(self.last).map(|row| &*row.series)
     }
 
-    fn get_or_insert(&mut self, key: u64, create: impl FnOnce() -> Arc<S>) -> &S {
+    pub(super) fn get_or_insert(&mut self, key: u64, create: impl FnOnce() -> Arc<S>) -> &S {
         let position = *self.positions.entry(key).or_insert_with(|| {
             self.entries.push(Row { key, series: create(), activity: 0, changed: None });
             self.entries.len() - 1

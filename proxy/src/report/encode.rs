@@ -14,6 +14,7 @@ use weft_wire::{attribute, histogram};
 
 use super::snapshot::Snapshot;
 use crate::record::cell::Growth;
+use crate::record::rules::RuleLabels;
 use crate::record::series::{FlowLabels, RequestLabels};
 use crate::record::{Direction, EdgeSpec, Identity, PeerSpec};
 
@@ -70,6 +71,9 @@ fn points(snapshot: &Snapshot) -> Vec<(Name, Point)> {
         attributes.extend(labels.reason.map(|reason| text(attribute::ERROR_TYPE, reason.word())));
         points.push(((name, "s"), at.histogram(attributes, growth)));
     }
+    for (labels, growth) in &snapshot.rules {
+        points.push(((attribute::CLIENT_ROUTE_DURATION, "s"), at.histogram(rule(labels), growth)));
+    }
     for (result, growth) in &snapshot.detected {
         let attributes = vec![text(attribute::DETECT_RESULT, result.word())];
         points.push(((attribute::DETECT_DURATION, "s"), at.histogram(attributes, growth)));
@@ -97,6 +101,15 @@ fn points(snapshot: &Snapshot) -> Vec<(Name, Point)> {
         points.extend(
             at.sum(flow(labels), difference.opened).map(|point| ((connections, "{connection}"), point)),
         );
+        for (word, retries) in [
+            (attribute::RETRY_SENT, difference.retried),
+            (attribute::RETRY_BUDGET_EXHAUSTED, difference.retry_denied),
+        ] {
+            let mut attributes = flow(labels);
+            attributes.push(text(attribute::RETRY_OUTCOME, word));
+            let retries = at.sum(attributes, retries);
+            points.extend(retries.map(|point| ((attribute::CLIENT_RETRIES, "{attempt}"), point)));
+        }
         let folded = at.sum(flow(labels), difference.folded);
         points.extend(folded.map(|point| ((attribute::ROUTE_FOLDED, "{request}"), point)));
     }
@@ -215,6 +228,20 @@ fn edge(edge: &EdgeSpec, peer: &PeerSpec) -> Vec<KeyValue> {
 fn flow(labels: &FlowLabels) -> Vec<KeyValue> {
     let mut attributes = edge(&labels.edge, &labels.peer);
     attributes.push(text(attribute::NETWORK_PROTOCOL_NAME, labels.protocol.word()));
+    attributes
+}
+
+fn rule(labels: &RuleLabels) -> Vec<KeyValue> {
+    let mut attributes = vec![
+        text(attribute::ROUTE_NAME, &labels.route),
+        text(attribute::ROUTE_BACKEND, &labels.backend),
+        number(attribute::SERVER_PORT, labels.port),
+    ];
+    attributes
+        .extend(labels.service.as_ref().map(|service| text(attribute::PEER_SERVICE, &service.to_string())));
+    if labels.failed {
+        attributes.push(text(attribute::ERROR_TYPE, attribute::ERROR_FAILED));
+    }
     attributes
 }
 

@@ -1,6 +1,7 @@
 //! The differences since the last time: what one report says.
 
 use crate::record::cell::{Growth, Totals};
+use crate::record::rules::RuleLabels;
 use crate::record::series::{ConnectionLabels, FlowLabels, FlowTotals, RequestLabels};
 use crate::record::{Detected, Telemetry};
 
@@ -14,6 +15,7 @@ pub(super) struct Snapshot {
     pub(super) requests: Vec<(RequestLabels, Growth)>,
     pub(super) flows: Vec<(FlowLabels, FlowTotals)>,
     pub(super) connections: Vec<(ConnectionLabels, Growth)>,
+    pub(super) rules: Vec<(RuleLabels, Growth)>,
     pub(super) detected: Vec<(Detected, Growth)>,
     /// Label sets lost to the ledger's bound.
     pub(super) dropped: u64,
@@ -44,12 +46,17 @@ impl Taken {
         books.connections.differences(|labels, now, then| {
             snapshot.connections.extend(now.since(then).map(|growth| (labels.clone(), growth)));
         });
+        books.rules.differences(|labels, now, then| {
+            snapshot.rules.extend(now.since(then).map(|growth| (labels.clone(), growth)));
+        });
         books.flows.differences(|labels, now, then| {
             let difference = FlowTotals {
                 to_server: now.to_server - then.to_server,
                 to_client: now.to_client - then.to_client,
                 opened: now.opened - then.opened,
                 folded: now.folded - then.folded,
+                retried: now.retried - then.retried,
+                retry_denied: now.retry_denied - then.retry_denied,
             };
             snapshot.flows.push((labels.clone(), difference));
         });

@@ -3,11 +3,13 @@
 //! In: virtual hosts in the control plane's order (it has already applied HTTPRoute's precedence, so order *is*
 //! precedence). Out: the [`Route`] of a request. Pure; built once per configuration, read by every request.
 //!
-//! Invariant: picking allocates nothing, and a table with one catch-all route costs one comparison.
+//! Invariant: a table with one catch-all route costs one comparison; in a large one only routes whose path may fit are
+//! looked at ([`Index`]), in order.
 //! Surprise: authority is compared with its port first, then without, because xDS domains may carry one.
-//! Non-goal: regular expressions. The control plane does not send them and [`crate::xds`] refuses them.
+//! Non-goal: what a route does. [`super::rule`] has that.
 
 mod condition;
+mod index;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,93 +17,13 @@ use std::sync::Arc;
 
 use http::request::Parts;
 
+use super::rule::Route;
+use crate::http::headers;
 use crate::xds::Cluster;
+use condition::Draw;
+use index::Index;
 
-pub use condition::{HeaderMatch, Matches, PathMatch, QueryMatch, ValueMatch};
-
-/// One cluster that a route sends to, with its share.
-#[derive(Debug, Clone)]
-pub struct Backend {
-    /// The cluster.
-    pub cluster: Arc<Cluster>,
-    /// Share relative to its siblings.
-    pub weight: u32,
-}
-
-/// A rule: which requests, and where they go.
-#[derive(Debug)]
-pub struct Route {
-    name: Arc<str>,
-    matches: Matches,
-    catch_all: bool,
-    /// Never empty.
-    backends: Box<[Backend]>,
-    /// Sum of the weights, at least 1.
-    weight_total: u64,
-}
-
-impl Route {
-    /// A route to one cluster.
-    #[must_use]
-    pub fn new(name: &str, matches: Matches, cluster: Arc<Cluster>) -> Arc<Self> {
-        let backends = [Backend { cluster, weight: 1 }].into();
-        Arc::new(Self { name: name.into(), catch_all: matches.is_all(), matches, backends, weight_total: 1 })
-    }
-
-    /// A route that splits among clusters by weight.
-    ///
-    /// # Errors
-    /// When there is no backend or all weights are zero.
-    pub fn split(name: &str, matches: Matches, backends: Vec<Backend>) -> Result<Arc<Self>, InvalidTable> {
-        let weight_total = backends.iter().map(|backend| u64::from(backend.weight)).sum();
-        if weight_total == 0 {
-            return Err(InvalidTable::NoBackend { route: name.into() });
-        }
-        let catch_all = matches.is_all();
-        Ok(Arc::new(Self { name: name.into(), catch_all, matches, backends: backends.into(), weight_total }))
-    }
-
-    /// The route's name as configured; empty when it has none.
-    #[must_use]
-    pub fn name(&self) -> &Arc<str> {
-        &self.name
-    }
-
-    /// What the route asks of a request.
-    #[must_use]
-    pub fn matches(&self) -> &Matches {
-        &self.matches
-    }
-
-    /// The cluster for one request: drawn by weight where there are several, so ask once per request.
-    #[must_use]
-    pub fn cluster(&self) -> &Arc<Cluster> {
-        match &*self.backends {
-            [only] => &only.cluster,
-            several => {
-                let draw = fastrand::u64(..self.weight_total);
-                &several[pick_weighted(several.iter().map(|backend| backend.weight), draw)].cluster
-            }
-        }
-    }
-
-    /// Every cluster the route can send to.
-    #[must_use]
-    pub fn backends(&self) -> &[Backend] {
-        &self.backends
-    }
-}
-
-/// Position of the weight interval that holds `draw`, which is less than the sum of the weights.
-fn pick_weighted(weights: impl Iterator<Item = u32>, mut draw: u64) -> usize {
-    for (position, weight) in weights.enumerate() {
-        match draw.checked_sub(u64::from(weight)) {
-            Some(rest) => draw = rest,
-            None => return position,
-        }
-    }
-    0
-}
+pub use condition::{Field, HeaderMatch, Matches, PathMatch, QueryMatch, Text, ValueMatch};
 
 /// A set of domains and the routes for them.
 #[derive(Debug)]
@@ -137,10 +59,36 @@ pub enum InvalidTable {
     },
 }
 
+/// The routes of one virtual host.
+struct Host {
+    routes: Vec<Arc<Route>>,
+    index: Index,
+}
+
+impl Host {
+    fn new(routes: Vec<Arc<Route>>) -> Self {
+        let index = Index::new(routes.iter().map(|route| &route.matches().path));
+        Self { routes, index }
+    }
+
+    fn pick(&self, request: &Parts) -> Option<&Arc<Route>> {
+        let mut draw = Draw::default();
+        let mut holds = |route: &Arc<Route>| route.is_catch_all() || route.matches().hold(request, &mut draw);
+        match self.index.candidates(request.uri.path()) {
+            None => self.routes.iter().find(|route| holds(route)),
+            Some(candidates) => {
+                let mut candidates =
+                    candidates.iter().filter_map(|position| self.routes.get(*position as usize));
+                candidates.find(|route| holds(route))
+            }
+        }
+    }
+}
+
 /// Routes of one listener, compiled.
 #[derive(Default)]
 pub struct RouteTable {
-    hosts: Vec<Vec<Arc<Route>>>,
+    hosts: Vec<Host>,
     /// Host behind `*`.
     any: Option<usize>,
     exact: HashMap<Box<str>, usize>,
@@ -161,7 +109,7 @@ impl RouteTable {
     #[must_use]
     pub fn to(cluster: Arc<Cluster>) -> Self {
         let route = Route::new(&cluster.name, Matches::all(), Arc::clone(&cluster));
-        Self { hosts: vec![vec![route]], any: Some(0), ..Self::default() }
+        Self { hosts: vec![Host::new(vec![route])], any: Some(0), ..Self::default() }
     }
 
     /// Compiles virtual hosts.
@@ -174,7 +122,7 @@ impl RouteTable {
             for domain in host.domains {
                 table.claim(&domain.to_ascii_lowercase(), index)?;
             }
-            table.hosts.push(host.routes);
+            table.hosts.push(Host::new(host.routes));
         }
         let longest_first = |(a, _): &(Box<str>, usize), (b, _): &(Box<str>, usize)| b.len().cmp(&a.len());
         table.suffixes.sort_by(longest_first);
@@ -212,12 +160,12 @@ impl RouteTable {
     /// Whether the table has no route at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.hosts.iter().all(Vec::is_empty)
+        self.hosts.iter().all(|host| host.routes.is_empty())
     }
 
     /// Every route, in order of precedence within its host.
     pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
-        self.hosts.iter().flatten()
+        self.hosts.iter().flat_map(|host| &host.routes)
     }
 
     /// The route of a request; `None` = no route of this service matches.
@@ -226,9 +174,9 @@ impl RouteTable {
         let host = if self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty() {
             self.any?
         } else {
-            authority(request).and_then(|authority| self.host(authority.as_bytes())).or(self.any)?
+            headers::authority(request).and_then(|authority| self.host(authority.as_bytes())).or(self.any)?
         };
-        self.hosts.get(host)?.iter().find(|route| route.catch_all || route.matches.hold(request))
+        self.hosts.get(host)?.pick(request)
     }
 
     fn host(&self, authority: &[u8]) -> Option<usize> {
@@ -259,14 +207,6 @@ impl fmt::Debug for RouteTable {
 /// Longest authority looked at: 253 bytes of DNS name and `:65535`.
 const AUTHORITY_MAX: usize = 260;
 
-/// `:authority` or absolute form first, else `Host`; RFC 9112 §3.2.2 in that order.
-fn authority(request: &Parts) -> Option<&str> {
-    match request.uri.authority() {
-        Some(authority) => Some(authority.as_str()),
-        None => request.headers.get(http::header::HOST)?.to_str().ok(),
-    }
-}
-
 /// The host of `host:port` or `[v6]:port`; `None` when there is no port.
 fn without_port(authority: &str) -> Option<&str> {
     let (host, port) = authority.rsplit_once(':')?;
@@ -277,7 +217,7 @@ fn without_port(authority: &str) -> Option<&str> {
 mod tests {
     use super::*;
     use crate::xds::ClusterSpec;
-    use http::{HeaderName, Method};
+    use http::Method;
     use proptest::prelude::*;
 
     fn cluster(name: &str) -> Arc<Cluster> {
@@ -348,31 +288,6 @@ mod tests {
     }
 
     #[test]
-    fn headers_and_query_parameters_are_conditions() {
-        let header = |name: &'static str, value, invert| HeaderMatch {
-            name: HeaderName::from_static(name),
-            value,
-            invert,
-        };
-        let matches = Matches {
-            headers: [
-                header("x-team", ValueMatch::Exact("blue".into()), false),
-                header("x-debug", ValueMatch::Present, true),
-            ]
-            .into(),
-            query: [QueryMatch { name: "v".into(), value: ValueMatch::Prefix("2".into()) }].into(),
-            ..Matches::all()
-        };
-        let table = RouteTable::new(vec![host(&["*"], vec![route("a", matches)])]).expect("valid");
-        let picks = |uri, headers: &[(&str, &str)]| table.pick(&request("GET", uri, headers)).is_some();
-        assert!(picks("/?u=1&v=2.1", &[("x-team", "red"), ("x-team", "blue")]));
-        assert!(!picks("/?v=2.1", &[("x-team", "red")]));
-        assert!(!picks("/?v=1&v=2", &[("x-team", "blue")]), "the first value counts");
-        assert!(!picks("/", &[("x-team", "blue")]));
-        assert!(!picks("/?v=2", &[("x-team", "blue"), ("x-debug", "")]));
-    }
-
-    #[test]
     fn the_most_specific_domain_wins_with_or_without_a_port() {
         let named = |domain: &str| host(&[domain], vec![route(domain, Matches::all())]);
         let domains =
@@ -405,22 +320,9 @@ mod tests {
         for domains in [&["*", "*"][..], &["a", "A"], &["*.a", "*.a"], &["a*b"], &["*a*"], &[""], &["**"]] {
             assert!(RouteTable::new(vec![host(domains, vec![])]).is_err(), "{domains:?}");
         }
-        assert!(Route::split("none", Matches::all(), vec![]).is_err());
-        let idle = Backend { cluster: cluster("a"), weight: 0 };
-        assert!(Route::split("zero", Matches::all(), vec![idle]).is_err());
     }
 
     proptest! {
-        #[test]
-        fn weights_are_honoured_exactly(weights in proptest::collection::vec(0..50_u32, 1..6)) {
-            let total: u32 = weights.iter().sum();
-            let mut drawn = vec![0; weights.len()];
-            for draw in 0..u64::from(total) {
-                drawn[pick_weighted(weights.iter().copied(), draw)] += 1;
-            }
-            prop_assert_eq!(drawn, weights);
-        }
-
         #[test]
         fn any_request_is_answered_without_panic(uri in "[/a-z?&=%*]{0,40}", authority in "[a-z:.\\[\\]0-9]{0,40}") {
             let table = RouteTable::new(vec![host(&["a.b", "*.c"], vec![route("r", path(PathMatch::Segments("/a".into())))])]);

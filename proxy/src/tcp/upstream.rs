@@ -8,7 +8,8 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use weft_wire::Reason;
 
-use crate::balance::Working;
+use crate::balance::circuits::ConnectionPermit;
+use crate::balance::{Ask, Working};
 use crate::connect::connect;
 use crate::record::PeerIndex;
 use crate::worker::Worker;
@@ -39,6 +40,8 @@ pub struct Upstream {
     pub peer: PeerIndex,
     /// Counts as work in flight at its endpoint for as long as this lives; `None` outside of clusters.
     pub working: Option<Working>,
+    /// Counts as open at its cluster; `None` outside of clusters.
+    pub permit: Option<ConnectionPermit>,
 }
 
 impl fmt::Debug for Upstream {
@@ -65,7 +68,7 @@ pub async fn open(worker: Rc<Worker>, target: Target) -> Result<Upstream, Reason
                 tracing::debug!(%address, %error, "upstream connection");
                 error.reason()
             })?;
-            Ok(Upstream { stream, address, peer: PeerIndex::UNKNOWN, working: None })
+            Ok(Upstream { stream, address, peer: PeerIndex::UNKNOWN, working: None, permit: None })
         }
         Target::Cluster(cluster) => open_cluster(&worker, &cluster).await,
     }
@@ -75,14 +78,16 @@ async fn open_cluster(worker: &Worker, cluster: &Arc<Cluster>) -> Result<Upstrea
     let options = worker.connect_options(Some(cluster.connect_timeout));
     let state = worker.clusters.of(cluster);
     let mut reason = Reason::NoReadyEndpoint;
+    let permit = state.circuit().connection().ok_or(Reason::ConcurrencyLimited)?;
     let mut failed = None;
     for _ in 0..ATTEMPTS_MAX {
-        let endpoint = worker.clusters.choose(&state, failed.as_ref())?;
+        let endpoint = worker.clusters.choose(&state, Ask::except(failed.as_slice()))?;
         let working = endpoint.start();
         let address = endpoint.address;
         match connect(address, &options).await {
             Ok(stream) => {
-                return Ok(Upstream { stream, address, peer: endpoint.peer.get(), working: Some(working) });
+                let peer = endpoint.peer.get();
+                return Ok(Upstream { stream, address, peer, working: Some(working), permit: Some(permit) });
             }
             Err(error) => {
                 tracing::debug!(%address, %error, cluster = %cluster.name, "upstream connection");

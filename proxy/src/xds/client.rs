@@ -446,6 +446,7 @@ fn node_message(instance: String, node: &NodeMetadata) -> Node {
         id: instance,
         cluster: node.workload.to_string(),
         metadata: Some(node.to_struct()),
+        locality: node.locality(),
         user_agent_name: USER_AGENT.into(),
         user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(
             env!("CARGO_PKG_VERSION").into(),

@@ -64,6 +64,7 @@ fn cluster(cluster: &Cluster) -> Value {
         "protocol": cluster.protocol.map(Protocol::word),
         "http2": cluster.http2,
         "connect_timeout_ms": u64::try_from(cluster.connect_timeout.as_millis()).unwrap_or(u64::MAX),
+        "balancing": format!("{:?}", cluster.balancing),
         "generation": endpoints.generation,
         "endpoints": endpoints.list.iter().map(endpoint).collect::<Vec<_>>(),
     })
@@ -76,6 +77,8 @@ fn endpoint(endpoint: &Endpoint) -> Value {
         "version": endpoint.version.as_deref(),
         "pod": endpoint.pod.as_deref(),
         "weight": endpoint.weight,
-        "healthy": endpoint.healthy,
+        "health": endpoint.health.word(),
+        "priority": endpoint.priority,
+        "zone": endpoint.zone.as_deref(),
     })
 }

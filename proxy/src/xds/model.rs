@@ -18,7 +18,11 @@ use arc_swap::{ArcSwap, Guard};
 use weft_wire::xds::{ListenerName, Protocol};
 use weft_wire::{ServicePort, WorkloadId};
 
+use crate::balance::breaker;
+use crate::balance::policy::Policy;
+use crate::balance::spread::OVERPROVISIONING_DEFAULT;
 use crate::route::matcher::RouteTable;
+use crate::route::policies::Gradient;
 
 /// One address that serves a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,21 +37,76 @@ pub struct Endpoint {
     pub pod: Option<Arc<str>>,
     /// Share of the load relative to its siblings; at least 1.
     pub weight: u32,
-    /// Whether the control plane calls it ready. A proxy sends to an unhealthy endpoint only in panic.
-    pub healthy: bool,
+    /// What the control plane says of its health.
+    pub health: Health,
+    /// 0 serves first; others when too few of those before are available.
+    pub priority: u32,
+    /// Its zone, when the control plane knows.
+    pub zone: Option<Arc<str>>,
+    /// What it is hashed by instead of its address.
+    pub hash_key: Option<Arc<str>>,
+}
+
+/// What the control plane says of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Health {
+    /// Ready.
+    #[default]
+    Healthy,
+    /// Ready, but used only when healthy ones do not suffice.
+    Degraded,
+    /// Not ready, or going. A proxy sends there only in panic.
+    Unhealthy,
+}
+
+impl Health {
+    /// The word in the admin's dump.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
 }
 
 impl Endpoint {
     /// A healthy, anonymous endpoint of weight 1.
     #[must_use]
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, workload: None, version: None, pod: None, weight: 1, healthy: true }
+        Self {
+            address,
+            workload: None,
+            version: None,
+            pod: None,
+            weight: 1,
+            health: Health::Healthy,
+            priority: 0,
+            zone: None,
+            hash_key: None,
+        }
     }
 
     /// The same endpoint, named.
     #[must_use]
     pub fn of(self, workload: WorkloadId, version: Option<&str>) -> Self {
         Self { workload: Some(workload), version: version.map(Arc::from), ..self }
+    }
+}
+
+/// A cluster's endpoints as the control plane assigns them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    /// In the control plane's order.
+    pub list: Vec<Endpoint>,
+    /// How much of a priority may be unavailable before the next one helps: 140 % forgives two in seven.
+    pub overprovisioning: u32,
+}
+
+impl From<Vec<Endpoint>> for Assignment {
+    fn from(list: Vec<Endpoint>) -> Self {
+        Self { list, overprovisioning: OVERPROVISIONING_DEFAULT }
     }
 }
 
@@ -59,16 +118,30 @@ pub struct Endpoints {
     pub generation: u64,
     /// In the control plane's order, addresses unique.
     pub list: Box<[Endpoint]>,
+    /// As in [`Assignment`].
+    pub overprovisioning: u32,
 }
 
 impl Endpoints {
     /// Endpoints with a generation of their own. A second endpoint at the same address is dropped.
     #[must_use]
-    pub fn new(mut list: Vec<Endpoint>) -> Self {
+    pub fn new(list: Vec<Endpoint>) -> Self {
+        Self::assigned(list.into())
+    }
+
+    /// An assignment with a generation of its own. A second endpoint at the same address is dropped.
+    #[must_use]
+    pub fn assigned(Assignment { mut list, overprovisioning }: Assignment) -> Self {
         static GENERATION: AtomicU64 = AtomicU64::new(1);
         let mut seen = std::collections::HashSet::with_capacity(list.len());
         list.retain(|endpoint| seen.insert(endpoint.address));
-        Self { generation: GENERATION.fetch_add(1, Ordering::Relaxed), list: list.into() }
+        Self { generation: GENERATION.fetch_add(1, Ordering::Relaxed), list: list.into(), overprovisioning }
+    }
+
+    /// Whether these are what `assignment` says.
+    #[must_use]
+    pub fn are(&self, assignment: &Assignment) -> bool {
+        *self.list == *assignment.list && self.overprovisioning == assignment.overprovisioning
     }
 }
 
@@ -76,7 +149,7 @@ impl Endpoints {
 pub(crate) type EndpointSlot = Arc<ArcSwap<Endpoints>>;
 
 /// What a [`Cluster`] is apart from its endpoints.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ClusterSpec {
     /// Unique: `orders.shop:8080` or `endpoint/<ip>:<port>`.
     pub name: Box<str>,
@@ -88,6 +161,12 @@ pub struct ClusterSpec {
     pub http2: bool,
     /// How long an endpoint may take to accept.
     pub connect_timeout: Duration,
+    /// When it or one of its endpoints gets no request.
+    pub breaking: breaker::Settings,
+    /// How its endpoints are chosen.
+    pub balancing: Policy,
+    /// Whether the control plane says that there is no such cluster.
+    pub absent: bool,
 }
 
 impl ClusterSpec {
@@ -100,6 +179,9 @@ impl ClusterSpec {
             protocol: None,
             http2: false,
             connect_timeout: super::CONNECT_TIMEOUT_DEFAULT,
+            breaking: breaker::Settings::default(),
+            balancing: Policy::default(),
+            absent: false,
         }
     }
 }
@@ -180,13 +262,15 @@ pub struct ListenerSpec {
     pub protocol: Option<Protocol>,
     /// Inbound: the workload whose port this is. Outbound: the pod that was called directly.
     pub workload: Option<WorkloadId>,
+    /// The concurrency limit that finds itself.
+    pub gradient: Option<Gradient>,
 }
 
 impl ListenerSpec {
     /// A listener about which nothing but its destination is known.
     #[must_use]
     pub fn new(name: ListenerName) -> Self {
-        Self { name, service: None, protocol: None, workload: None }
+        Self { name, service: None, protocol: None, workload: None, gradient: None }
     }
 }
 

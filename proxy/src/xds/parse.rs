@@ -25,6 +25,7 @@ pub(super) use listener::{ListenerDraft, RouteSource, listener};
 pub(super) use route::{TableDraft, routes};
 
 use crate::route::matcher::InvalidTable;
+use crate::route::pattern::InvalidPattern;
 
 /// Why a resource is refused. Becomes the NACK's text, so it names the place.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,9 @@ pub(super) enum Invalid {
     /// A meaning this proxy cannot honour.
     #[error("{field}: {what} is not supported by this proxy")]
     Unsupported { field: String, what: String },
+    /// A regular expression that is none.
+    #[error("{field}")]
+    Pattern { field: String, source: InvalidPattern },
     /// Routes that contradict each other.
     #[error("virtual_hosts")]
     Table { source: InvalidTable },
@@ -124,7 +128,12 @@ impl<'a> Labels<'a> {
     }
 
     fn text(&self, key: &str) -> Option<&'a str> {
-        let fields = &self.metadata?.filter_metadata.get(METADATA_NAMESPACE)?.fields;
+        self.foreign(METADATA_NAMESPACE, key)
+    }
+
+    /// A field that others write.
+    fn foreign(&self, namespace: &str, key: &str) -> Option<&'a str> {
+        let fields = &self.metadata?.filter_metadata.get(namespace)?.fields;
         match fields.get(key)?.kind.as_ref()? {
             Kind::StringValue(text) if !text.is_empty() => Some(text),
             _ => None,

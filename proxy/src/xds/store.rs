@@ -28,7 +28,7 @@ use arc_swap::ArcSwap;
 use weft_wire::xds::ListenerName;
 
 use super::directory::{Answer, Entry, Map};
-use super::model::{Cluster, ClusterSlot, Endpoint, EndpointSlot, Endpoints, RouteSlot};
+use super::model::{Assignment, Cluster, ClusterSlot, EndpointSlot, Endpoints, RouteSlot};
 use super::parse::{ClusterDraft, EndpointSource, ListenerDraft, RouteSource, TableDraft};
 use crate::route::matcher::RouteTable;
 use compile::no_endpoints;
@@ -246,15 +246,15 @@ impl Store {
 
     /// Endpoints are put in place at once: they lean on nothing. Like a table they stay when they are taken away
     /// under their cluster; a service without endpoints has an empty assignment, not none.
-    pub(super) fn assignment(&mut self, name: &str, said: Result<Option<Vec<Endpoint>>, ()>) {
+    pub(super) fn assignment(&mut self, name: &str, said: Result<Option<Assignment>, ()>) {
         let Some(node) = self.endpoints.get_mut(name) else { return };
         match said {
             Ok(None) if matches!(node.said, Said::Present(())) => {}
-            Ok(list) => {
-                let present = list.is_some();
-                let list = list.unwrap_or_default();
-                if *node.slot.load().list != *list {
-                    node.slot.store(Arc::new(Endpoints::new(list)));
+            Ok(assignment) => {
+                let present = assignment.is_some();
+                let assignment = assignment.unwrap_or_else(|| Assignment::from(vec![]));
+                if !node.slot.load().are(&assignment) {
+                    node.slot.store(Arc::new(Endpoints::assigned(assignment)));
                 }
                 node.said = if present { Said::Present(()) } else { Said::Absent };
             }

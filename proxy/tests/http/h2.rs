@@ -1,42 +1,50 @@
 //! HTTP/2 with prior knowledge, gRPC included.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{HeaderMap, Request, Response};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
+use weft_proxy::balance::policy::{Algorithm, Policy};
 use weft_proxy::drain::Phase;
 use weft_proxy::http::Target;
 use weft_proxy::http::Version::{Http1, Http2};
 use weft_proxy::xds::{Cluster, ClusterSpec, Endpoint, Listener, ListenerSpec, RouteTable};
 
 use crate::harness::{App, Raw, app, nobody, story, until};
+use crate::policy::{cluster, forward, listener, retrying};
 
 /// A gRPC-like app: echoes the body, says OK in trailers.
 async fn echo() -> App {
-    app(|raw, _| async move {
-        let mut connection = h2::server::handshake(raw.stream).await.unwrap();
-        while let Some(Ok((request, mut respond))) = connection.accept().await {
-            spawn_local(async move {
-                let mut body = request.into_body();
-                let response =
-                    Response::builder().header("content-type", "application/grpc").body(()).unwrap();
-                let Ok(mut send) = respond.send_response(response, false) else { return };
-                while let Some(Ok(data)) = body.data().await {
-                    body.flow_control().release_capacity(data.len()).unwrap();
-                    if send.send_data(data, false).is_err() {
-                        return;
-                    }
+    let calls = Rc::new(Cell::new(0));
+    let count = Rc::clone(&calls);
+    let app = app(move |raw, _| echo_one(raw, Rc::clone(&count))).await;
+    app.counting(calls)
+}
+
+async fn echo_one(raw: Raw, calls: Rc<Cell<usize>>) {
+    let mut connection = h2::server::handshake(raw.stream).await.unwrap();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        calls.set(calls.get() + 1);
+        spawn_local(async move {
+            let mut body = request.into_body();
+            let response = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+            let Ok(mut send) = respond.send_response(response, false) else { return };
+            while let Some(Ok(data)) = body.data().await {
+                body.flow_control().release_capacity(data.len()).unwrap();
+                if send.send_data(data, false).is_err() {
+                    return;
                 }
-                let mut trailers = HeaderMap::new();
-                trailers.insert("grpc-status", "0".parse().unwrap());
-                let _ = send.send_trailers(trailers);
-            });
-        }
-    })
-    .await
+            }
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", "0".parse().unwrap());
+            let _ = send.send_trailers(trailers);
+        });
+    }
 }
 
 async fn client(address: SocketAddr) -> SendRequest<Bytes> {
@@ -167,6 +175,26 @@ fn a_cluster_declared_http2_gets_http2_from_an_http1_client() {
 }
 
 #[test]
+fn calls_of_one_connection_are_balanced_one_by_one() {
+    story(|mesh| async move {
+        let apps = [echo().await, echo().await, echo().await];
+        let balancing = Policy { algorithm: Algorithm::RoundRobin, ..Policy::default() };
+        let spec = ClusterSpec { balancing, ..ClusterSpec::new("orders.shop:8080") };
+        let endpoints = apps.iter().map(|app| Endpoint::new(app.address)).collect();
+        let name = "outbound/orders.shop:8080".parse().unwrap();
+        let routes = RouteTable::to(Cluster::new(spec, endpoints));
+        let listener = Listener::new(ListenerSpec::new(name), routes, None);
+        let mut sender = client(mesh.sidecar(Http2, Target::Listener(listener)).await).await;
+        for _ in 0..9 {
+            let (response, _) = sender.send_request(post(), true).unwrap();
+            assert_eq!(whole(response.await.unwrap()).await.2.unwrap()["grpc-status"], "0");
+        }
+        assert_eq!(apps.each_ref().map(App::connections), [1, 1, 1]);
+        assert_eq!(apps.each_ref().map(App::calls), [3, 3, 3]);
+    });
+}
+
+#[test]
 fn an_app_that_closes_between_calls_is_called_again() {
     story(|mesh| async move {
         let app = app(|raw, _| async move {
@@ -246,5 +274,88 @@ fn a_host_that_disagrees_with_the_authority_is_refused() {
         assert_eq!(response.status(), 400);
         assert_eq!(response.headers()["x-weft-reason"], "protocol_error; by=server_proxy");
         assert_eq!(app.connections(), 0);
+    });
+}
+
+/// What a gRPC app says to the first call of all, and to every other.
+async fn wavering(first: impl Fn(h2::server::SendResponse<Bytes>) + Copy + 'static) -> App {
+    let fresh = std::rc::Rc::new(std::cell::Cell::new(true));
+    app(move |raw, _| {
+        let fresh = std::rc::Rc::clone(&fresh);
+        async move {
+            let mut connection = h2::server::handshake(raw.stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let fresh = fresh.replace(false);
+                spawn_local(async move {
+                    let mut body = request.into_body();
+                    let mut bytes = Vec::new();
+                    while let Some(Ok(data)) = body.data().await {
+                        body.flow_control().release_capacity(data.len()).unwrap();
+                        bytes.extend_from_slice(&data);
+                    }
+                    if fresh {
+                        return first(respond);
+                    }
+                    let head =
+                        Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+                    let mut send = respond.send_response(head, false).unwrap();
+                    send.send_data(bytes.into(), false).unwrap();
+                    let trailers = HeaderMap::from_iter([(
+                        http::HeaderName::from_static("grpc-status"),
+                        http::HeaderValue::from_static("0"),
+                    )]);
+                    send.send_trailers(trailers).unwrap();
+                });
+            }
+        }
+    })
+    .await
+}
+
+fn trailers_only(status: &str) -> Response<()> {
+    Response::builder()
+        .header("content-type", "application/grpc")
+        .header("grpc-status", status)
+        .body(())
+        .unwrap()
+}
+
+#[test]
+fn a_call_is_made_again_with_its_body_where_its_policy_says_so() {
+    for (words, first) in [
+        (
+            "unavailable",
+            (|mut respond| drop(respond.send_response(trailers_only("14"), true)))
+                as fn(h2::server::SendResponse<Bytes>),
+        ),
+        ("refused-stream", |mut respond| respond.send_reset(h2::Reason::REFUSED_STREAM)),
+        ("reset", |mut respond| respond.send_reset(h2::Reason::INTERNAL_ERROR)),
+    ] {
+        story(|mesh| async move {
+            let app = wavering(first).await;
+            let rule = forward(|forward| forward.retry = Some(retrying(words, 1)));
+            let to = Target::Listener(listener(rule, cluster("orders.shop:80", &[app.address]), vec![]));
+            let mut sender = client(mesh.sidecar(Http2, to).await).await;
+            let (answer, mut body) = sender.send_request(post(), false).unwrap();
+            body.send_data(Bytes::from_static(b"hel"), false).unwrap();
+            body.send_data(Bytes::from_static(b"lo"), true).unwrap();
+            let (head, bytes, trailers) = whole(answer.await.unwrap()).await;
+            assert_eq!(bytes, b"hello", "{words}: {head:?}");
+            assert_eq!(trailers.expect("trailers")["grpc-status"], "0");
+            mesh.recorded(&["weft_client_retries_total", "outcome=\"sent\"", " 1"]).await;
+        });
+    }
+}
+
+#[test]
+fn a_call_that_may_not_be_made_again_is_not() {
+    story(|mesh| async move {
+        let app = wavering(|mut respond| drop(respond.send_response(trailers_only("13"), true))).await;
+        let rule = forward(|forward| forward.retry = Some(retrying("unavailable", 1)));
+        let to = Target::Listener(listener(rule, cluster("orders.shop:80", &[app.address]), vec![]));
+        let mut sender = client(mesh.sidecar(Http2, to).await).await;
+        let (answer, mut body) = sender.send_request(post(), false).unwrap();
+        body.send_data(Bytes::new(), true).unwrap();
+        assert_eq!(answer.await.unwrap().headers()["grpc-status"], "13");
     });
 }

@@ -52,6 +52,7 @@ pub(crate) fn story<F: Future<Output = ()>>(story: impl FnOnce(Mesh) -> F) {
             config.into(),
             Arc::new(Bound::default()),
             xds::Directory::standalone(),
+            weft_proxy::balance::Circuits::new(),
             telemetry.shard(),
             drain::Watch::default(),
             100,
@@ -88,7 +89,7 @@ impl Mesh {
         spawn_local(async move {
             while let Ok((stream, client)) = listener.accept().await {
                 stream.set_nodelay(true).unwrap();
-                let inbound = matches!(target, http::Target::App(_));
+                let inbound = matches!(target, http::Target::App(_) | http::Target::Own { .. });
                 let edge = EdgeSpec {
                     direction: if inbound { Direction::Inbound } else { Direction::Outbound },
                     service: None,
@@ -97,7 +98,8 @@ impl Mesh {
                     tls: Tls::None,
                     client: inbound.then(|| client.ip()),
                 };
-                let scope = http::Scope { edge, target: target.clone(), opened: opened.take() };
+                let client = std::net::Ipv4Addr::LOCALHOST.into();
+                let scope = http::Scope { edge, target: target.clone(), opened: opened.take(), client };
                 let io = Prefixed::new(stream, Bytes::new());
                 let mut connection = Box::pin(http::serve(Rc::clone(&worker), io, version, scope));
                 let polls = Rc::clone(&polls);
@@ -151,7 +153,7 @@ where
             spawn_local(serve(Raw::new(stream), count.get()));
         }
     });
-    App { address, connections }
+    App { address, connections, calls: Rc::default() }
 }
 
 /// An app that answers each request of each connection with `response`.
@@ -167,9 +169,21 @@ pub(crate) async fn answering(response: &'static str) -> App {
 pub(crate) struct App {
     pub(crate) address: SocketAddr,
     connections: Rc<Cell<usize>>,
+    /// Where the app counts its calls, if it does.
+    calls: Rc<Cell<usize>>,
 }
 
 impl App {
+    /// The same app, which counts its calls here.
+    pub(crate) fn counting(self, calls: Rc<Cell<usize>>) -> Self {
+        Self { calls, ..self }
+    }
+
+    /// Calls so far.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.get()
+    }
+
     /// Connections so far.
     pub(crate) fn connections(&self) -> usize {
         self.connections.get()

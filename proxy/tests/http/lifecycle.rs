@@ -158,7 +158,8 @@ fn a_connection_opened_ahead_may_have_been_closed_meanwhile() {
         .await;
         let stream = TcpStream::connect(app.address).await.unwrap();
         stream.readable().await.unwrap();
-        let opened = Upstream { stream, address: app.address, peer: PeerIndex::UNKNOWN, working: None };
+        let opened =
+            Upstream { stream, address: app.address, peer: PeerIndex::UNKNOWN, working: None, permit: None };
         let sidecar = mesh.ahead(opened).await;
         let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
         assert_eq!(Raw::connect(sidecar).await.call(post).await.1, "ok");
@@ -282,7 +283,7 @@ fn too_much_at_once_is_shed() {
         let app = answering(OK).await;
         let mut client = Raw::connect(mesh.inbound(app.address).await).await;
         let mut permits = Vec::new();
-        while let Some(permit) = mesh.worker.http.shed.admit() {
+        while let Ok(permit) = mesh.worker.http.shed.admit(|| 1.0) {
             permits.push(permit);
         }
         let (head, _) = client.call(GET).await;

@@ -25,8 +25,10 @@ use tokio_util::io::poll_read_buf;
 use weft_wire::Reason;
 
 use super::decode::{Decoder, Malformed, Place, parse_head};
+use super::encode;
 use crate::http::body::{RequestBody, Upload};
 use crate::http::{BUFFER_MAX, headers};
+use crate::pool::Open;
 
 /// Room for a read: more than most responses, little enough to stay in the cache.
 const READ_MIN: usize = 2 * 1024;
@@ -43,6 +45,7 @@ const COPY_MAX: usize = 4 * 1024;
 /// One connection.
 pub struct H1 {
     stream: TcpStream,
+    open: Open,
     /// Read and not yet understood.
     input: BytesMut,
     /// Bytes to reserve for the next read.
@@ -75,7 +78,8 @@ pub struct H1 {
 struct Uploading {
     body: RequestBody,
     chunked: bool,
-    progress: Rc<Upload>,
+    /// Why the client's body broke off.
+    progress: Option<Rc<Upload>>,
     /// Opened by `100 Continue`.
     gate: Option<Continue>,
 }
@@ -126,9 +130,10 @@ impl Continue {
 impl H1 {
     /// A connection; `reused` when it may have been closed since it was last used.
     #[must_use]
-    pub fn new(stream: TcpStream, reused: bool) -> Box<Self> {
+    pub fn new(stream: TcpStream, open: Open, reused: bool) -> Box<Self> {
         Box::new(Self {
             stream,
+            open,
             input: BytesMut::new(),
             reserve: READ_FIRST,
             output: Vec::new(),
@@ -148,13 +153,14 @@ impl H1 {
         })
     }
 
-    /// Begins an exchange: encodes the head, whose headers are used up.
+    /// Begins an exchange: encodes the head, whose headers are used up unless they are to be kept.
     pub fn begin(
         &mut self,
         head: &mut Parts,
         body: RequestBody,
         progress: Option<&Rc<Upload>>,
         gate: Option<Continue>,
+        keep: bool,
     ) {
         self.asked = Asked {
             method: match head.method {
@@ -170,8 +176,8 @@ impl H1 {
         self.written = 0;
         self.output.clear();
         let chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
-        self.upload = progress.map(|progress| {
-            let progress = Rc::clone(progress);
+        self.upload = (!body.is_none()).then(|| {
+            let progress = progress.map(Rc::clone);
             if !chunked && !head.headers.contains_key(header::CONTENT_LENGTH) {
                 // Cannot come from hyper; but a body without a frame would be the next request.
                 head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -179,9 +185,11 @@ impl H1 {
             }
             Uploading { body, chunked, progress, gate }
         });
-        encode_head(head, &mut self.output);
-        self.spare = std::mem::take(&mut head.headers);
-        self.spare.clear();
+        encode::head(head, &mut self.output);
+        if !keep {
+            self.spare = std::mem::take(&mut head.headers);
+            self.spare.clear();
+        }
     }
 
     /// Takes over an exchange that another connection could not serve.
@@ -199,8 +207,7 @@ impl H1 {
     #[must_use]
     pub fn may_repeat(&self) -> bool {
         // An upload that has ended is gone from here: that there is none says nothing.
-        let untouched =
-            !self.begun && self.upload.as_ref().is_none_or(|upload| !upload.progress.started.get());
+        let untouched = !self.begun && self.upload.as_ref().is_none_or(|upload| !upload.body.is_started());
         let unsent = self.written == 0;
         // Bytes count as the beginning of an answer, unless they were here before the request.
         let silent = self.input.is_empty();
@@ -284,7 +291,7 @@ impl H1 {
     /// An answer instead of `100 Continue` refuses the body: it is not sent any more, also not when patience ends.
     fn withhold_refused(&mut self) {
         let refused = |upload: &Uploading| {
-            upload.gate.as_ref().is_some_and(|gate| !gate.said()) && !upload.progress.started.get()
+            upload.gate.as_ref().is_some_and(|gate| !gate.said()) && !upload.body.is_started()
         };
         if self.upload.as_ref().is_some_and(refused) {
             self.persistent = false;
@@ -292,11 +299,16 @@ impl H1 {
         }
     }
 
-    /// The next piece of the body.
+    /// The next piece of the body. Moves the upload as well.
     pub fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         if let Err(broken) = self.poll_send(context) {
             return Poll::Ready(Some(Err(broken)));
         }
+        self.poll_receive(context)
+    }
+
+    /// The next piece of the body. Somebody else moves the upload.
+    pub fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         loop {
             match self.decoder.decode(&mut self.input) {
                 Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
@@ -341,13 +353,25 @@ impl H1 {
         self.persistent && !self.is_sent()
     }
 
-    /// Moves the rest of an upload whose response has ended.
-    pub fn poll_rest(&mut self, context: &mut Context<'_>) -> Poll<bool> {
+    /// Moves the upload on, without looking at the response, until it has ended or nobody takes it any more.
+    pub fn poll_upload(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         match self.poll_send(context) {
-            Err(_) => Poll::Ready(false),
-            Ok(()) if self.deaf || self.is_sent() => Poll::Ready(self.is_free()),
+            Err(broken) => Poll::Ready(Err(broken)),
+            Ok(()) if self.deaf || self.is_sent() => Poll::Ready(Ok(())),
             Ok(()) => Poll::Pending,
         }
+    }
+
+    /// Whether anything of the request has been written.
+    #[must_use]
+    pub fn has_sent(&self) -> bool {
+        self.begun || self.written > 0
+    }
+
+    /// Whether a part of the request is still to be written.
+    #[must_use]
+    pub fn is_uploading(&self) -> bool {
+        !self.deaf && !self.is_sent()
     }
 
     /// From now on a connection that waited.
@@ -358,8 +382,8 @@ impl H1 {
 
     /// The socket and what was read too far: after a switch of protocols, or to keep it without its buffers.
     #[must_use]
-    pub fn into_parts(self: Box<Self>) -> (TcpStream, Bytes) {
-        (self.stream, self.input.freeze())
+    pub fn into_parts(self: Box<Self>) -> (TcpStream, Bytes, Open) {
+        (self.stream, self.input.freeze(), self.open)
     }
 
     fn is_sent(&self) -> bool {
@@ -407,13 +431,13 @@ impl H1 {
                 }
                 None => {
                     if chunked {
-                        self.output.extend_from_slice(b"0\r\n\r\n");
+                        self.output.extend_from_slice(encode::LAST_CHUNK);
                     }
                     self.upload = None;
                 }
                 Some(Err(_)) => {
-                    let reason = upload.progress.failed.get().unwrap_or(Reason::ClientCancelled);
-                    return Err(Broken::Upload(reason));
+                    let why = upload.progress.as_ref().and_then(|progress| progress.failed.get());
+                    return Err(Broken::Upload(why.unwrap_or(Reason::ClientCancelled)));
                 }
             }
         }
@@ -424,7 +448,7 @@ impl H1 {
     fn stop_sending(&mut self) {
         self.deaf = true;
         self.persistent = false;
-        if self.upload.as_ref().is_some_and(|upload| upload.progress.started.get()) {
+        if self.upload.as_ref().is_some_and(|upload| upload.body.is_started()) {
             self.begun = true;
             self.upload = None;
         }
@@ -435,7 +459,7 @@ impl H1 {
             Ok(data) if data.is_empty() => {}
             Ok(data) => {
                 if chunked {
-                    self.output.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+                    encode::chunk(data.len(), &mut self.output);
                 }
                 if chunked || data.len() <= COPY_MAX {
                     self.output.extend_from_slice(&data);
@@ -448,16 +472,14 @@ impl H1 {
             }
             Err(frame) => {
                 if let (true, Ok(trailers)) = (chunked, frame.into_trailers()) {
-                    self.output.extend_from_slice(b"0\r\n");
-                    encode_fields(&trailers, &mut self.output);
-                    self.output.extend_from_slice(b"\r\n");
+                    encode::trailers(&trailers, &mut self.output);
                 }
                 self.upload = None;
                 return;
             }
         }
         if over && chunked {
-            self.output.extend_from_slice(b"0\r\n\r\n");
+            self.output.extend_from_slice(encode::LAST_CHUNK);
         }
     }
 
@@ -472,28 +494,5 @@ impl H1 {
             self.reserve = (self.reserve * 2).min(READ_MAX);
         }
         Poll::Ready(Ok(count))
-    }
-}
-
-/// `GET /path HTTP/1.1` and the headers. The target is written as it is.
-fn encode_head(head: &Parts, output: &mut Vec<u8>) {
-    output.extend_from_slice(head.method.as_str().as_bytes());
-    output.push(b' ');
-    match (head.uri.scheme_str(), head.uri.authority(), head.uri.path_and_query()) {
-        // The common one: origin form, written without formatting.
-        (None, None, Some(path)) => output.extend_from_slice(path.as_str().as_bytes()),
-        _ => output.extend_from_slice(head.uri.to_string().as_bytes()),
-    }
-    output.extend_from_slice(b" HTTP/1.1\r\n");
-    encode_fields(&head.headers, output);
-    output.extend_from_slice(b"\r\n");
-}
-
-fn encode_fields(fields: &HeaderMap, output: &mut Vec<u8>) {
-    for (name, value) in fields {
-        output.extend_from_slice(name.as_str().as_bytes());
-        output.extend_from_slice(b": ");
-        output.extend_from_slice(value.as_bytes());
-        output.extend_from_slice(b"\r\n");
     }
 }

@@ -21,6 +21,7 @@ use tokio::task::AbortHandle;
 
 use crate::http::body::RequestBody;
 use crate::http::{H2_CONNECTION_WINDOW, H2_FRAME_MAX, H2_STREAM_WINDOW};
+use crate::pool::Open as Connected;
 
 /// Streams on one connection before another is opened. What most servers allow at least (RFC 9113 §6.5.2 asks for
 /// 100 or more).
@@ -40,6 +41,7 @@ struct Shared {
     streams: Cell<usize>,
     closed: Cell<bool>,
     idle_since: Cell<Instant>,
+    _open: Connected,
 }
 
 impl H2 {
@@ -47,7 +49,7 @@ impl H2 {
     ///
     /// # Errors
     /// When the endpoint does not speak HTTP/2 or breaks the connection.
-    pub async fn start(stream: TcpStream) -> Result<Self, h2::Error> {
+    pub async fn start(stream: TcpStream, open: Connected) -> Result<Self, h2::Error> {
         let (sender, connection) = h2::client::Builder::new()
             .enable_push(false)
             .initial_window_size(H2_STREAM_WINDOW)
@@ -61,6 +63,7 @@ impl H2 {
             streams: Cell::new(0),
             closed: Cell::new(false),
             idle_since: Cell::new(Instant::now()),
+            _open: open,
         });
         let handle = Rc::clone(&shared);
         // Owned by the handles: ends when all of them and all streams are gone.
@@ -161,12 +164,15 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// The response's head. Dropping the future resets the stream.
+    /// The response's head.
     ///
     /// # Errors
     /// When the stream or the connection broke.
-    pub async fn answer(&mut self) -> Result<Response<RecvStream>, h2::Error> {
-        Pin::new(&mut self.answer).await
+    pub fn poll_answer(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Response<RecvStream>, h2::Error>> {
+        Pin::new(&mut self.answer).poll(context)
     }
 
     /// The body that belongs to the head.

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::request::Parts;
 use http::{HeaderValue, Method};
@@ -13,9 +14,12 @@ use weft_wire::{Host, Reason};
 use super::Refusal;
 use crate::balance::Cluster;
 use crate::connect;
+use crate::http::concurrency::Port;
 use crate::http::headers;
 use crate::http::server::{Session, Target};
 use crate::record::{Direction, Edge, EdgeSpec};
+use crate::reply;
+use crate::route::filter::{self, Passage};
 use crate::xds::{self, Listener};
 
 /// Destinations that one connection remembers. A forward-proxy client may name many; beyond this the oldest is
@@ -38,6 +42,8 @@ pub(in crate::http) struct Destination {
 enum Backend {
     /// By route; the cluster that was last routed to is at hand.
     Routed { listener: Arc<Listener>, last: RefCell<Option<(Arc<xds::Cluster>, Rc<Cluster>)>> },
+    /// This sidecar's app, guarded by rules.
+    Own { listener: Arc<Listener>, app: Rc<Cluster>, port: Option<Rc<Port>> },
     /// Always this one.
     Direct(Rc<Cluster>),
     /// None.
@@ -45,30 +51,66 @@ enum Backend {
 }
 
 impl Destination {
-    /// The cluster for one request.
-    pub(super) fn cluster(&self, session: &Session, parts: &Parts) -> Result<Rc<Cluster>, Refusal> {
-        match &self.backend {
-            Backend::Direct(cluster) => Ok(Rc::clone(cluster)),
-            Backend::Nowhere(reason) => Err((*reason).into()),
-            Backend::Routed { listener, last } => {
-                let routes = listener.routes();
-                if let Some(route) = routes.pick(parts) {
-                    return Ok(Self::recall(session, last, route.cluster()));
-                }
-                // A port that was declared to be opaque has no routes, only a cluster.
-                match listener.cluster() {
-                    Some(cluster) if routes.is_empty() => Ok(Self::recall(session, last, &cluster)),
-                    _ => Err(Reason::RouteNotFound.into()),
-                }
+    /// The passage of one request through its rule; `None` where there are no rules.
+    ///
+    /// What no rule of the app's own port fits goes to the app all the same: rules guard it there, they do not choose.
+    pub(super) fn passage(&self, parts: &Parts) -> Result<Option<Passage>, Reason> {
+        let (listener, chooses) = match &self.backend {
+            Backend::Direct(_) => return Ok(None),
+            Backend::Nowhere(reason) => return Err(*reason),
+            Backend::Routed { listener, .. } => (listener, true),
+            Backend::Own { listener, .. } => (listener, false),
+        };
+        let routes = listener.routes();
+        match routes.pick(parts) {
+            Some(route) => Ok(Some(Passage::new(Arc::clone(route)))),
+            // A port that was declared to be opaque has no routes, only a cluster.
+            None if chooses && !(routes.is_empty() && listener.cluster().is_some()) => {
+                Err(Reason::RouteNotFound)
             }
+            None => Ok(None),
         }
     }
 
-    fn recall(
+    /// The cluster for one request.
+    pub(super) fn cluster(
+        &self,
         session: &Session,
-        last: &RefCell<Option<(Arc<xds::Cluster>, Rc<Cluster>)>>,
-        cluster: &Arc<xds::Cluster>,
-    ) -> Rc<Cluster> {
+        passage: Option<&Passage>,
+    ) -> Result<Rc<Cluster>, Refusal> {
+        match &self.backend {
+            Backend::Direct(cluster) | Backend::Own { app: cluster, .. } => Ok(Rc::clone(cluster)),
+            Backend::Nowhere(reason) => Err((*reason).into()),
+            Backend::Routed { listener, .. } => match passage {
+                // A rule that forwards has a backend, and any other has answered.
+                Some(passage) => {
+                    let backend = passage.backend().ok_or(Reason::RouteNotFound)?;
+                    if backend.cluster.absent {
+                        let told = reply::absent(filter::cluster_not_found(passage.route()));
+                        return Err(Refusal::telling(Reason::NoReadyEndpoint, told));
+                    }
+                    Ok(self.recall(session, &backend.cluster))
+                }
+                None => Ok(self.recall(session, &listener.cluster().ok_or(Reason::RouteNotFound)?)),
+            },
+        }
+    }
+
+    /// The bound on concurrency of the app's port, if it has one.
+    pub(super) fn port(&self) -> Option<&Rc<Port>> {
+        match &self.backend {
+            Backend::Own { port, .. } => port.as_ref(),
+            Backend::Routed { .. } | Backend::Direct(_) | Backend::Nowhere(_) => None,
+        }
+    }
+
+    /// Whether the other side is in the mesh, as far as a route says.
+    pub(super) fn is_routed(&self) -> bool {
+        matches!(self.backend, Backend::Routed { .. })
+    }
+
+    fn recall(&self, session: &Session, cluster: &Arc<xds::Cluster>) -> Rc<Cluster> {
+        let Backend::Routed { last, .. } = &self.backend else { return session.worker.clusters.of(cluster) };
         let mut last = last.borrow_mut();
         match &*last {
             Some((same, state)) if Arc::ptr_eq(same, cluster) => Rc::clone(state),
@@ -106,6 +148,15 @@ impl Session {
         let found = Rc::new(match &self.target {
             Target::Listener(listener) => {
                 self.fixed(Backend::Routed { listener: Arc::clone(listener), last: RefCell::new(None) })
+            }
+            Target::Own { app, listener } => {
+                let ports = &self.worker.http.ports;
+                let gradient = listener.gradient.as_ref();
+                self.fixed(Backend::Own {
+                    listener: Arc::clone(listener),
+                    app: self.worker.clusters.at(*app),
+                    port: gradient.map(|settings| ports.of(*app, settings, Instant::now())),
+                })
             }
             Target::App(address) => self.fixed(Backend::Direct(self.worker.clusters.at(*address))),
             Target::Nowhere(reason) => self.fixed(Backend::Nowhere(*reason)),

@@ -16,6 +16,10 @@ fn get(headers: &[(&str, &str)]) -> Parts {
     parts("GET", "/", Version::HTTP_11, &with_host)
 }
 
+fn request(parts: &mut Parts, form: Form, consume_proxy: bool) -> Result<Intent, Reason> {
+    super::request(parts, form, consume_proxy).map(|said| said.intent)
+}
+
 fn names(parts: &Parts) -> Vec<&str> {
     let mut names: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
     names.sort_unstable();
@@ -209,4 +213,17 @@ proptest! {
             prop_assert!(!parts.headers.contains_key(PROXY_CONNECTION));
         }
     }
+}
+
+#[test]
+fn what_is_said_to_the_proxy_is_heard() {
+    let said = |headers: &[_]| {
+        let said = super::request(&mut get(headers), Form::Origin, false).expect("fine");
+        (said.deadline, said.mirrored)
+    };
+    assert_eq!(said(&[]), (false, false));
+    assert_eq!(said(&[("x-weft-deadline", "5")]), (true, false));
+    assert_eq!(said(&[("grpc-timeout", "5S")]), (true, false));
+    assert_eq!(said(&[("x-weft-mirrored", "1")]), (false, true));
+    assert_eq!(said(&[("x-weft-deadlime", "5"), ("grpc-timeouT", "5S")]), (true, false));
 }

@@ -1,48 +1,90 @@
-//! What a route asks of a request: path, method, headers, query.
+//! What a route asks of a request: path, method, headers, query, and luck.
 //!
-//! In: a request's head. Out: whether all conditions hold. Pure; compares bytes, allocates nothing.
-//! Non-goal: decoding. A path is compared as it stands on the wire, as Envoy does by default.
+//! In: a request's head and one random number. Out: whether all conditions hold. Pure; compares bytes, and allocates
+//! only to join a header that came in several lines, which are compared as one value, as in Envoy.
+//! Non-goal: decoding. Path and query are compared as they stand on the wire, as Envoy does by default.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use http::request::Parts;
 use http::{HeaderName, Method};
 
-/// How a path must look.
+use crate::http::headers;
+use crate::route::fraction::Fraction;
+use crate::route::pattern::Pattern;
+use crate::route::redirect;
+
+/// How a path must look; the query does not belong to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PathMatch {
-    /// Equal, byte by byte, without the query.
-    Exact(Box<str>),
+    /// Equal, byte by byte.
+    Exact(Text),
     /// Starts with these bytes. `Prefix("/")` matches everything, `*` of `OPTIONS` included.
-    Prefix(Box<str>),
+    Prefix(Text),
     /// Starts with these whole segments: `/a` matches `/a` and `/a/b` but not `/ab` (HTTPRoute's `PathPrefix`).
-    Segments(Box<str>),
+    Segments(Text),
+    /// All of it matches a pattern.
+    Pattern(Pattern),
+}
+
+/// A text to compare with, and whether case counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text {
+    text: Box<str>,
+    ignore_case: bool,
 }
 
 /// How a header's or query parameter's value must look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ValueMatch {
     /// Equal.
-    Exact(Box<str>),
+    Exact(Text),
     /// Starts with.
-    Prefix(Box<str>),
+    Prefix(Text),
     /// Ends with.
-    Suffix(Box<str>),
+    Suffix(Text),
     /// Contains.
-    Contains(Box<str>),
+    Contains(Text),
+    /// All of it matches a pattern.
+    Pattern(Pattern),
+    /// A number from `start` up to, but not including, `end`.
+    Range {
+        /// The smallest number.
+        start: i64,
+        /// The smallest number that is too large.
+        end: i64,
+    },
     /// Is there at all.
     Present,
+}
+
+/// What a condition looks at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Field {
+    /// A header. Several lines of it are joined by commas.
+    Header(HeaderName),
+    /// `:method`.
+    Method,
+    /// `:path`, with the query.
+    Path,
+    /// `:authority`, or `Host`.
+    Authority,
+    /// `:scheme`.
+    Scheme,
 }
 
 /// One condition on a header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeaderMatch {
     /// The header.
-    pub name: HeaderName,
-    /// What its value must be. Several lines of one header are compared one by one: any may match.
+    pub field: Field,
+    /// What its value must be.
     pub value: ValueMatch,
-    /// Whether the condition is turned round.
+    /// Whether the condition is turned round. A header that is not there still fulfils no condition on its value.
     pub invert: bool,
+    /// Whether a header that is not there counts as an empty one.
+    pub missing_is_empty: bool,
 }
 
 /// One condition on a query parameter.
@@ -65,32 +107,59 @@ pub struct Matches {
     pub headers: Box<[HeaderMatch]>,
     /// Query parameters.
     pub query: Box<[QueryMatch]>,
+    /// The share of requests.
+    pub fraction: Fraction,
 }
 
 impl Matches {
     /// Matches every request.
     #[must_use]
     pub fn all() -> Self {
-        Self { path: PathMatch::Prefix("/".into()), method: None, headers: [].into(), query: [].into() }
+        Self {
+            path: PathMatch::Prefix("/".into()),
+            method: None,
+            headers: [].into(),
+            query: [].into(),
+            fraction: Fraction::ALL,
+        }
     }
 
     /// Whether the conditions hold for every request, so that nothing needs to be looked at.
-    pub(super) fn is_all(&self) -> bool {
-        matches!(&self.path, PathMatch::Prefix(prefix) if &**prefix == "/" || prefix.is_empty())
+    pub(in crate::route) fn is_all(&self) -> bool {
+        self.path.is_any()
             && self.method.is_none()
             && self.headers.is_empty()
             && self.query.is_empty()
+            && self.fraction.is_all()
     }
 
-    pub(super) fn hold(&self, request: &Parts) -> bool {
-        self.path.holds(request.uri.path())
-            && self.method.as_ref().is_none_or(|method| *method == request.method)
+    /// Whether all conditions hold. `draw` is asked for once per request at most, and only where a share is.
+    pub(in crate::route) fn hold(&self, request: &Parts, draw: &mut Draw) -> bool {
+        self.method.as_ref().is_none_or(|method| *method == request.method)
+            && self.path.holds(request.uri.path())
             && self.headers.iter().all(|header| header.holds(request))
             && self.query.iter().all(|query| query.holds(request.uri.query().unwrap_or_default()))
+            && (self.fraction.is_all() || self.fraction.holds(draw.get()))
     }
 }
 
-/// For people: `GET /a/* x-team=blue`.
+/// One random number for all routes of a table, so that shares of successive routes add up: 30 % of the first and
+/// 50 % of the second leave 50 % for the third, as in Envoy.
+#[derive(Debug, Default)]
+pub(in crate::route) struct Draw(Option<u64>);
+
+impl Draw {
+    #[cfg(test)]
+    pub(in crate::route) fn of(draw: u64) -> Self {
+        Self(Some(draw))
+    }
+
+    fn get(&mut self) -> u64 {
+        *self.0.get_or_insert_with(|| fastrand::u64(..))
+    }
+}
+
+/// For people: `GET /a/** x-team=blue`.
 impl fmt::Display for Matches {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(method) = &self.method {
@@ -99,15 +168,31 @@ impl fmt::Display for Matches {
         match &self.path {
             PathMatch::Exact(path) => write!(f, "{path}")?,
             PathMatch::Prefix(path) => write!(f, "{path}*")?,
-            PathMatch::Segments(path) => write!(f, "{}/**", path.trim_end_matches('/'))?,
+            PathMatch::Segments(path) => write!(f, "{}/**", path.text.trim_end_matches('/'))?,
+            PathMatch::Pattern(pattern) => write!(f, "~{}", pattern.as_str())?,
         }
         for query in &self.query {
             write!(f, " ?{}{}", query.name, query.value)?;
         }
         for header in &self.headers {
-            write!(f, " {}{}{}", if header.invert { "!" } else { "" }, header.name, header.value)?;
+            write!(f, " {}{}{}", if header.invert { "!" } else { "" }, header.field, header.value)?;
+        }
+        if !self.fraction.is_all() {
+            write!(f, " {}%", self.fraction.share() * 100.0)?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Header(name) => name.as_str(),
+            Self::Method => ":method",
+            Self::Path => ":path",
+            Self::Authority => ":authority",
+            Self::Scheme => ":scheme",
+        })
     }
 }
 
@@ -118,49 +203,173 @@ impl fmt::Display for ValueMatch {
             Self::Prefix(text) => write!(f, "={text}*"),
             Self::Suffix(text) => write!(f, "=*{text}"),
             Self::Contains(text) => write!(f, "=*{text}*"),
+            Self::Pattern(pattern) => write!(f, "~{}", pattern.as_str()),
+            Self::Range { start, end } => write!(f, "={start}..{end}"),
             Self::Present => Ok(()),
         }
     }
 }
 
+/// A text where case counts.
+impl From<&str> for Text {
+    fn from(text: &str) -> Self {
+        Self { text: text.into(), ignore_case: false }
+    }
+}
+
+impl fmt::Display for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Text {
+    /// A text; with `ignore_case`, ASCII letters are equal in either case.
+    #[must_use]
+    pub fn new(text: &str, ignore_case: bool) -> Self {
+        Self { text: text.into(), ignore_case }
+    }
+
+    /// The text where case counts, else nothing: what an index can be made of.
+    pub(crate) fn literal(&self) -> Option<&str> {
+        (!self.ignore_case).then_some(&self.text)
+    }
+
+    /// As configured.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    fn equals(&self, value: &[u8]) -> bool {
+        let text = self.text.as_bytes();
+        if self.ignore_case { text.eq_ignore_ascii_case(value) } else { text == value }
+    }
+
+    fn begins(&self, value: &[u8]) -> bool {
+        value.get(..self.text.len()).is_some_and(|start| self.equals(start))
+    }
+
+    fn ends(&self, value: &[u8]) -> bool {
+        let start = value.len().checked_sub(self.text.len());
+        start.is_some_and(|start| self.equals(&value[start..]))
+    }
+
+    fn is_in(&self, value: &[u8]) -> bool {
+        self.text.is_empty() || value.windows(self.text.len()).any(|window| self.equals(window))
+    }
+}
+
 impl PathMatch {
+    /// Whether every path matches.
+    fn is_any(&self) -> bool {
+        matches!(self, Self::Prefix(prefix) if matches!(&*prefix.text, "" | "/"))
+    }
+
+    /// The bytes that a path begins with if it matches, as far as they are known.
+    pub(super) fn literal(&self) -> &str {
+        match self {
+            Self::Prefix(prefix) if &*prefix.text == "/" => "",
+            Self::Exact(text) | Self::Prefix(text) => text.literal().unwrap_or_default(),
+            Self::Segments(text) => text.literal().unwrap_or_default().trim_end_matches('/'),
+            Self::Pattern(_) => "",
+        }
+    }
+
     fn holds(&self, path: &str) -> bool {
         match self {
-            Self::Exact(exact) => **exact == *path,
-            Self::Prefix(prefix) => &**prefix == "/" || path.starts_with(&**prefix),
-            Self::Segments(prefix) => path
-                .strip_prefix(prefix.trim_end_matches('/'))
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            Self::Exact(exact) => exact.equals(path.as_bytes()),
+            Self::Prefix(prefix) => &*prefix.text == "/" || prefix.begins(path.as_bytes()),
+            Self::Segments(prefix) => {
+                let length = prefix.text.trim_end_matches('/').len();
+                path.as_bytes().get(..length).is_some_and(|start| {
+                    let segments = &prefix.text.as_bytes()[..length];
+                    if prefix.ignore_case { segments.eq_ignore_ascii_case(start) } else { segments == start }
+                }) && matches!(path.as_bytes().get(length), None | Some(b'/'))
+            }
+            Self::Pattern(pattern) => pattern.holds(path.as_bytes()),
+        }
+    }
+
+    /// How many bytes of a matching path a prefix rewrite replaces.
+    #[must_use]
+    pub fn matched(&self, path: &str) -> usize {
+        match self {
+            Self::Exact(text) | Self::Prefix(text) | Self::Segments(text) => text.text.len().min(path.len()),
+            Self::Pattern(_) => path.len(),
         }
     }
 }
 
 impl ValueMatch {
-    fn holds(&self, value: &[u8]) -> bool {
+    /// Whether a value is as it must be.
+    #[must_use]
+    pub fn holds(&self, value: &[u8]) -> bool {
         match self {
-            Self::Exact(text) => value == text.as_bytes(),
-            Self::Prefix(text) => value.starts_with(text.as_bytes()),
-            Self::Suffix(text) => value.ends_with(text.as_bytes()),
-            Self::Contains(text) => {
-                text.is_empty() || value.windows(text.len()).any(|window| window == text.as_bytes())
-            }
+            Self::Exact(text) => text.equals(value),
+            Self::Prefix(text) => text.begins(value),
+            Self::Suffix(text) => text.ends(value),
+            Self::Contains(text) => text.is_in(value),
+            Self::Pattern(pattern) => pattern.holds(value),
+            Self::Range { start, end } => std::str::from_utf8(value)
+                .ok()
+                .and_then(|value| value.trim().parse::<i64>().ok())
+                .is_some_and(|value| (*start..*end).contains(&value)),
             Self::Present => true,
         }
     }
 }
 
 impl HeaderMatch {
-    fn holds(&self, request: &Parts) -> bool {
-        let mut values = request.headers.get_all(&self.name).iter();
-        values.any(|value| self.value.holds(value.as_bytes())) != self.invert
+    /// Whether a request fulfils the condition.
+    #[must_use]
+    pub fn holds(&self, request: &Parts) -> bool {
+        let value = self.field.of(request);
+        match (&self.value, value) {
+            (ValueMatch::Present, value) => value.is_some() != self.invert,
+            (matcher, Some(value)) => matcher.holds(&value) != self.invert,
+            (matcher, None) => self.missing_is_empty && matcher.holds(b"") != self.invert,
+        }
+    }
+}
+
+impl Field {
+    fn of<'a>(&self, request: &'a Parts) -> Option<Cow<'a, [u8]>> {
+        let text = match self {
+            Self::Header(name) => {
+                let mut values = request.headers.get_all(name).iter();
+                let first = values.next()?.as_bytes();
+                let mut values = values.peekable();
+                if values.peek().is_none() {
+                    return Some(Cow::Borrowed(first));
+                }
+                let mut joined = first.to_vec();
+                for value in values {
+                    joined.push(b',');
+                    joined.extend_from_slice(value.as_bytes());
+                }
+                return Some(Cow::Owned(joined));
+            }
+            Self::Method => request.method.as_str(),
+            Self::Path => request.uri.path_and_query()?.as_str(),
+            Self::Authority => headers::authority(request)?,
+            Self::Scheme => redirect::scheme(request),
+        };
+        Some(Cow::Borrowed(text.as_bytes()))
     }
 }
 
 impl QueryMatch {
     fn holds(&self, query: &str) -> bool {
+        if query.is_empty() {
+            return false;
+        }
         let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         pairs
             .find(|(name, _)| **name == *self.name)
             .is_some_and(|(_, value)| self.value.holds(value.as_bytes()))
     }
 }
+
+#[cfg(test)]
+mod tests;

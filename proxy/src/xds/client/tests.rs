@@ -33,6 +33,7 @@ impl Mesh {
             workload: "shop/cart".parse().expect("valid"),
             version: None,
             pod: None,
+            zone: None,
             addresses: vec![],
             registrations: vec![],
         };
@@ -107,7 +108,7 @@ fn request(path: &str) -> Parts {
 /// Where a request to the listener would go: cluster and addresses.
 fn target(listener: &Known, path: &str) -> Option<(String, Vec<SocketAddr>)> {
     let table = listener.routes();
-    let cluster = table.pick(&request(path))?.cluster();
+    let cluster = &table.pick(&request(path))?.backends().first()?.cluster;
     let addresses = cluster.endpoints().list.iter().map(|endpoint| endpoint.address).collect();
     Some((cluster.name.to_string(), addresses))
 }
@@ -483,7 +484,7 @@ impl Mesh {
         for listener in self.directory.listeners() {
             assert!(listener.cluster().is_some(), "{listener:?}");
             for route in listener.routes().routes() {
-                assert!(!route.cluster().name.is_empty());
+                assert!(route.backends().iter().all(|backend| !backend.cluster.name.is_empty()));
             }
         }
     }

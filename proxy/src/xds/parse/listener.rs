@@ -1,5 +1,7 @@
 //! Listener → what the destination is, where its routes are and where its opaque connections go.
 
+mod http_filters;
+
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::listener::v3::{FilterChain, Listener, filter};
@@ -14,6 +16,7 @@ use prost::Name;
 
 use super::super::model::ListenerSpec;
 use super::{Invalid, Labels, TableDraft, decode, route, same_name};
+use crate::route::policies::Gradient;
 
 /// A listener that names its route table and cluster.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +48,7 @@ pub(in super::super) fn listener(name: &str, any: &Any) -> Result<ListenerDraft,
         service: labels.service_port()?,
         protocol: labels.protocol()?,
         workload: labels.workload()?,
+        gradient: None,
     };
     let mut draft = ListenerDraft { spec, routes: None, opaque: None };
     for (position, chain) in listener.filter_chains.iter().enumerate() {
@@ -70,7 +74,9 @@ fn read_chain(draft: &mut ListenerDraft, chain: &FilterChain, place: &str) -> Re
         };
         if is::<HttpConnectionManager>(config) {
             let manager = decode(config, &place)?;
-            agree(&mut draft.routes, http_routes(&manager, &place)?, &place)?;
+            let (routes, gradient) = http_routes(&manager, &place)?;
+            agree(&mut draft.routes, routes, &place)?;
+            draft.spec.gradient = draft.spec.gradient.or(gradient);
         } else if is::<TcpProxy>(config) {
             let proxy = decode(config, &place)?;
             agree(&mut draft.opaque, tcp_cluster(&proxy, &place)?, &place)?;
@@ -99,19 +105,20 @@ fn agree<T: PartialEq>(known: &mut Option<T>, new: T, place: &str) -> Result<(),
     }
 }
 
-fn http_routes(manager: &HttpConnectionManager, place: &str) -> Result<RouteSource, Invalid> {
-    const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+/// Where the routes are, and what guards the listener as a whole.
+fn http_routes(
+    manager: &HttpConnectionManager,
+    place: &str,
+) -> Result<(RouteSource, Option<Gradient>), Invalid> {
+    let mut gradient = None;
     for (position, filter) in manager.http_filters.iter().enumerate() {
-        use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
-        let router = match &filter.config_type {
-            Some(ConfigType::TypedConfig(config)) => config.type_url.ends_with(ROUTER),
-            _ => false,
-        };
-        if !router && !filter.is_optional && !filter.disabled {
-            let what = format!("HTTP filter {:?}", filter.name);
-            return Err(Invalid::unsupported(format!("{place}.http_filters[{position}]"), what));
-        }
+        let place = format!("{place}.http_filters[{position}]");
+        gradient = gradient.or(http_filters::read(filter, &place)?);
     }
+    Ok((route_source(manager, place)?, gradient))
+}
+
+fn route_source(manager: &HttpConnectionManager, place: &str) -> Result<RouteSource, Invalid> {
     match &manager.route_specifier {
         Some(RouteSpecifier::Rds(rds)) if rds.route_config_name.is_empty() => {
             Err(Invalid::missing(format!("{place}.rds.route_config_name")))

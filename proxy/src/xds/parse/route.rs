@@ -1,22 +1,28 @@
 //! RouteConfiguration → a table that names its clusters.
+//!
+//! In: the message. Out: a [`TableDraft`], which becomes a table once its clusters are known. What virtual hosts and the
+//! table itself say for all their routes is settled here, so that a route carries all that concerns it.
+
+mod action;
+mod filters;
+mod matches;
+mod policies;
 
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::config::route::v3::{
-    self as proto, header_matcher::HeaderMatchSpecifier,
-    query_parameter_matcher::QueryParameterMatchSpecifier, route::Action, route_action::ClusterSpecifier,
-    route_match::PathSpecifier,
-};
-use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
+use envoy_types::pb::envoy::config::route::v3::{self as proto, virtual_host::TlsRequirementType};
 use envoy_types::pb::google::protobuf::Any;
-use http::{HeaderName, Method};
 
 use super::super::model::{Cluster, ClusterSpec};
 use super::{Invalid, decode, same_name};
-use crate::route::matcher::{
-    Backend, HeaderMatch, InvalidTable, Matches, PathMatch, QueryMatch, Route, RouteTable, ValueMatch,
-    VirtualHost,
-};
+use crate::policy::mirror::Mirror;
+use crate::policy::retry::RetryPolicy;
+use crate::route::matcher::{InvalidTable, RouteTable, VirtualHost};
+use crate::route::mutation::Group;
+use crate::route::rule::{Backend, BackendFilters, MirrorDraft, Route, Rule};
+use filters::{FilterConfigs, Headers};
+
+pub(super) use policies::{duration, fault, rate_limit};
 
 /// A route table whose clusters are names.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,16 +39,26 @@ struct HostDraft {
 
 #[derive(Debug, Clone, PartialEq)]
 struct RouteDraft {
-    name: Box<str>,
-    matches: Matches,
-    backends: Vec<(Arc<str>, u32)>,
+    rule: Arc<Rule>,
+    backends: Vec<BackendDraft>,
+    mirrors: Vec<MirrorDraft>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct BackendDraft {
+    cluster: Arc<str>,
+    weight: u32,
+    filters: Arc<BackendFilters>,
 }
 
 impl TableDraft {
     /// Every cluster that the table names, with repetitions.
     pub(in super::super) fn clusters(&self) -> impl Iterator<Item = &Arc<str>> {
         let routes = self.hosts.iter().flat_map(|host| &host.routes);
-        routes.flat_map(|route| route.backends.iter().map(|(name, _)| name))
+        routes.flat_map(|route| {
+            let mirrors = route.mirrors.iter().map(|mirror| &mirror.cluster);
+            route.backends.iter().map(|backend| &backend.cluster).chain(mirrors)
+        })
     }
 
     /// The table with its clusters put in.
@@ -52,16 +68,29 @@ impl TableDraft {
     ) -> Result<RouteTable, InvalidTable> {
         let mut hosts = Vec::with_capacity(self.hosts.len());
         for host in &self.hosts {
-            let mut routes = Vec::with_capacity(host.routes.len());
-            for route in &host.routes {
-                let backend =
-                    |(name, weight): &(Arc<str>, u32)| Backend { cluster: cluster(name), weight: *weight };
-                let backends = route.backends.iter().map(backend).collect();
-                routes.push(Route::split(&route.name, route.matches.clone(), backends)?);
-            }
+            let routes = host.routes.iter().map(|route| route.compile(&mut cluster));
+            let routes = routes.collect::<Result<_, _>>()?;
             hosts.push(VirtualHost { name: host.name.clone(), domains: host.domains.clone(), routes });
         }
         RouteTable::new(hosts)
+    }
+}
+
+impl RouteDraft {
+    fn compile(&self, cluster: &mut impl FnMut(&str) -> Arc<Cluster>) -> Result<Arc<Route>, InvalidTable> {
+        let backend = |draft: &BackendDraft| Backend {
+            cluster: cluster(&draft.cluster),
+            weight: draft.weight,
+            filters: Arc::clone(&draft.filters),
+        };
+        let backends = self.backends.iter().map(backend).collect();
+        let mirror = |draft: &MirrorDraft| Mirror {
+            cluster: cluster(&draft.cluster),
+            share: draft.share,
+            plain_host: draft.plain_host,
+        };
+        let mirrors = self.mirrors.iter().map(mirror).collect();
+        Route::of(Arc::clone(&self.rule), backends, mirrors)
     }
 }
 
@@ -74,26 +103,80 @@ pub(in super::super) fn routes(name: &str, any: &Any) -> Result<TableDraft, Inva
 
 /// Reads the table and makes sure that it compiles, whatever its clusters will be.
 pub(super) fn table(config: &proto::RouteConfiguration) -> Result<TableDraft, Invalid> {
-    if config.vhds.is_some() {
-        return Err(Invalid::unsupported("vhds", "on-demand virtual hosts"));
-    }
+    refuse(
+        "",
+        &[
+            (config.vhds.is_some(), "vhds", "on-demand virtual hosts"),
+            (!config.internal_only_headers.is_empty(), "internal_only_headers", "telling callers apart"),
+            (!config.cluster_specifier_plugins.is_empty(), "cluster_specifier_plugins", "a plugin"),
+            (!config.vhost_header.is_empty(), "vhost_header", "virtual hosts by header"),
+            (!config.route_specifiers.is_empty(), "route_specifiers", "a plugin"),
+            (
+                config.ignore_path_parameters_in_path_matching,
+                "ignore_path_parameters_in_path_matching",
+                "a path without its parameters",
+            ),
+        ],
+    )?;
+    let inherited = Inherited {
+        headers: Headers::of_table(config)?,
+        table_first: config.most_specific_header_mutations_wins,
+        filters: filters::read(&config.typed_per_filter_config, "typed_per_filter_config")?,
+        mirrors: policies::mirrors(&config.request_mirror_policies, "request_mirror_policies")?,
+        retry: None,
+        body_max: config
+            .max_direct_response_body_size_bytes
+            .as_ref()
+            .map_or(BODY_MAX, |max| max.value as usize),
+    };
     let hosts = config.virtual_hosts.iter().enumerate();
-    let hosts = hosts.map(|(position, host)| virtual_host(host, &format!("virtual_hosts[{position}]")));
+    let hosts =
+        hosts.map(|(position, host)| virtual_host(host, &inherited, &format!("virtual_hosts[{position}]")));
     let draft = TableDraft { hosts: hosts.collect::<Result<_, _>>()? };
     let nobody = Cluster::new(ClusterSpec::new(""), vec![]);
     draft.compile(|_| Arc::clone(&nobody)).map_err(|source| Invalid::Table { source })?;
     Ok(draft)
 }
 
-fn virtual_host(host: &proto::VirtualHost, place: &str) -> Result<HostDraft, Invalid> {
+/// Largest body of a direct response where the table names no other; Envoy's default.
+const BODY_MAX: usize = 4096;
+
+/// Bytes of a body that are kept for another attempt. Where the configuration names a bound it must be this one, so that
+/// both sides give up at the same body.
+const REPLAY_MAX: u64 = 64 * 1024;
+
+/// What a table, and then a virtual host, says for all its routes.
+#[derive(Clone)]
+struct Inherited {
+    headers: Vec<Headers>,
+    /// Whether the most specific headers come last.
+    table_first: bool,
+    filters: FilterConfigs,
+    mirrors: Vec<MirrorDraft>,
+    retry: Option<RetryPolicy>,
+    body_max: usize,
+}
+
+impl Inherited {
+    /// Groups from the most to the least specific, unless the table wants it the other way round.
+    fn ordered(&self, own: Headers) -> (Vec<Group>, Vec<Group>) {
+        let mut all = vec![own];
+        all.extend(self.headers.iter().cloned());
+        if self.table_first {
+            all.reverse();
+        }
+        all.into_iter().map(|headers| (headers.request, headers.response)).unzip()
+    }
+}
+
+fn virtual_host(host: &proto::VirtualHost, table: &Inherited, place: &str) -> Result<HostDraft, Invalid> {
     if host.domains.is_empty() {
         return Err(Invalid::missing(format!("{place}.domains")));
     }
-    if host.matcher.is_some() {
-        return Err(Invalid::unsupported(format!("{place}.matcher"), "a generic matcher"));
-    }
+    let inherited = inherit(host, table, place)?;
     let routes = host.routes.iter().enumerate();
-    let routes = routes.map(|(position, route)| read_route(route, &format!("{place}.routes[{position}]")));
+    let routes =
+        routes.map(|(position, route)| read_route(route, &inherited, &format!("{place}.routes[{position}]")));
     Ok(HostDraft {
         name: host.name.as_str().into(),
         domains: host.domains.iter().map(|domain| domain.as_str().into()).collect(),
@@ -101,150 +184,90 @@ fn virtual_host(host: &proto::VirtualHost, place: &str) -> Result<HostDraft, Inv
     })
 }
 
-fn read_route(route: &proto::Route, place: &str) -> Result<RouteDraft, Invalid> {
+/// What the routes of a virtual host have in common.
+fn inherit(host: &proto::VirtualHost, table: &Inherited, place: &str) -> Result<Inherited, Invalid> {
+    refuse_unknown(host, place)?;
+    let mut inherited = table.clone();
+    inherited.headers.insert(0, Headers::of_host(host, place)?);
+    inherited.filters =
+        filters::read(&host.typed_per_filter_config, &format!("{place}.typed_per_filter_config"))?
+            .or(&table.filters, place)?;
+    let mirrors =
+        policies::mirrors(&host.request_mirror_policies, &format!("{place}.request_mirror_policies"))?;
+    if !mirrors.is_empty() {
+        inherited.mirrors = mirrors;
+    }
+    if let Some(retry) = &host.retry_policy {
+        inherited.retry = policies::retry(retry, &format!("{place}.retry_policy"))?;
+    }
+    Ok(inherited)
+}
+
+#[expect(deprecated, reason = "older control planes still write them")]
+fn refuse_unknown(host: &proto::VirtualHost, place: &str) -> Result<(), Invalid> {
+    let attempts = host.include_request_attempt_count || host.include_attempt_count_in_response;
+    refuse(
+        place,
+        &[
+            (host.matcher.is_some(), "matcher", "a generic matcher"),
+            (host.require_tls != TlsRequirementType::None as i32, "require_tls", "a redirect to TLS"),
+            (!host.rate_limits.is_empty(), "rate_limits", "a rate limit of a virtual host"),
+            (host.cors.is_some(), "cors", "CORS outside typed_per_filter_config"),
+            (attempts, "include_request_attempt_count", "a header with the attempt"),
+            (host.include_is_timeout_retry_header, "include_is_timeout_retry_header", "a header on retries"),
+            (host.retry_policy_typed_config.is_some(), "retry_policy_typed_config", "a plugin"),
+            (host.hedge_policy.is_some(), "hedge_policy", "hedging"),
+            (!host.route_specifiers.is_empty(), "route_specifiers", "a plugin"),
+        ],
+    )?;
+    replay_bound(host.per_request_buffer_limit_bytes.as_ref().map(|limit| u64::from(limit.value)), place)?;
+    replay_bound(host.request_body_buffer_limit.as_ref().map(|limit| limit.value), place)
+}
+
+#[expect(deprecated, reason = "older control planes still write them")]
+fn read_route(route: &proto::Route, host: &Inherited, place: &str) -> Result<RouteDraft, Invalid> {
     let conditions = route.r#match.as_ref().ok_or_else(|| Invalid::missing(format!("{place}.match")))?;
-    let matches = read_matches(conditions, &format!("{place}.match"))?;
-    let action = match &route.action {
-        Some(Action::Route(action)) => action,
-        Some(Action::Redirect(_)) => {
-            return Err(Invalid::unsupported(format!("{place}.redirect"), "a redirect"));
-        }
-        Some(Action::DirectResponse(_)) => {
-            return Err(Invalid::unsupported(format!("{place}.direct_response"), "a direct response"));
-        }
-        Some(_) => return Err(Invalid::unsupported(place, "this action")),
-        None => return Err(Invalid::missing(format!("{place}.route"))),
+    let matches = matches::read(conditions, &format!("{place}.match"))?;
+    refuse(place, &[(!route.route_specifiers.is_empty(), "route_specifiers", "a plugin")])?;
+    replay_bound(route.per_request_buffer_limit_bytes.as_ref().map(|limit| u64::from(limit.value)), place)?;
+    replay_bound(route.request_body_buffer_limit.as_ref().map(|limit| limit.value), place)?;
+    let (request, response) = host.ordered(Headers::of_route(route, place)?);
+    let configs = filters::read(&route.typed_per_filter_config, &format!("{place}.typed_per_filter_config"))?;
+    let configs = configs.or(&host.filters, place)?;
+    let read = action::read(route, host, place)?;
+    let callers = read.by_caller;
+    let filters = read.filters(request, response);
+    let rate_limit = configs.rate_limit(callers, place)?;
+    let rule = Rule {
+        name: route.name.as_str().into(),
+        matches,
+        action: read.action,
+        filters,
+        fault: configs.fault(),
+        rate_limit,
+        cors: configs.cors(),
     };
-    Ok(RouteDraft { name: route.name.as_str().into(), matches, backends: backends(action, place)? })
+    Ok(RouteDraft { rule: Arc::new(rule), backends: read.backends, mirrors: read.mirrors })
 }
 
-fn backends(action: &proto::RouteAction, place: &str) -> Result<Vec<(Arc<str>, u32)>, Invalid> {
-    let rewrites = !action.prefix_rewrite.is_empty()
-        || action.regex_rewrite.is_some()
-        || action.path_rewrite_policy.is_some()
-        || action.host_rewrite_specifier.is_some();
-    if rewrites {
-        return Err(Invalid::unsupported(format!("{place}.route"), "rewriting a path or host"));
-    }
-    match &action.cluster_specifier {
-        Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => Ok(vec![(name.as_str().into(), 1)]),
-        Some(ClusterSpecifier::WeightedClusters(split)) => {
-            let one = |cluster: &proto::weighted_cluster::ClusterWeight| {
-                if cluster.name.is_empty() {
-                    return Err(Invalid::missing(format!("{place}.route.weighted_clusters.name")));
-                }
-                // An unset weight is a share of nothing, as in Envoy.
-                Ok((cluster.name.as_str().into(), cluster.weight.as_ref().map_or(0, |weight| weight.value)))
-            };
-            split.clusters.iter().map(one).collect()
-        }
-        Some(ClusterSpecifier::Cluster(_)) | None => Err(Invalid::missing(format!("{place}.route.cluster"))),
-        Some(_) => Err(Invalid::unsupported(format!("{place}.route"), "this way to name a cluster")),
+/// Refuses the first field that is set and cannot be honoured.
+fn refuse(place: &str, fields: &[(bool, &str, &str)]) -> Result<(), Invalid> {
+    match fields.iter().find(|(set, _, _)| *set) {
+        None => Ok(()),
+        Some((_, field, what)) if place.is_empty() => Err(Invalid::unsupported(*field, *what)),
+        Some((_, field, what)) => Err(Invalid::unsupported(format!("{place}.{field}"), *what)),
     }
 }
 
-fn read_matches(conditions: &proto::RouteMatch, place: &str) -> Result<Matches, Invalid> {
-    let unsupported = [
-        (conditions.runtime_fraction.is_some(), "runtime_fraction"),
-        (!conditions.cookies.is_empty(), "cookies"),
-        (conditions.grpc.is_some(), "grpc"),
-        (conditions.tls_context.is_some(), "tls_context"),
-        (!conditions.dynamic_metadata.is_empty(), "dynamic_metadata"),
-        (!conditions.filter_state.is_empty(), "filter_state"),
-        (
-            conditions.case_sensitive.as_ref().is_some_and(|sensitive| !sensitive.value),
-            "case_sensitive: false",
-        ),
-    ];
-    if let Some((_, what)) = unsupported.iter().find(|(present, _)| *present) {
-        return Err(Invalid::unsupported(place, *what));
+fn replay_bound(bound: Option<u64>, place: &str) -> Result<(), Invalid> {
+    match bound {
+        None | Some(REPLAY_MAX) => Ok(()),
+        Some(_) => Err(Invalid::unsupported(
+            format!("{place}.request_body_buffer_limit"),
+            format!("keeping another number of bytes than {REPLAY_MAX} for a retry"),
+        )),
     }
-    let path = match &conditions.path_specifier {
-        Some(PathSpecifier::Prefix(prefix)) => PathMatch::Prefix(prefix.as_str().into()),
-        Some(PathSpecifier::Path(path)) => PathMatch::Exact(path.as_str().into()),
-        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => PathMatch::Segments(prefix.as_str().into()),
-        Some(_) => return Err(Invalid::unsupported(place, "this kind of path match")),
-        None => return Err(Invalid::missing(format!("{place}.prefix"))),
-    };
-    let mut matches = Matches { path, method: None, headers: [].into(), query: [].into() };
-    let mut headers = vec![];
-    for (position, header) in conditions.headers.iter().enumerate() {
-        let place = format!("{place}.headers[{position}]");
-        match read_header(header, &place)? {
-            HeaderCondition::Method(method) if matches.method.is_none() => matches.method = Some(method),
-            HeaderCondition::Method(_) => return Err(Invalid::value(place, ":method", "is matched twice")),
-            HeaderCondition::Header(header) => headers.push(header),
-        }
-    }
-    matches.headers = headers.into();
-    let query = conditions.query_parameters.iter().enumerate();
-    let query =
-        query.map(|(position, query)| read_query(query, &format!("{place}.query_parameters[{position}]")));
-    matches.query = query.collect::<Result<_, _>>()?;
-    Ok(matches)
 }
 
-enum HeaderCondition {
-    Method(Method),
-    Header(HeaderMatch),
-}
-
-fn read_header(header: &proto::HeaderMatcher, place: &str) -> Result<HeaderCondition, Invalid> {
-    if header.treat_missing_header_as_empty {
-        return Err(Invalid::unsupported(place, "treat_missing_header_as_empty"));
-    }
-    let (value, mut invert) = match &header.header_match_specifier {
-        Some(HeaderMatchSpecifier::StringMatch(matcher)) => (read_string(matcher, place)?, false),
-        Some(HeaderMatchSpecifier::PresentMatch(present)) => (ValueMatch::Present, !present),
-        None => (ValueMatch::Present, false),
-        Some(_) => {
-            return Err(Invalid::unsupported(
-                place,
-                "a header match that is neither string_match nor present_match",
-            ));
-        }
-    };
-    invert ^= header.invert_match;
-    if header.name == ":method" {
-        let (ValueMatch::Exact(method), false) = (&value, invert) else {
-            return Err(Invalid::unsupported(place, "a match on :method that is not exact"));
-        };
-        let method = Method::from_bytes(method.as_bytes());
-        return method
-            .map(HeaderCondition::Method)
-            .map_err(|_| Invalid::value(place, &header.name, "has no method"));
-    }
-    let name: HeaderName = header
-        .name
-        .parse()
-        .map_err(|_| Invalid::value(format!("{place}.name"), &header.name, "is not a header"))?;
-    Ok(HeaderCondition::Header(HeaderMatch { name, value, invert }))
-}
-
-fn read_query(query: &proto::QueryParameterMatcher, place: &str) -> Result<QueryMatch, Invalid> {
-    if query.name.is_empty() {
-        return Err(Invalid::missing(format!("{place}.name")));
-    }
-    let value = match &query.query_parameter_match_specifier {
-        Some(QueryParameterMatchSpecifier::StringMatch(matcher)) => read_string(matcher, place)?,
-        Some(QueryParameterMatchSpecifier::PresentMatch(true)) | None => ValueMatch::Present,
-        Some(QueryParameterMatchSpecifier::PresentMatch(false)) => {
-            return Err(Invalid::unsupported(place, "present_match: false"));
-        }
-    };
-    Ok(QueryMatch { name: query.name.as_str().into(), value })
-}
-
-fn read_string(matcher: &StringMatcher, place: &str) -> Result<ValueMatch, Invalid> {
-    if matcher.ignore_case {
-        return Err(Invalid::unsupported(place, "ignore_case"));
-    }
-    match &matcher.match_pattern {
-        Some(MatchPattern::Exact(text)) => Ok(ValueMatch::Exact(text.as_str().into())),
-        Some(MatchPattern::Prefix(text)) => Ok(ValueMatch::Prefix(text.as_str().into())),
-        Some(MatchPattern::Suffix(text)) => Ok(ValueMatch::Suffix(text.as_str().into())),
-        Some(MatchPattern::Contains(text)) => Ok(ValueMatch::Contains(text.as_str().into())),
-        Some(_) => Err(Invalid::unsupported(place, "this kind of string match")),
-        None => Err(Invalid::missing(format!("{place}.string_match"))),
-    }
-}
+#[cfg(test)]
+mod tests;

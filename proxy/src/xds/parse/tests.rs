@@ -1,9 +1,12 @@
 //! What is taken, what is ignored, and how a refusal reads.
 
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, cluster as of_cluster};
-use envoy_types::pb::envoy::config::core::v3::{HealthStatus, Http2ProtocolOptions, TransportSocket};
+use envoy_types::pb::envoy::config::core::v3::{
+    HealthStatus, Http2ProtocolOptions, Locality, TransportSocket,
+};
 use envoy_types::pb::envoy::config::endpoint::v3::{
-    ClusterLoadAssignment, Endpoint as ProtoEndpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
+    ClusterLoadAssignment, Endpoint as ProtoEndpoint, LbEndpoint, LocalityLbEndpoints,
+    cluster_load_assignment, lb_endpoint,
 };
 use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, Listener, filter};
 use envoy_types::pb::envoy::config::route::v3::{
@@ -25,7 +28,7 @@ use proptest::prelude::*;
 use super::super::plane::{self, address, any, labels};
 use super::*;
 use crate::route::matcher::{Matches, PathMatch};
-use crate::xds::ClusterSpec;
+use crate::xds::{ClusterSpec, Health};
 
 const INBOUND: &str = "inbound/10.0.0.1:8080";
 
@@ -47,7 +50,6 @@ fn route_to(specifier: route_action::ClusterSpecifier) -> Route {
         }),
         action: Some(of_route::Action::Route(RouteAction {
             cluster_specifier: Some(specifier),
-            // Time limits are not this proxy's yet and harm nobody.
             timeout: Some(ProtoDuration { seconds: 3, nanos: 0 }),
             ..Default::default()
         })),
@@ -173,10 +175,10 @@ fn conditions_and_weights_are_read() {
 #[test]
 fn a_route_that_cannot_be_honoured_is_refused_by_place() {
     let with = |route: Route| refusal(routes("t", &any(&table(vec![to("a"), route]))));
-    let redirect = of_route::Action::Redirect(RedirectAction::default());
+    let redirect = RedirectAction { port_redirect: 70_000, ..Default::default() };
     assert_eq!(
-        with(Route { action: Some(redirect), ..to("a") }),
-        "virtual_hosts[0].routes[1].redirect: a redirect is not supported by this proxy"
+        with(Route { action: Some(of_route::Action::Redirect(redirect)), ..to("a") }),
+        "virtual_hosts[0].routes[1].redirect.port_redirect: \"70000\" is not a port"
     );
     assert_eq!(with(to("")), "virtual_hosts[0].routes[1].route.cluster is missing");
     assert_eq!(with(Route { r#match: None, ..to("a") }), "virtual_hosts[0].routes[1].match is missing");
@@ -247,7 +249,9 @@ fn endpoints_carry_health_weight_and_names() {
         ]),
     };
     let assignment = |lb_endpoints, priority| {
-        let locality = LocalityLbEndpoints { lb_endpoints, priority, ..Default::default() };
+        let zone = Locality { zone: "eu-1a".into(), ..Default::default() };
+        let locality =
+            LocalityLbEndpoints { lb_endpoints, priority, locality: Some(zone), ..Default::default() };
         any(&ClusterLoadAssignment {
             cluster_name: "c".into(),
             endpoints: vec![locality],
@@ -256,8 +260,14 @@ fn endpoints_carry_health_weight_and_names() {
     };
     let healthy = endpoint("10.0.0.1:80", HealthStatus::Healthy, Some(7));
     let draining = endpoint("[fd00::1]:80", HealthStatus::Draining, None);
-    let list = endpoints("c", &assignment(vec![healthy.clone(), draining], 0)).expect("valid");
-    assert_eq!((list[0].healthy, list[0].weight, list[1].healthy, list[1].weight), (true, 7, false, 1));
+    let degraded = endpoint("10.0.0.2:80", HealthStatus::Degraded, None);
+    let list = endpoints("c", &assignment(vec![healthy.clone(), draining, degraded], 3)).expect("valid").list;
+    let (health, weights): (Vec<_>, Vec<_>) = list.iter().map(|one| (one.health, one.weight)).unzip();
+    assert_eq!(
+        (health, weights),
+        (vec![Health::Healthy, Health::Unhealthy, Health::Degraded], vec![7, 1, 1])
+    );
+    assert!(list.iter().all(|one| one.priority == 3 && one.zone.as_deref() == Some("eu-1a")));
     assert_eq!(list[0].workload.as_ref().map(ToString::to_string).as_deref(), Some("shop/orders"));
     assert_eq!((list[0].version.as_deref(), list[0].pod.as_deref()), (Some("v2"), Some("orders-1")));
 
@@ -266,7 +276,21 @@ fn endpoints_carry_health_weight_and_names() {
         refusal(endpoints("c", &assignment(vec![healthy.clone(), zero], 0))),
         "endpoints[0].lb_endpoints[1].load_balancing_weight: \"0\" is not a weight"
     );
-    assert!(refusal(endpoints("c", &assignment(vec![healthy], 1))).starts_with("endpoints[0].priority: "));
+    let policy = |policy| {
+        any(&ClusterLoadAssignment { cluster_name: "c".into(), policy: Some(policy), ..Default::default() })
+    };
+    let factor = |value| cluster_load_assignment::Policy {
+        overprovisioning_factor: Some(UInt32Value { value }),
+        ..Default::default()
+    };
+    assert_eq!(endpoints("c", &policy(factor(120))).expect("valid").overprovisioning, 120);
+    assert_eq!(
+        refusal(endpoints("c", &policy(factor(0)))),
+        "policy.overprovisioning_factor: \"0\" is not positive"
+    );
+    let weighted = cluster_load_assignment::Policy { weighted_priority_health: true, ..Default::default() };
+    assert!(refusal(endpoints("c", &policy(weighted))).starts_with("policy.weighted_priority_health: "));
+    assert!(refusal(endpoints("c", &assignment(vec![healthy], 129))).starts_with("endpoints[0].priority: "));
 }
 
 proptest! {

@@ -36,12 +36,15 @@ impl Store {
                     (spec.clone(), slot.unwrap_or_else(no_endpoints))
                 }
                 Some(ClusterDraft { spec, endpoints: EndpointSource::Inline(list) }) => {
-                    if *node.own.load().list != **list {
-                        node.own.store(Arc::new(Endpoints::new(list.clone())));
+                    if !node.own.load().are(list) {
+                        node.own.store(Arc::new(Endpoints::assigned(list.clone())));
                     }
                     (spec.clone(), Arc::clone(&node.own))
                 }
-                None => (ClusterSpec::new(name), no_endpoints_unless_empty(node.compiled.as_ref())),
+                None => (
+                    ClusterSpec { absent: true, ..ClusterSpec::new(name) },
+                    no_endpoints_unless_empty(node.compiled.as_ref()),
+                ),
             };
             let same = node.compiled.as_ref().is_some_and(|old| *old.spec() == spec && old.shares(&slot));
             if !same {

@@ -152,6 +152,7 @@ fn node(registrations: usize) -> NodeMetadata {
         workload: "shop/cart".parse().expect("valid"),
         version: None,
         pod: None,
+        zone: None,
         addresses: vec![],
         registrations: (1..=registrations).map(|port| one(u16::try_from(port).expect("few"))).collect(),
     }

@@ -1,0 +1,429 @@
+//! One cluster: what is in progress, the service's circuit, its endpoints.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwapOption, Guard};
+use weft_wire::Reason;
+
+use super::super::breaker::circuit::{self, Era, Verdict};
+use super::super::breaker::window::Tally;
+use super::super::breaker::{Cause, Kind, Outcome, Position};
+use super::endpoint::EndpointState;
+use super::journal::Transition;
+use super::permit::{Admission, ConnectionPermit, Held, PendingPermit, RetryPermit};
+use super::window::Window;
+use super::{Shared, lock};
+use crate::xds;
+
+/// What is limited; also the position in [`Core::held`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gauge {
+    Connections,
+    Pending,
+    Requests,
+    Retries,
+}
+
+impl Gauge {
+    pub(crate) const ALL: [Self; 4] = [Self::Connections, Self::Pending, Self::Requests, Self::Retries];
+
+    pub(crate) fn cause(self) -> Cause {
+        match self {
+            Self::Connections => Cause::MaxConnections,
+            Self::Pending => Cause::MaxPendingRequests,
+            Self::Requests => Cause::MaxRequests,
+            Self::Retries => Cause::MaxRetries,
+        }
+    }
+}
+
+/// A cluster's state, shared by workers and the admin thread.
+pub struct ClusterState {
+    core: Arc<Core>,
+    endpoints: Mutex<HashMap<SocketAddr, Arc<EndpointState>>>,
+}
+
+impl ClusterState {
+    pub(super) fn new(core: Core) -> Self {
+        Self { core: Arc::new(core), endpoints: Mutex::default() }
+    }
+
+    /// Takes over a cluster's settings and list of endpoints; what was learned stays. Without it nothing is limited and
+    /// nobody is judged.
+    pub fn adopt(&self, cluster: &Arc<xds::Cluster>) {
+        self.core.origin.store(Some(Arc::clone(cluster)));
+        // New settings may make somebody available.
+        self.core.availability_changed();
+        self.core.shared.changed.notify_one();
+    }
+
+    /// The state of an endpoint: the same for all who ask, for as long as the address is in the cluster. Ask again when
+    /// the cluster's endpoints have changed: an address that had gone comes back as a new one.
+    #[must_use]
+    pub fn endpoint(&self, address: SocketAddr) -> Arc<EndpointState> {
+        let mut endpoints = lock(&self.endpoints);
+        let known = endpoints
+            .entry(address)
+            .or_insert_with(|| Arc::new(EndpointState::new(address, Arc::clone(&self.core))));
+        Arc::clone(known)
+    }
+
+    /// Grows whenever an endpoint's availability changes.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.core.generation.load(Ordering::Acquire)
+    }
+
+    /// Leave for a call. The guard counts as a request in progress until it is dropped.
+    ///
+    /// # Errors
+    /// [`Reason::CircuitOpen`] or [`Reason::ConcurrencyLimited`].
+    pub fn admit(&self, now: Instant) -> Result<Admission, Reason> {
+        let core = &self.core;
+        let (max, circuit) = match &*core.origin() {
+            None => (u32::MAX, None),
+            Some(origin) => {
+                core.used(now);
+                (origin.breaking.limits.max_requests, origin.breaking.circuit)
+            }
+        };
+        let held = Held::take(core, Gauge::Requests, max).ok_or(Reason::ConcurrencyLimited)?;
+        let probe = match circuit {
+            None => None,
+            Some(settings) => core.circuit.admit(core, &settings, now)?,
+        };
+        Ok(Admission::new(held, probe))
+    }
+
+    /// Leave for an attempt beyond the first, by budget or number.
+    #[must_use]
+    pub fn retry(&self) -> Option<RetryPermit> {
+        let core = &self.core;
+        let max = match &*core.origin() {
+            None => u32::MAX,
+            Some(origin) => {
+                let in_progress = core.held(Gauge::Requests).saturating_add(core.held(Gauge::Pending));
+                origin.breaking.limits.retries.allowed(in_progress)
+            }
+        };
+        Held::take(core, Gauge::Retries, max).map(RetryPermit)
+    }
+
+    /// Leave to wait for a connection.
+    #[must_use]
+    pub fn pending(&self) -> Option<PendingPermit> {
+        let max = self
+            .core
+            .origin()
+            .as_ref()
+            .map_or(u32::MAX, |origin| origin.breaking.limits.max_pending_requests);
+        Held::take(&self.core, Gauge::Pending, max).map(PendingPermit)
+    }
+
+    /// Leave to open a connection.
+    #[must_use]
+    pub fn connection(&self) -> Option<ConnectionPermit> {
+        let max =
+            self.core.origin().as_ref().map_or(u32::MAX, |origin| origin.breaking.limits.max_connections);
+        Held::take(&self.core, Gauge::Connections, max).map(ConnectionPermit)
+    }
+
+    /// A connection where the limit does not apply: the first of a worker to an endpoint, without which its requests
+    /// could never be sent (as in Envoy).
+    pub fn first_connection(&self) -> Option<ConnectionPermit> {
+        Held::take(&self.core, Gauge::Connections, u32::MAX).map(ConnectionPermit)
+    }
+
+    /// Position of the service's circuit.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.core.circuit.state().position
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Every endpoint anybody asked for, in no order.
+    pub(crate) fn endpoints(&self) -> Vec<Arc<EndpointState>> {
+        lock(&self.endpoints).values().cloned().collect()
+    }
+
+    /// Forgets endpoints that are not in the cluster any more.
+    pub(crate) fn retain(&self, keep: impl Fn(SocketAddr) -> bool) {
+        lock(&self.endpoints).retain(|address, endpoint| {
+            let kept = keep(*address);
+            if !kept {
+                endpoint.leave();
+            }
+            kept
+        });
+    }
+}
+
+impl fmt::Debug for ClusterState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClusterState").field("name", &self.core.name).finish_non_exhaustive()
+    }
+}
+
+/// What a cluster's guards and endpoints refer to.
+pub(crate) struct Core {
+    pub(crate) name: Arc<str>,
+    pub(crate) shared: Arc<Shared>,
+    /// Settings and the list of endpoints, as last seen by a worker.
+    origin: ArcSwapOption<xds::Cluster>,
+    held: [AtomicU32; Gauge::ALL.len()],
+    /// How often each limit refused something.
+    refused: [AtomicU64; Gauge::ALL.len()],
+    /// Endpoints that are ejected, and reservations to eject one.
+    pub(super) ejected: AtomicU32,
+    generation: AtomicU64,
+    pub(crate) circuit: Service,
+    /// Second of the circuits' clock in which somebody last called, plus one; 0 = never.
+    used: AtomicU64,
+    /// Transitions by kind and new position.
+    transitions: [[AtomicU64; 3]; 3],
+}
+
+impl Core {
+    pub(super) fn new(name: &str, shared: &Arc<Shared>) -> Self {
+        Self {
+            name: name.into(),
+            shared: Arc::clone(shared),
+            origin: ArcSwapOption::empty(),
+            held: Default::default(),
+            refused: Default::default(),
+            ejected: AtomicU32::new(0),
+            generation: AtomicU64::new(0),
+            circuit: Service::default(),
+            used: AtomicU64::new(0),
+            transitions: Default::default(),
+        }
+    }
+
+    pub(crate) fn origin(&self) -> Guard<Option<Arc<xds::Cluster>>> {
+        self.origin.load()
+    }
+
+    pub(crate) fn held(&self, gauge: Gauge) -> u32 {
+        self.held[gauge as usize].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn refused(&self, gauge: Gauge) -> u64 {
+        self.refused[gauge as usize].load(Ordering::Relaxed)
+    }
+
+    pub(super) fn take(&self, gauge: Gauge, max: u32) -> bool {
+        let held = &self.held[gauge as usize];
+        // Adding first and looking then lets two who come at once both be refused, never both be let in.
+        if held.fetch_add(1, Ordering::Relaxed) < max {
+            return true;
+        }
+        held.fetch_sub(1, Ordering::Relaxed);
+        self.refused[gauge as usize].fetch_add(1, Ordering::Relaxed);
+        false
+    }
+
+    pub(super) fn give_back(&self, gauge: Gauge) {
+        self.held[gauge as usize].fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn availability_changed(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    fn used(&self, now: Instant) {
+        let second = self.shared.clock.millis(now) / 1000 + 1;
+        // Written once a second, not by every request.
+        if self.used.load(Ordering::Relaxed) != second {
+            self.used.store(second, Ordering::Relaxed);
+        }
+    }
+
+    /// Milliseconds since the last call; `None` = there was none.
+    pub(crate) fn idle_for(&self, now: u64) -> Option<u64> {
+        let second = self.used.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(now.saturating_sub(second * 1000))
+    }
+
+    pub(super) fn count(&self, kind: Kind, to: Position) {
+        self.transitions[kind as usize][to as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn transitions(&self, kind: Kind, to: Position) -> u64 {
+        self.transitions[kind as usize][to as usize].load(Ordering::Relaxed)
+    }
+
+    pub(super) fn settle(
+        self: &Arc<Self>,
+        probe: Option<Era>,
+        outcome: Outcome,
+        elapsed: Duration,
+        now: Instant,
+    ) {
+        let settings = match &*self.origin() {
+            Some(origin) => origin.breaking.circuit,
+            None => None,
+        };
+        if let Some(settings) = settings {
+            self.circuit.settle(self, &settings, probe, (outcome, elapsed), now);
+        }
+    }
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The circuit of a service.
+#[derive(Debug, Default)]
+pub(crate) struct Service {
+    /// A packed [`circuit::State`].
+    word: AtomicU64,
+    /// The last [`Cause`] plus one; 0 = none yet.
+    cause: AtomicU32,
+    /// Millisecond of the last transition.
+    since: AtomicU64,
+    window: Window,
+}
+
+impl Service {
+    pub(crate) fn state(&self) -> circuit::State {
+        circuit::State::unpack(self.word.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn since(&self) -> u64 {
+        self.since.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn cause(&self) -> Option<Cause> {
+        let number = self.cause.load(Ordering::Relaxed).checked_sub(1)?;
+        Cause::ALL.get(number as usize).copied()
+    }
+
+    pub(crate) fn tally(&self, settings: &circuit::Settings, now: u64) -> Tally {
+        self.window.tally(now, settings.window)
+    }
+
+    fn admit(
+        &self,
+        core: &Arc<Core>,
+        settings: &circuit::Settings,
+        now: Instant,
+    ) -> Result<Option<Era>, Reason> {
+        // The common case changes nothing and writes nothing.
+        if self.state().position == Position::Closed {
+            return Ok(None);
+        }
+        let now = core.shared.clock.millis(now);
+        let mut verdict = Verdict::Refuse;
+        self.change(core, settings, now, None, |state| {
+            let (next, says) = state.admit(settings, now);
+            verdict = says;
+            next
+        });
+        match verdict {
+            Verdict::Pass => Ok(None),
+            Verdict::Probe(era) => Ok(Some(era)),
+            Verdict::Refuse => Err(Reason::CircuitOpen),
+        }
+    }
+
+    fn settle(
+        &self,
+        core: &Arc<Core>,
+        settings: &circuit::Settings,
+        probe: Option<Era>,
+        (outcome, elapsed): (Outcome, Duration),
+        now: Instant,
+    ) {
+        let slow = settings.is_slow(elapsed);
+        let now = core.shared.clock.millis(now);
+        if let Some(failed) = outcome.failed() {
+            self.window.add(now, settings.window, failed, slow);
+            if failed || slow {
+                self.judge(core, settings, now);
+            }
+        }
+        if let Some(era) = probe {
+            self.change(core, settings, now, Some(Cause::ProbeFailed), |state| {
+                state.probed(settings, era, outcome, slow, now)
+            });
+        }
+    }
+
+    /// Opens a closed circuit if its window says so.
+    pub(crate) fn judge(&self, core: &Arc<Core>, settings: &circuit::Settings, now: u64) {
+        if self.state().position == Position::Closed
+            && let Some(cause) = settings.judge(self.tally(settings, now))
+        {
+            self.change(core, settings, now, Some(cause), |state| state.trip(settings, now));
+        }
+    }
+
+    /// What time alone changes.
+    pub(crate) fn tick(&self, core: &Arc<Core>, settings: &circuit::Settings, now: u64) {
+        self.change(core, settings, now, None, |state| state.tick(now));
+        self.judge(core, settings, now);
+    }
+
+    /// The circuit was taken out of the cluster's settings.
+    pub(crate) fn remove(&self, core: &Arc<Core>, now: u64) {
+        self.change(core, &circuit::Settings::default(), now, None, |_| circuit::State::default());
+    }
+
+    /// Applies `next` atomically, and tells if the position changed. `opens`: why, should it open.
+    fn change(
+        &self,
+        core: &Arc<Core>,
+        settings: &circuit::Settings,
+        now: u64,
+        opens: Option<Cause>,
+        mut next: impl FnMut(circuit::State) -> circuit::State,
+    ) {
+        let mut word = self.word.load(Ordering::Acquire);
+        let (before, after) = loop {
+            let before = circuit::State::unpack(word);
+            let after = next(before);
+            if after == before {
+                return;
+            }
+            match self.word.compare_exchange_weak(word, after.pack(), Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => break (before, after),
+                Err(found) => word = found,
+            }
+        };
+        if before.position == after.position {
+            return;
+        }
+        self.since.store(now, Ordering::Relaxed);
+        if let Some(cause) = opens.filter(|_| after.position == Position::Open) {
+            self.cause.store(cause as u32 + 1, Ordering::Relaxed);
+        }
+        let tally = self.tally(settings, now);
+        if after.position == Position::Closed {
+            // What opened it is over.
+            self.window.clear();
+        }
+        core.shared.changed.notify_one();
+        core.shared.journal.tell(Transition {
+            kind: Kind::Service,
+            address: None,
+            from: before.position,
+            to: after.position,
+            cause: self.cause(),
+            at: now,
+            next_probe: (after.position == Position::Open).then_some(after.until),
+            tally,
+            core: Arc::clone(core),
+        });
+    }
+}

@@ -1,0 +1,1 @@
+//! Circuits as workers and the admin thread use them.

@@ -1,0 +1,129 @@
+//! An attempt over HTTP/2.
+
+use std::rc::Rc;
+use std::task::Poll;
+
+use h2::RecvStream;
+use http::{Response, Version};
+use weft_wire::Reason;
+
+use super::attempt::{Answer, Arrived, ENDPOINTS_MAX, Unanswered, Way};
+use crate::balance::Endpoint;
+use crate::http::body::Source;
+use crate::http::client::{H2, Opened};
+use crate::http::headers;
+use crate::policy::retry::Ended;
+
+impl Way<'_> {
+    pub(super) async fn over_h2(&mut self) -> Result<Answer, Unanswered> {
+        if self.outgoing.head.version != Version::HTTP_2 {
+            headers::to_h2(&mut self.outgoing.head)?;
+        }
+        let mut attempt = 1;
+        loop {
+            let (endpoint, mut connection) = self.h2().await?;
+            let begun = self.begin();
+            let spare = self.outgoing.spare();
+            let (error, ended, again) = match connection.open(self.outgoing.take()).await {
+                Ok(mut opened) => match self.answer(&mut opened).await {
+                    None => {
+                        let unanswered = Unanswered::new(Reason::RequestTimeout, Ended::TimedOut);
+                        self.failed(begun, &unanswered);
+                        self.failed_at(&endpoint);
+                        return Err(unanswered);
+                    }
+                    Some(Ok(response)) => {
+                        self.answered(begun, &response);
+                        return Ok(
+                            response.map(|receive| Arrived::Body(Source::H2(Box::new(opened.body(receive)))))
+                        );
+                    }
+                    // What the endpoint refused or announced not to serve, it has not served.
+                    Some(Err(error)) if is_unserved(&error) => {
+                        connection.retire();
+                        (error, Ended::Refused, spare)
+                    }
+                    Some(Err(error)) => (error, Ended::Reset { sent: true }, None),
+                },
+                Err(unopened) => (unopened.error, Ended::Reset { sent: false }, unopened.request),
+            };
+            match again {
+                Some(again) if attempt < ENDPOINTS_MAX => {
+                    self.outgoing.put(again);
+                    attempt += 1;
+                }
+                _ => {
+                    let unanswered = self.broken_h2(&error, ended);
+                    self.failed(begun, &unanswered);
+                    self.failed_at(&endpoint);
+                    return Err(unanswered);
+                }
+            }
+        }
+    }
+
+    /// The response's head; `None`: not in time.
+    async fn answer(&self, opened: &mut Opened) -> Option<Result<Response<RecvStream>, h2::Error>> {
+        std::future::poll_fn(|context| match opened.poll_answer(context) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending => self.poll_over(context).map(|()| None),
+        })
+        .await
+    }
+
+    /// A connection with room for a stream; one at a time is opened for each endpoint.
+    async fn h2(&mut self) -> Result<(Rc<Endpoint>, H2), Unanswered> {
+        let _pending = self.cluster.circuit().pending().ok_or(Reason::ConcurrencyLimited)?;
+        let mut count = 1;
+        loop {
+            let (endpoint, ahead) = match self.ahead() {
+                Some((endpoint, stream, open)) => (endpoint, Some((stream, open))),
+                None => (self.choose()?, None),
+            };
+            let opening = match endpoint.pool.h2().await {
+                Ok(connection) => return Ok((endpoint, connection)),
+                Err(opening) => opening,
+            };
+            let connected = match ahead {
+                Some(connected) => Ok(connected),
+                None => {
+                    let Some(open) = endpoint.pool.open(self.cluster.circuit()) else {
+                        // No more connections: one stream more on one of those there are, when it has room.
+                        let least = endpoint.pool.least_h2().ok_or(Reason::ConcurrencyLimited)?;
+                        return Ok((endpoint, least));
+                    };
+                    self.connect(&endpoint).await.map(|stream| (stream, open))
+                }
+            };
+            match connected {
+                Ok((stream, open)) => match H2::start(stream, open).await {
+                    Ok(connection) => {
+                        endpoint.pool.put_h2(connection.clone());
+                        drop(opening);
+                        return Ok((endpoint, connection));
+                    }
+                    Err(error) => {
+                        self.failed_at(&endpoint);
+                        return Err(self.broken_h2(&error, Ended::Reset { sent: false }));
+                    }
+                },
+                Err(_) if self.another(endpoint, count) => count += 1,
+                Err(reason) => return Err(Unanswered::new(reason, Ended::Unconnected)),
+            }
+        }
+    }
+
+    fn broken_h2(&self, error: &h2::Error, ended: Ended) -> Unanswered {
+        tracing::debug!(%error, "no response");
+        let upload = self.exchange.as_ref().and_then(|exchange| exchange.upload.as_ref());
+        match upload.and_then(|upload| upload.failed.get()) {
+            Some(reason) => reason.into(),
+            None => Unanswered::new(Reason::UpstreamReset, ended),
+        }
+    }
+}
+
+fn is_unserved(error: &h2::Error) -> bool {
+    error.reason() == Some(h2::Reason::REFUSED_STREAM)
+        || (error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR))
+}

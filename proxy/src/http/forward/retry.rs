@@ -1,0 +1,95 @@
+//! One attempt after the other, for as long as the rule's policy wants and the cluster's budget allows.
+//!
+//! In: a request that is kept, if it may be sent again. Out: the first answer that is good enough, or the last one there
+//! was. Invariants: an answer that is passed on is never retried; whoever failed the request is not asked again while
+//! there is somebody else; a budget that is spent changes no answer, it only ends the attempts. Non-goal: what is worth
+//! a retry (`policy::retry`), the budget itself (`balance::circuits`).
+
+use std::rc::Rc;
+
+use super::attempt::{Answer, Arrived, Unanswered, Way};
+use crate::balance::Endpoint;
+use crate::http::class;
+use crate::http::clock::Clock;
+use crate::policy::retry::{Ended, RetryPolicy};
+use crate::policy::timeout;
+use crate::record::Limit;
+
+/// Says that an answer's sender was limited by somebody, who should not be asked again at once.
+const RATE_LIMITED: &str = "x-envoy-ratelimited";
+
+impl Way<'_> {
+    /// The attempts. The next hop is `told` how much time is left.
+    pub(super) async fn attempts(
+        &mut self,
+        policy: Option<&RetryPolicy>,
+        told: Option<&Clock>,
+    ) -> Result<Answer, Unanswered> {
+        let mut retries = 0;
+        // Held while a further attempt is under way.
+        let mut permit = None;
+        loop {
+            let each = policy.and_then(|policy| policy.per_try_timeout);
+            if let Some(left) = told.map(Clock::left) {
+                let left = each.map_or(left, |each| each.min(left));
+                timeout::announce(&mut self.outgoing.head.headers, left);
+            }
+            let upload = || self.exchange.as_ref().and_then(|exchange| exchange.upload.clone());
+            self.try_clock = each.map(|each| Clock::new(each, upload()));
+            let ended = self.attempt().await;
+            drop(permit.take());
+            let Some(policy) = policy.filter(|policy| self.wants(policy, retries, &ended)) else {
+                return ended;
+            };
+            permit = self.cluster.circuit().retry();
+            if permit.is_none() {
+                if let Some(exchange) = self.exchange {
+                    exchange.record.retry_denied();
+                }
+                return ended;
+            }
+            retries += 1;
+            self.dismiss(ended.ok());
+            tokio::time::sleep(policy.backoff.pause(retries, fastrand::f64())).await;
+            if let Some(exchange) = self.exchange {
+                exchange.record.retried();
+            }
+        }
+    }
+
+    fn wants(&self, policy: &RetryPolicy, retries: u32, ended: &Result<Answer, Unanswered>) -> bool {
+        let ended = match ended {
+            Ok(answer) if matches!(answer.body(), Arrived::Switch(_)) => None,
+            Ok(answer) => Some(Ended::Answered {
+                status: answer.status(),
+                grpc: class::grpc_status(answer.headers()).filter(|_| self.grpc),
+                rate_limited: answer.headers().contains_key(RATE_LIMITED),
+            }),
+            Err(unanswered) => unanswered.ended,
+        };
+        let wanted = retries < policy.retries && ended.is_some_and(|ended| policy.wants(ended));
+        if wanted && !self.outgoing.is_whole() {
+            self.worker.shard.limit(Limit::BufferedBody);
+        }
+        wanted && self.outgoing.is_whole()
+    }
+
+    /// Lets go of an attempt.
+    fn dismiss(&mut self, answer: Option<Answer>) {
+        if let Some(Arrived::Body(source)) = answer.map(Answer::into_body) {
+            source.discard();
+        }
+        let working = self.exchange.as_mut().and_then(|exchange| exchange.working.take());
+        if let Some(working) = working {
+            self.failed_at(working.endpoint());
+        }
+    }
+
+    /// Asks somebody else next time.
+    pub(super) fn failed_at(&mut self, endpoint: &Rc<Endpoint>) {
+        // As many as there are endpoints at most, however many attempts there may be.
+        if !self.tried.iter().any(|known| Rc::ptr_eq(known, endpoint)) {
+            self.tried.push(Rc::clone(endpoint));
+        }
+    }
+}
