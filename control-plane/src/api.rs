@@ -1,6 +1,6 @@
 //! What people and programs see: JSON, server-sent events, and the dashboard.
 //!
-//! In: the graph, the mesh's read handle, the ingest's. Out: one axum [`Router`] for one listener; its shape is
+//! In: the mesh's read handle, the ingest's (and through it the graph, the circuits). Out: one axum [`Router`] for one listener; its shape is
 //! described in `api/openapi.json`, which it also serves. Errors are `application/problem+json` (RFC 9457),
 //! everywhere.
 //!
@@ -8,27 +8,38 @@
 //! hundred open dashboards cost what one costs; the graph's lock is never held while a view is serialised.
 //! Surprise: on a loopback listener the `Host` header is checked, because a web page that a developer visits can
 //! otherwise read the API by DNS rebinding.
-//! Non-goal: authentication. The API only reads; who binds it beyond loopback decides who may look.
+//! Non-goal: authentication. The API only reads (a dry run applies nothing); who binds it beyond loopback decides who may look.
 
 pub mod guard;
 pub mod live;
 pub mod problem;
 
+mod circuits;
 mod dashboard;
+mod dry_run;
 mod graph;
 mod mesh;
+mod objects;
+mod routes;
+mod seats;
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{Method, Uri, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
+use futures_util::Stream;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
 
-use crate::graph::{Mesh, SharedGraph};
+use crate::graph::Mesh;
 use crate::ingest::Ingest;
+use crate::inspect::Configuration;
 pub use guard::HostPolicy;
 pub use live::Live;
 pub use problem::Problem;
@@ -36,32 +47,34 @@ pub use problem::Problem;
 /// What the handlers share.
 #[derive(Clone)]
 pub struct Api {
-    graph: SharedGraph,
     mesh: Arc<dyn Mesh>,
     ingest: Ingest,
+    configuration: Configuration,
+    dry_runs: Arc<Semaphore>,
     live: Arc<Live>,
     registry: prometheus::Registry,
     event_streams: prometheus::IntGauge,
 }
 
 impl Api {
-    /// The API over `ingest`'s graph and `mesh`; `/metrics` shows what is in `registry`. `shutdown` ends event
+    /// The API over `ingest`'s graph, `mesh` and `configuration`; `/metrics` shows what is in `registry`. `shutdown` ends event
     /// streams, which would otherwise keep a graceful shutdown waiting. Run [`Live::run`] of [`Api::live`] on a
     /// task.
     #[must_use]
     pub fn new(
         ingest: Ingest,
         mesh: Arc<dyn Mesh>,
+        configuration: Configuration,
         registry: prometheus::Registry,
         shutdown: CancellationToken,
     ) -> Self {
-        let graph = ingest.graph().clone();
-        let live = Arc::new(Live::new(graph.clone(), mesh.clone(), shutdown));
+        let live = Arc::new(Live::new(ingest.clone(), mesh.clone(), shutdown));
         let event_streams = prometheus::IntGauge::new("weft_api_event_streams", "Open event streams.");
         let event_streams = event_streams.expect("a valid name");
         // Registered twice only in tests with several APIs on one registry; then it is only not exported.
         drop(registry.register(Box::new(event_streams.clone())));
-        Self { graph, mesh, ingest, live, registry, event_streams }
+        let dry_runs = Arc::new(Semaphore::new(dry_run::PLACES));
+        Self { mesh, ingest, configuration, dry_runs, live, registry, event_streams }
     }
 
     /// Whoever keeps the views fresh.
@@ -76,8 +89,13 @@ impl Api {
             .route("/api/graph", get(graph::whole))
             .route("/api/graph/events", get(graph::events))
             .route("/api/edges/{id}", get(graph::edge))
+            .route("/api/circuits", get(circuits::whole))
+            .route("/api/circuits/events", get(circuits::events))
             .route("/api/proxies", get(mesh::proxies))
             .route("/api/config/errors", get(mesh::problems))
+            .route("/api/dry-run", post(dry_run::plan))
+            .route("/api/objects", get(objects::list))
+            .route("/api/routes", get(routes::tree))
             .route("/api/overview", get(mesh::overview))
             .route("/api/openapi.json", get(openapi))
             .route("/metrics", get(mesh::metrics))
@@ -98,6 +116,32 @@ async fn openapi() -> Response {
         .into_response()
 }
 
+/// A comment at least this often keeps proxies between client and server from closing an idle stream.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// An answer that goes on as an event stream.
+fn stream_of(events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static) -> Response {
+    let mut response =
+        Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("alive")).into_response();
+    // Tells buffering reverse proxies to let events through.
+    let headers = response.headers_mut();
+    headers.insert("x-accel-buffering", header::HeaderValue::from_static("no"));
+    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+    response
+}
+
+/// An answer that is only true now.
+fn uncached(json: impl IntoResponse) -> Response {
+    ([(header::CACHE_CONTROL, "no-store")], json).into_response()
+}
+
+/// What `make` makes, on a thread where it may take its time.
+async fn computed<T: Send + 'static>(make: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    // Only a panic or the end of the runtime fails it.
+    let made = tokio::task::spawn_blocking(make).await;
+    made.map_err(|_| Problem::unavailable("the answer could not be computed".to_owned()))
+}
+
 async fn fallback(method: Method, uri: Uri) -> Response {
     if uri.path() == "/api" || uri.path().starts_with("/api/") {
         return Problem::not_found(format!("there is nothing at {}", uri.path())).into_response();
@@ -109,8 +153,11 @@ async fn fallback(method: Method, uri: Uri) -> Response {
 }
 
 async fn method_not_allowed(method: Method, uri: Uri) -> Response {
-    let detail = format!("{} can be read with GET, not used with {method}", uri.path());
+    let (detail, allowed) = match uri.path() {
+        path @ "/api/dry-run" => (format!("{path} is used with POST, not with {method}"), "POST"),
+        path => (format!("{path} can be read with GET, not used with {method}"), "GET, HEAD"),
+    };
     let mut response = Problem::method_not_allowed(detail).into_response();
-    response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
+    response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(allowed));
     response
 }

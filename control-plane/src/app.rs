@@ -20,6 +20,7 @@ use crate::api::{Api, HostPolicy};
 use crate::config::{Config, Listen};
 use crate::drain::{Drain, Signals};
 use crate::ingest::{self, Ingest};
+use crate::inspect::Configuration;
 use crate::mesh::CurrentMesh;
 use crate::sources::{Problems, Report, files};
 use crate::world::Live;
@@ -88,6 +89,7 @@ impl App {
         let problems = follow(source, &live, &drain).await?;
         let status = Status::default();
         let mesh = Arc::new(CurrentMesh::new(live.clone(), status.clone(), problems.clone()));
+        let configuration = Configuration::new(live.clone(), status.clone(), problems.clone());
         let ingest = open_ingest(data_dir, &mesh, &registry).await?;
         admin::show(&registry, live.clone(), problems);
 
@@ -107,7 +109,7 @@ impl App {
         background(&live, &ingest, &drain);
         let metrics = xds::Metrics::new(&registry);
         let xds = xds::Server::new(live, status, metrics, drain.token.clone(), drain.tasks.clone());
-        let api = Api::new(ingest.clone(), mesh, registry.clone(), drain.token.clone());
+        let api = Api::new(ingest.clone(), mesh, configuration, registry.clone(), drain.token.clone());
         listeners.serve(xds, &ingest, api, &registry, &drain)?;
         announce(&bound, ready_file.as_deref())?;
         Ok(Self { bound, drain, ingest, deadline: drain_deadline })
@@ -161,7 +163,10 @@ impl Listeners {
     ) -> std::io::Result<()> {
         let metrics = serve::Metrics::new(registry);
         if let Some(listener) = self.control {
-            let router = serve::grpc_server().add_service(xds.service()).add_service(ingest.grpc_service());
+            let router = serve::grpc_server()
+                .add_service(xds.service())
+                .add_service(ingest.grpc_service())
+                .add_service(ingest.grpc_logs_service());
             serve::grpc("control", listener, router, &metrics, drain);
         }
         if let Some(listener) = self.otlp_grpc {

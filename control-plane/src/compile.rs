@@ -10,7 +10,10 @@
 //! Non-goal: caching. Compiling takes microseconds, and only what was touched is compiled.
 
 mod cluster;
+mod defaults;
 mod endpoint;
+mod filters;
+mod inbound;
 mod listener;
 mod proto;
 mod route;
@@ -18,14 +21,11 @@ mod route;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::config::core::v3::Metadata;
 use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
 use sha2::{Digest, Sha256};
 use weft_wire::xds::{Destination, ListenerName, parse_endpoint_cluster};
 use weft_wire::{ServiceId, ServicePort};
-
-use proto::Fields;
 
 use crate::world::{Key, Peer, Port, Service, World};
 use crate::xds::Kind;
@@ -47,7 +47,8 @@ pub struct Resource {
 pub fn depends_on(kind: Kind, name: &str, namespace: &str) -> Option<Key> {
     match kind {
         Kind::Listener => match name.parse().ok()? {
-            ListenerName::Inbound(address) | ListenerName::Outbound(Destination::Address(address)) => {
+            ListenerName::Inbound(address) => Some(Key::Inbound(address.ip().to_canonical())),
+            ListenerName::Outbound(Destination::Address(address)) => {
                 Some(Key::Address(address.ip().to_canonical()))
             }
             ListenerName::Outbound(Destination::Name { host, .. }) => {
@@ -55,9 +56,13 @@ pub fn depends_on(kind: Kind, name: &str, namespace: &str) -> Option<Key> {
             }
         },
         Kind::Cluster | Kind::Endpoint | Kind::Route => match Target::parse(name)? {
-            Target::Service(port) if kind == Kind::Endpoint => Some(Key::Endpoints(port.service)),
-            Target::Service(port) => Some(Key::Service(port.service)),
-            Target::Direct(address) | Target::App(address) => Some(Key::Address(address.ip())),
+            Target::Service(port) => Some(match kind {
+                Kind::Cluster => Key::Cluster(port.service),
+                Kind::Endpoint => Key::Endpoints(port.service),
+                Kind::Listener | Kind::Route => Key::Routes(port.service),
+            }),
+            Target::Direct(address) => Some(Key::Address(address.ip())),
+            Target::App(address) => Some(Key::Inbound(address.ip())),
         },
     }
 }
@@ -69,7 +74,7 @@ pub fn resource(world: &World, kind: Kind, name: &str, namespace: &str) -> Optio
         Kind::Cluster => cluster::compile(world, name),
         Kind::Endpoint => endpoint::compile(world, name),
         Kind::Listener => listener::compile(world, name, namespace),
-        Kind::Route => route::compile(world, name),
+        Kind::Route => route::compile(world, name, namespace),
     }
 }
 
@@ -164,24 +169,28 @@ fn any_address(service: &Service, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
 }
 
-/// Wraps a message whose metadata still has to be put in: `put` is called with the position of each of `marks`.
+/// What is put into a message apart, because it holds a map. Protobuf writes a map's entries in no particular order, so
+/// it cannot be hashed as it is written.
+trait Mark {
+    /// Adds everything to a hash, unambiguously and in one order.
+    fn digest(&self, digest: &mut Sha256);
+}
+
+/// Wraps a message whose maps still have to be put in: `put` is called with the position of each of `marks`.
 ///
 /// SHA-256, cut to 128 bits: equal versions must mean equal content for every reader on every machine and
 /// release, so neither the standard hasher (seeded, unstable) nor 64 bits (a collision is an update that never
 /// arrives) will do. It is not there for secrecy; its cost vanishes beside the network's.
-///
-/// Metadata is hashed apart from the message because protobuf maps with several entries, which only metadata
-/// has here, are written in no particular order.
-fn finish<M: Message + Name>(
+fn finish<M: Message + Name, K: Mark>(
     mut message: M,
-    marks: Vec<Fields>,
-    put: fn(&mut M, usize, Option<Metadata>),
+    marks: Vec<K>,
+    put: fn(&mut M, usize, K),
     provisional: bool,
 ) -> Resource {
     let mut digest = Sha256::new_with_prefix(message.encode_to_vec());
-    for (at, fields) in marks.into_iter().enumerate() {
-        fields.digest(&mut digest);
-        put(&mut message, at, fields.metadata());
+    for (at, mark) in marks.into_iter().enumerate() {
+        mark.digest(&mut digest);
+        put(&mut message, at, mark);
     }
     let digest = digest.finalize();
     let version = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect::<String>().into();

@@ -12,6 +12,7 @@
 //! the two sides report in an unlucky order.
 
 pub mod analysis;
+pub mod circuit;
 pub mod histogram;
 pub mod key;
 pub mod mesh;

@@ -1,7 +1,8 @@
 //! Receives telemetry: OTLP over gRPC (from sidecars and apps) and over HTTP (from apps).
 //!
 //! In: `ExportMetricsServiceRequest`s. Out: samples on the edges of the graph, journaled before they are
-//! answered. The steps, each its own module: [`decode`] reads a request into observations, `resolve` names both
+//! answered; and, beside them, what a counted report says of circuits and rules. From sidecars also
+//! `ExportLogsServiceRequest`s with transitions of circuits. The steps, each its own module: [`decode`] reads a request into observations, `resolve` names both
 //! ends and decides who counts, [`store`] journals, and `count` applies to the graph what was
 //! committed.
 //!
@@ -20,12 +21,13 @@
 //! its samples go to the slot in which they happened, even when they come late.
 //!
 //! Invariant: nothing a sender writes can panic or grow anything without bound; what is not taken is counted by
-//! cause and said in the answer. Non-goals: traces and logs, until they are stored.
+//! cause and said in the answer. Non-goals: traces, and other logs than Weft's own, until they are stored.
 
 pub mod decode;
 pub mod metrics;
 
 mod callers;
+mod circuits;
 mod count;
 mod grpc;
 mod http;
@@ -35,11 +37,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::LogsServiceServer;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::MetricsServiceServer;
 use tokio_util::sync::CancellationToken;
 
+use crate::circuits::{self as circuit_table, SharedCircuits};
 use crate::graph::{Limits, Mesh, SharedGraph, Timestamp};
+use crate::rules::SharedRules;
 use crate::store::{self, Outcome, Report, Store, Unavailable};
 use callers::Callers;
 pub use callers::Reporter;
@@ -67,6 +72,8 @@ pub struct Ingest(Arc<Inner>);
 
 struct Inner {
     graph: SharedGraph,
+    circuits: SharedCircuits,
+    rules: SharedRules,
     mesh: Arc<dyn Mesh>,
     callers: Arc<Callers>,
     store: Store,
@@ -163,13 +170,21 @@ impl Ingest {
         let store_config =
             store::Config { data_dir: config.data_dir.clone(), bytes_max: store::Config::BYTES_MAX };
         let store = Store::open(&store_config, counter)?;
-        Ok(Self(Arc::new(Inner { graph, mesh, callers, store, metrics })))
+        let circuits = SharedCircuits::new(circuit_table::Limits::STANDARD);
+        let rules = SharedRules::default();
+        Ok(Self(Arc::new(Inner { graph, circuits, rules, mesh, callers, store, metrics })))
     }
 
     /// The OTLP/gRPC service, for any number of listeners.
     #[must_use]
     pub fn grpc_service(&self) -> MetricsServiceServer<Receiver> {
         grpc::service(self.clone())
+    }
+
+    /// OTLP/gRPC for log records, for the listener of the sidecars.
+    #[must_use]
+    pub fn grpc_logs_service(&self) -> LogsServiceServer<Receiver> {
+        grpc::logs_service(self.clone())
     }
 
     /// OTLP/HTTP: `POST /v1/metrics`.
@@ -181,6 +196,18 @@ impl Ingest {
     #[must_use]
     pub fn graph(&self) -> &SharedGraph {
         &self.0.graph
+    }
+
+    /// The circuits of all sidecars.
+    #[must_use]
+    pub fn circuits(&self) -> &SharedCircuits {
+        &self.0.circuits
+    }
+
+    /// How the configured rules do.
+    #[must_use]
+    pub fn rules(&self) -> &SharedRules {
+        &self.0.rules
     }
 
     /// What `instance` has reported; `None` when it never has.
@@ -208,6 +235,8 @@ impl Ingest {
             .graph
             .with(|graph| (graph.counters(), graph.node_count(), graph.edge_count(), graph.cell_count()));
         self.0.metrics.show_graph(counters, nodes, edges, cells, self.0.store.queued());
+        self.0.circuits.with(|circuits| self.0.metrics.show_circuits(circuits));
+        self.0.rules.with(|rules| self.0.metrics.show_rules(rules));
     }
 
     /// Forgets what is too old, until `shutdown`.
@@ -221,10 +250,12 @@ impl Ingest {
             }
             let now = Timestamp::now();
             self.0.store.prune(now);
-            let inner = self.0.clone();
+            let ingest = self.clone();
             let expired = tokio::task::spawn_blocking(move || {
-                inner.graph.with(|graph| graph.expire(now));
-                inner.callers.expire(now);
+                ingest.0.graph.with(|graph| graph.expire(now));
+                ingest.0.callers.expire(now);
+                ingest.0.rules.with(|rules| rules.expire(now));
+                ingest.expire_circuits(now);
             });
             if expired.await.is_err() {
                 tracing::error!("the graph could not be pruned");
@@ -246,13 +277,18 @@ impl Ingest {
         envelope: Envelope,
         request: &ExportMetricsServiceRequest,
     ) -> Result<Accepted, Unavailable> {
-        let decoded = decode::decode(request, envelope.identity.is_some());
+        let mut decoded = decode::decode(request, envelope.identity.is_some());
         let mut dropped = decoded.dropped;
+        let aside = circuits::Aside::take(&mut decoded.groups);
         let report = self.resolve(&envelope, decoded.groups, &mut dropped);
         self.0.metrics.dropped(&dropped);
         let samples = report.samples.len();
         let outcome = self.0.store.append(report).await;
         self.0.metrics.report(outcome, samples);
+        if outcome == Ok(Outcome::Counted) {
+            let instance = envelope.identity.as_ref().map(|identity| &identity.instance);
+            self.note(aside, instance, &resolve::Clock::of(&envelope), envelope.received_at);
+        }
         Ok(Accepted { outcome: outcome?, dropped })
     }
 

@@ -4,24 +4,29 @@
 //!
 //! ```text
 //! sources ─▶ world ─▶ compile ─▶ xds ─▶ sidecars        what the mesh should do
-//! sidecars ─▶ ingest ─▶ graph, store ─▶ api ─▶ people   what the mesh does
+//! sidecars ─▶ ingest ─▶ graph, circuits, store ─▶ api ─▶ people   what the mesh does
 //! ```
 //!
-//! `world`, `compile` and `graph` do no IO and take the time as an argument. `app` knows everybody and nobody
+//! `world`, `compile`, `graph` and `circuits` do no IO and take the time as an argument. `app` knows everybody and nobody
 //! but `program` knows `app`.
 
 pub mod admin;
 pub mod api;
 pub mod app;
+pub mod circuits;
 pub mod compile;
 pub mod config;
 pub mod drain;
+#[cfg(test)]
+mod fixture;
 pub mod graph;
 pub mod ingest;
+pub mod inspect;
 pub mod listen;
 pub mod mesh;
 pub mod program;
 pub mod resources;
+pub mod rules;
 pub mod serve;
 pub mod sources;
 pub mod store;

@@ -8,29 +8,60 @@
 //! leniently for `apiVersion`, `kind` and name, so that even a broken document can be called by its name.
 //! Non-goal: kinds that the mesh has no use for; they are reported as unsupported and left alone.
 
+/// A field's path: `path!["spec", "ports", 0]`, or further down from another: `path![@at; "port"]`.
+macro_rules! path {
+    (@ $at:expr; $($segment:expr),+) => {{
+        let mut path: Vec<$crate::resources::Segment> = $at.to_vec();
+        $(path.push($crate::resources::Segment::from($segment));)+
+        path
+    }};
+    ($($segment:expr),+) => { vec![$($crate::resources::Segment::from($segment)),+] };
+}
+
 mod core;
+mod gateway;
 mod locate;
+pub mod policy;
 mod protocol;
 
 use std::fmt;
 
+use gateway_api::apis::experimental::grpcroutes::GrpcRoute;
+use gateway_api::apis::experimental::httproutes::HttpRoute;
+use gateway_api::apis::experimental::referencegrants::ReferenceGrant;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::Deserialize;
 use weft_wire::ServiceId;
 
-use crate::world::{Event, ObjectName, PodSpec, ServiceSpec, SliceSpec};
+use crate::world::{
+    Event, GrantSpec, ObjectName, PodSpec, PolicyId, PolicySpec, RouteId, RouteSpec, ServiceSpec, SliceSpec,
+};
+
+use policy::Manifest;
+use policy::circuit_breaker::CircuitBreakerSpec;
+use policy::traffic_policy::TrafficPolicySpec;
 
 pub use locate::Segment;
+
+/// The kinds that are read, as people are told.
+pub const KINDS: &str =
+    "Service, EndpointSlice, Pod, HTTPRoute, GRPCRoute, ReferenceGrant, CircuitBreaker and TrafficPolicy";
 
 /// Flaws reported for one file. Finding a flaw's line walks the file again, so this also bounds that work.
 const FLAWS_MAX: usize = 50;
 
 /// Something the mesh has a use for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Object {
+    /// A ReferenceGrant.
+    Grant(GrantSpec),
     /// A Pod.
     Pod(PodSpec),
+    /// A CircuitBreaker or a TrafficPolicy.
+    Policy(Box<PolicySpec>),
+    /// An HTTPRoute or a GRPCRoute.
+    Route(RouteSpec),
     /// A Service.
     Service(ServiceSpec),
     /// An EndpointSlice.
@@ -40,8 +71,14 @@ pub enum Object {
 /// What an object is called, across files.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ObjectId {
+    /// A ReferenceGrant.
+    Grant(ObjectName),
     /// A Pod.
     Pod(ObjectName),
+    /// A CircuitBreaker or a TrafficPolicy.
+    Policy(PolicyId),
+    /// An HTTPRoute or a GRPCRoute.
+    Route(RouteId),
     /// A Service.
     Service(ServiceId),
     /// An EndpointSlice.
@@ -53,7 +90,10 @@ impl Object {
     #[must_use]
     pub fn id(&self) -> ObjectId {
         match self {
+            Self::Grant(grant) => ObjectId::Grant(grant.name.clone()),
             Self::Pod(pod) => ObjectId::Pod(pod.name.clone()),
+            Self::Policy(policy) => ObjectId::Policy(policy.id.clone()),
+            Self::Route(route) => ObjectId::Route(route.id.clone()),
             Self::Service(service) => ObjectId::Service(service.id.clone()),
             Self::Slice(slice) => ObjectId::Slice(slice.name.clone()),
         }
@@ -63,7 +103,10 @@ impl Object {
     #[must_use]
     pub fn set(self) -> Event {
         match self {
+            Self::Grant(grant) => Event::GrantSet(grant),
             Self::Pod(pod) => Event::PodSet(pod),
+            Self::Policy(policy) => Event::PolicySet(policy),
+            Self::Route(route) => Event::RouteSet(route),
             Self::Service(service) => Event::ServiceSet(service),
             Self::Slice(slice) => Event::SliceSet(slice),
         }
@@ -75,7 +118,10 @@ impl ObjectId {
     #[must_use]
     pub fn gone(self) -> Event {
         match self {
+            Self::Grant(name) => Event::GrantGone(name),
             Self::Pod(name) => Event::PodGone(name),
+            Self::Policy(id) => Event::PolicyGone(id),
+            Self::Route(id) => Event::RouteGone(id),
             Self::Service(id) => Event::ServiceGone(id),
             Self::Slice(name) => Event::SliceGone(name),
         }
@@ -85,7 +131,10 @@ impl ObjectId {
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Grant(name) => write!(f, "ReferenceGrant {name}"),
             Self::Pod(name) => write!(f, "Pod {name}"),
+            Self::Policy(id) => id.fmt(f),
+            Self::Route(id) => id.fmt(f),
             Self::Service(id) => write!(f, "Service {}/{}", id.namespace(), id.name()),
             Self::Slice(name) => write!(f, "EndpointSlice {name}"),
         }
@@ -104,7 +153,7 @@ pub struct Flaw {
 }
 
 /// One document of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Document {
     /// Position in the file, from 1; empty documents count.
     pub position: usize,
@@ -115,7 +164,7 @@ pub struct Document {
 }
 
 /// What a document says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Content {
     /// It cannot be read.
     Broken(Vec<Flaw>),
@@ -187,6 +236,21 @@ fn read(
         ("discovery.k8s.io/v1", "EndpointSlice") => {
             typed::<EndpointSlice>(document, place, budget, core::endpoint_slice)
         }
+        ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "HTTPRoute") => {
+            typed::<HttpRoute>(document, place, budget, gateway::http_route)
+        }
+        ("gateway.networking.k8s.io/v1", "GRPCRoute") => {
+            typed::<GrpcRoute>(document, place, budget, gateway::grpc_route)
+        }
+        ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "ReferenceGrant") => {
+            typed::<ReferenceGrant>(document, place, budget, gateway::reference_grant)
+        }
+        ("weft.dev/v1alpha1", "CircuitBreaker") => {
+            typed::<Manifest<CircuitBreakerSpec>>(document, place, budget, policy::circuit_breaker)
+        }
+        ("weft.dev/v1alpha1", "TrafficPolicy") => {
+            typed::<Manifest<TrafficPolicySpec>>(document, place, budget, policy::traffic_policy)
+        }
         _ => Content::Unsupported {
             line: place.line(&[Segment::from("kind")]),
             kind: format!("{version} {kind}"),
@@ -207,9 +271,14 @@ fn typed<T: for<'de> Deserialize<'de>>(
     let mut unknown = Vec::new();
     let tracked = serde_path_to_error::Deserializer::new(document, &mut track);
     let read: Result<T, _> = serde_ignored::deserialize(tracked, |path| {
+        let path = locate::segments(&path);
+        // The header has read these two; not every type repeats them.
+        if matches!(path.as_slice(), [Segment::Key(key)] if key == "apiVersion" || key == "kind") {
+            return;
+        }
         // One at least, or a document late in a bad file would pass for good.
         if unknown.len() < (*budget).max(1) {
-            unknown.push(locate::segments(&path));
+            unknown.push(path);
         }
     });
     let value = match read {

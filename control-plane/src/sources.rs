@@ -11,6 +11,7 @@
 mod catalog;
 pub mod files;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -57,11 +58,13 @@ pub struct Report {
     pub at: SystemTime,
     /// The problems, by file and line.
     pub problems: Arc<[Problem]>,
+    /// The file that says what an object (`Kind namespace/name`) is.
+    pub files: Arc<HashMap<String, Arc<str>>>,
 }
 
 impl Default for Report {
     fn default() -> Self {
-        Self { at: SystemTime::UNIX_EPOCH, problems: Arc::from([]) }
+        Self { at: SystemTime::UNIX_EPOCH, problems: Arc::from([]), files: Arc::default() }
     }
 }
 

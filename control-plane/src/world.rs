@@ -11,14 +11,19 @@
 //!
 //! Surprise: what a connected sidecar says of its own address wins over the Pod object at that address,
 //! because its reports bear the same name, and a graph with two names for one program is worse than either.
-//! Non-goal: policy. It has its own tables.
 
+mod compare;
 mod index;
 mod live;
 mod pods;
+pub mod policy;
 mod proxies;
+mod route;
 mod spec;
+mod status;
+mod tables;
 mod touched;
+mod traffic;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -30,20 +35,30 @@ use weft_wire::node::NodeMetadata;
 use weft_wire::xds::Protocol;
 use weft_wire::{ServiceId, ServicePort};
 
+pub use compare::Novelty;
 pub use live::{Directory, Live};
+pub use policy::{Effective, PolicyId, PolicyKind, PolicySpec, Settings};
+pub use route::{
+    Backend, BackendRef, Cors, Created, Filters, GrantSpec, HeaderEdit, Match, Mirror, Parent, PathEdit,
+    PathMatch, Pattern, Redirect, Referrer, Rewrite, RouteId, RouteKind, RouteSpec, Rule, RuleName,
+    RuleRetry, ValueMatch,
+};
 pub use spec::{
     Event, Health, ObjectName, PodSpec, PortSpec, ServiceSpec, SliceEndpoint, SlicePort, SliceSpec, StreamId,
     TargetPort,
 };
+pub use status::{Condition, ConditionKind, ObjectStatus, Subject};
 pub use touched::{Key, Touched};
+pub use traffic::{EffectiveRule, PortTraffic, ResolvedBackend, ResolvedMirror, Table, Traffic, Unresolved};
 pub use view::{Endpoint, Lookup, Peer, Port, Service, Workload};
 
 use index::Index;
 use pods::{LabelKey, Pods, labels};
 use proxies::Proxies;
+use tables::{Concerned, Tables};
 
-/// The model.
-#[derive(Default)]
+/// The model. A copy is a world of its own, to try something out in.
+#[derive(Clone, Default)]
 pub struct World {
     declared: HashMap<ServiceId, ServiceSpec>,
     slices: HashMap<ObjectName, SliceSpec>,
@@ -51,17 +66,21 @@ pub struct World {
     selecting: Index<LabelKey, ServiceId>,
     pods: Pods,
     proxies: Proxies,
+    tables: Tables,
     // What follows is derived: `rebuild` is its only writer.
     services: HashMap<ServiceId, Service>,
     by_virtual_ip: Index<IpAddr, ServiceId>,
     by_endpoint: Index<SocketAddr, ServicePort>,
     services_on: Index<IpAddr, ServiceId>,
+    traffic: HashMap<ServiceId, Traffic>,
 }
 
 /// What a batch of events changed so far.
 #[derive(Default)]
 struct Changes {
     services: BTreeSet<ServiceId>,
+    /// Services whose routes or policies may say something else now.
+    concerned: Concerned,
     touched: Touched,
 }
 
@@ -208,6 +227,12 @@ impl World {
                 }
             }
             Event::ProxyLost { instance, stream } => self.proxies.lose(&instance, stream, now),
+            Event::RouteSet(spec) => self.tables.set_route(spec, &mut changes.concerned),
+            Event::RouteGone(id) => self.tables.remove_route(&id, &mut changes.concerned),
+            Event::PolicySet(spec) => self.tables.set_policy(*spec, &mut changes.concerned),
+            Event::PolicyGone(id) => self.tables.remove_policy(&id, &mut changes.concerned),
+            Event::GrantSet(spec) => self.tables.set_grant(spec, &mut changes.concerned),
+            Event::GrantGone(name) => self.tables.remove_grant(&name, &mut changes.concerned),
         }
     }
 
@@ -254,11 +279,43 @@ impl World {
     // === views ===
 
     fn finish(&mut self, changes: Changes) -> Touched {
-        let Changes { services, mut touched } = changes;
+        let Changes { services, mut concerned, mut touched } = changes;
         for id in services {
             self.rebuild(&id, &mut touched);
+            if touched.contains(&Key::Service(id.clone())) {
+                self.tables.concerned_by_service(&id, &mut concerned);
+            }
+        }
+        for id in concerned {
+            self.reconsider(&id, &mut touched);
         }
         touched
+    }
+
+    /// Finds out what routes and policies say about a service now.
+    fn reconsider(&mut self, id: &ServiceId, touched: &mut Touched) {
+        let new = self.compose_traffic(id);
+        if self.traffic.get(id) == new.as_ref() {
+            return;
+        }
+        touched.insert(Key::Cluster(id.clone()));
+        touched.insert(Key::Routes(id.clone()));
+        self.inbound_touched(id, touched);
+        let old = match new {
+            Some(new) => self.traffic.insert(id.clone(), new),
+            None => self.traffic.remove(id),
+        };
+        // Limits of a route are kept where its backends are.
+        let backends = [old.as_ref(), self.traffic.get(id)].into_iter().flatten().flat_map(Traffic::backends);
+        for backend in backends.collect::<BTreeSet<_>>() {
+            self.inbound_touched(&backend.service, touched);
+        }
+    }
+
+    fn inbound_touched(&self, id: &ServiceId, touched: &mut Touched) {
+        let ports = self.services.get(id).into_iter().flat_map(|service| &service.ports);
+        let addresses = ports.flat_map(|port| port.endpoints.iter().map(|e| e.address.ip()));
+        touched.extend(addresses.map(Key::Inbound));
     }
 
     fn rebuild(&mut self, id: &ServiceId, touched: &mut Touched) {
@@ -311,6 +368,7 @@ impl World {
         for port in declared.iter().flat_map(|spec| &spec.ports) {
             let draft = ports.entry(port.number).or_default();
             draft.protocol = port.protocol;
+            draft.name = port.name.clone();
             self.collect_declared(id, port, draft);
         }
         let mut registered = false;
@@ -319,7 +377,7 @@ impl World {
             let draft = ports.entry(registration.service.port).or_default();
             // What the service's owner declared wins over what one of its programs says.
             draft.protocol = draft.protocol.or(registration.protocol);
-            draft.add(registration.address, Health::Ready, Some(Arc::clone(&proxy.peer)));
+            draft.add(registration.address, Health::Ready, None, Some(Arc::clone(&proxy.peer)));
         }
         if declared.is_none() && !registered {
             return None;
@@ -340,7 +398,8 @@ impl World {
                 for endpoint in &slice.endpoints {
                     for address in &endpoint.addresses {
                         let peer = self.peer_of(*address, endpoint.pod.as_ref());
-                        draft.add(SocketAddr::new(*address, slice_port.number), endpoint.health, peer);
+                        let address = SocketAddr::new(*address, slice_port.number);
+                        draft.add(address, endpoint.health, endpoint.zone.as_ref(), peer);
                     }
                 }
             }
@@ -359,7 +418,7 @@ impl World {
             if let (true, Some(target)) = (matches, target) {
                 for address in &pod.spec.addresses {
                     let peer = self.peer_of(*address, Some(&pod.spec.name));
-                    draft.add(SocketAddr::new(*address, target), pod.spec.health, peer);
+                    draft.add(SocketAddr::new(*address, target), pod.spec.health, None, peer);
                 }
             }
         }
@@ -417,19 +476,24 @@ fn selector_key(spec: &ServiceSpec) -> Option<LabelKey> {
 /// A port while its endpoints are collected.
 #[derive(Default)]
 struct Draft {
+    name: Box<str>,
     protocol: Option<Protocol>,
     endpoints: BTreeMap<SocketAddr, Endpoint>,
 }
 
 impl Draft {
-    fn add(&mut self, address: SocketAddr, health: Health, peer: Option<Arc<Peer>>) {
+    fn add(&mut self, address: SocketAddr, health: Health, zone: Option<&Arc<str>>, peer: Option<Arc<Peer>>) {
         if health == Health::NotReady {
             return;
         }
-        let endpoint = self.endpoints.entry(address).or_insert(Endpoint { address, health, peer: None });
+        let endpoint =
+            self.endpoints.entry(address).or_insert(Endpoint { address, health, zone: None, peer: None });
         // While a pod moves from one slice to another it is in both: the better news is the newer.
         if health == Health::Ready {
             endpoint.health = health;
+        }
+        if zone.is_some() {
+            endpoint.zone = zone.cloned();
         }
         if peer.is_some() {
             endpoint.peer = peer;
@@ -437,14 +501,16 @@ impl Draft {
     }
 
     fn finish(self, number: u16) -> Port {
-        Port { number, protocol: self.protocol, endpoints: self.endpoints.into_values().collect() }
+        let endpoints = self.endpoints.into_values().collect();
+        Port { number, name: self.name, protocol: self.protocol, endpoints }
     }
 }
 
 /// Names the keys in which two states of a service differ.
 fn compare(id: &ServiceId, old: Option<&Service>, new: Option<&Service>, touched: &mut Touched) {
     let shape = |service: &Service| {
-        let ports: Vec<_> = service.ports.iter().map(|port| (port.number, port.protocol)).collect();
+        let port = |port: &Port| (port.number, port.name.clone(), port.protocol);
+        let ports: Vec<_> = service.ports.iter().map(port).collect();
         (service.cluster_ips.clone(), service.registered, ports)
     };
     let endpoints = |service: Option<&Service>| -> HashMap<(u16, SocketAddr), Endpoint> {
@@ -455,6 +521,8 @@ fn compare(id: &ServiceId, old: Option<&Service>, new: Option<&Service>, touched
     let reshaped = old.map(shape) != new.map(shape);
     if reshaped {
         touched.insert(Key::Service(id.clone()));
+        touched.insert(Key::Cluster(id.clone()));
+        touched.insert(Key::Routes(id.clone()));
         // Whether a service's endpoints exist at all is part of its shape.
         touched.insert(Key::Endpoints(id.clone()));
         let ips = [old, new].into_iter().flatten().flat_map(|service| &service.cluster_ips);

@@ -15,7 +15,7 @@ use std::fmt;
 
 pub use metrics::Metrics;
 pub use server::{Server, WARM_UP};
-pub use status::{KindStatus, ProxyStatus, Status};
+pub use status::{KindStatus, ProxyStatus, Refusal, Running, Status};
 
 /// The four kinds of resource, in the order in which they are pushed: what is referred to goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

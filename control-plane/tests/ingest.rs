@@ -1,8 +1,12 @@
 //! From a report on the wire to an edge in the API: the whole way of telemetry through the control plane, with a
 //! small client in the sidecar's place.
 
+#[path = "ingest/circuits.rs"]
+mod circuits;
 #[path = "ingest/client.rs"]
 mod client;
+#[path = "ingest/configuration.rs"]
+mod configuration;
 
 use std::sync::Arc;
 
@@ -19,6 +23,7 @@ use tower::ServiceExt as _;
 use weft_control_plane::api::{Api, HostPolicy, OPENAPI};
 use weft_control_plane::graph::EmptyMesh;
 use weft_control_plane::ingest::{Config, Ingest};
+use weft_control_plane::inspect::Configuration;
 use weft_control_plane::store::Outcome;
 
 use client::{Call, Sidecar};
@@ -31,11 +36,15 @@ struct Plane {
 
 impl Plane {
     fn open(data_dir: Option<&std::path::Path>) -> Self {
+        Self::with(data_dir, Configuration::default())
+    }
+
+    fn with(data_dir: Option<&std::path::Path>, configuration: Configuration) -> Self {
         let registry = prometheus::Registry::new();
         let config = Config { data_dir: data_dir.map(ToOwned::to_owned) };
         let ingest = Ingest::open(&config, Arc::new(EmptyMesh), &registry).expect("a journal");
         let shutdown = CancellationToken::new();
-        let api = Api::new(ingest.clone(), Arc::new(EmptyMesh), registry, shutdown.clone());
+        let api = Api::new(ingest.clone(), Arc::new(EmptyMesh), configuration, registry, shutdown.clone());
         let live = api.live();
         tokio::spawn(async move { live.run().await });
         Self { ingest, router: api.router(HostPolicy::Loopback), shutdown }
@@ -394,6 +403,9 @@ async fn answers_are_what_the_description_says() {
     for (path, schema) in [
         ("/api/graph", "Graph"),
         (detail.as_str(), "EdgeDetail"),
+        ("/api/circuits", "Circuits"),
+        ("/api/objects", "Objects"),
+        ("/api/routes", "Routes"),
         ("/api/proxies", "Proxies"),
         ("/api/config/errors", "ConfigErrors"),
         ("/api/overview", "Overview"),

@@ -2,26 +2,19 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
-use axum::http::header;
-use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
+use axum::response::sse::Event;
 use futures_util::stream;
 use serde::Deserialize;
 
-use super::live::Subscription;
-use super::{Api, Problem};
+use super::live::{Followed, RETRY};
+use super::{Api, Problem, stream_of, uncached};
+use crate::graph::circuit::Standings;
 use crate::graph::{Detail, Diff, EdgeId, Timestamp, View, Window};
-
-/// A comment at least this often keeps proxies between client and server from closing an idle stream.
-const HEARTBEAT: Duration = Duration::from_secs(10);
-
-/// How long a browser waits before it opens a broken stream again.
-const RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -68,7 +61,8 @@ impl Selection {
     }
 }
 
-fn window(text: Option<&str>) -> Result<Window, Problem> {
+/// The window that is asked for; a minute when none is.
+pub(super) fn window(text: Option<&str>) -> Result<Window, Problem> {
     let allowed = Window::ALL.map(Window::word);
     text.map_or(Ok(Window::Minute), str::parse)
         .map_err(|error| Problem::bad_parameter(error.to_string()).allowing(allowed))
@@ -96,9 +90,12 @@ pub(super) async fn edge(
         Problem::not_found(format!("there is no edge {shown:?}; it may have been idle for an hour"))
     };
     let id: EdgeId = id.parse().map_err(|_| unknown())?;
-    let graph = api.graph.clone();
+    let ingest = api.ingest.clone();
     let detail = tokio::task::spawn_blocking(move || {
-        graph.with(|graph| graph.detail(id, selection.window, Timestamp::now()))
+        let standings = ingest.circuits().with(|circuits| circuits.standings());
+        let mut detail = ingest.graph().with(|graph| graph.detail(id, selection.window, Timestamp::now()))?;
+        Standings::new(&standings).mark(&mut detail.edge);
+        Some(detail)
     });
     let detail: Option<Detail> =
         detail.await.map_err(|_| Problem::unavailable("the detail could not be computed".to_owned()))?;
@@ -121,19 +118,13 @@ pub(super) async fn events(
         let event = follower.next().await?;
         Some((Ok::<_, Infallible>(event), follower))
     });
-    let mut response =
-        Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("alive")).into_response();
-    // Tells buffering reverse proxies to let events through.
-    let headers = response.headers_mut();
-    headers.insert("x-accel-buffering", header::HeaderValue::from_static("no"));
-    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
-    Ok(response)
+    Ok(stream_of(events))
 }
 
 /// One client of the event stream and the view it has.
 struct Follower {
     selection: Selection,
-    subscription: Subscription,
+    subscription: Followed<View>,
     sent: Option<Arc<View>>,
 }
 
@@ -144,10 +135,10 @@ impl Follower {
             if self.sent.is_some() {
                 tokio::select! {
                     () = self.subscription.shutdown.cancelled() => return None,
-                    changed = self.subscription.views.changed() => changed.ok()?,
+                    changed = self.subscription.newest.changed() => changed.ok()?,
                 }
             }
-            let view = self.selection.of(&self.subscription.views.borrow_and_update().clone());
+            let view = self.selection.of(&self.subscription.newest.borrow_and_update().clone());
             let event = match &self.sent {
                 None => Some(Event::default().event("snapshot").retry(RETRY).json_data(&*view)),
                 // A change outside the selection is none to this client.
@@ -163,8 +154,4 @@ impl Follower {
             }
         }
     }
-}
-
-fn uncached(json: impl IntoResponse) -> Response {
-    ([(header::CACHE_CONTROL, "no-store")], json).into_response()
 }

@@ -1,21 +1,31 @@
 //! Keeps one current view per window and hands it to everybody.
 //!
-//! In: the graph. Out: [`Live::view`] for single requests and [`Live::subscribe`] for event streams. A view is
-//! computed on the blocking pool, at most once per [`AGE_MAX`] and window, and only while somebody looks.
+//! In: the graph, the circuits. Out: [`Live::view`] for single requests and [`Live::subscribe`] for event streams. A view is
+//! computed on the blocking pool, at most once per [`AGE_MAX`] and window, and only while somebody looks. The
+//! circuits likewise: [`Live::circuits`], [`Live::follow_circuits`].
 //!
 //! Invariant: versions of a window grow; the same version means the same content. They begin at the clock's
 //! milliseconds, so that a client that outlives a restart of this program never takes a new version for an old.
 //! Subscribers do not queue: each compares the newest view with the one *it* sent last, so a slow client gets
 //! fewer and larger diffs, never a gap and never a growing buffer.
 
+mod board;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::graph::{Mesh, SharedGraph, Timestamp, View, Window};
+use super::seats::{Seat, Seats};
+use crate::circuits::Document;
+use crate::graph::circuit::Standings;
+use crate::graph::{Mesh, Timestamp, View, Window};
+use crate::ingest::Ingest;
+use board::Board;
+
+/// How long a browser waits before it opens a broken stream again.
+pub const RETRY: Duration = Duration::from_secs(1);
 
 /// A view older than this is computed anew for whoever asks: half of the second that reports take.
 pub const AGE_MAX: Duration = Duration::from_millis(500);
@@ -29,15 +39,13 @@ const fn period(window: Window) -> Duration {
     }
 }
 
-/// Event streams at a time: a team's dashboards. Each holds one view of the graph.
-const SUBSCRIBERS_MAX: usize = 256;
-
 /// The current views.
 pub struct Live {
-    graph: SharedGraph,
+    ingest: Ingest,
     mesh: Arc<dyn Mesh>,
     windows: [Published; 4],
-    subscribers: Arc<AtomicUsize>,
+    board: Board,
+    seats: Seats,
     shutdown: CancellationToken,
 }
 
@@ -48,34 +56,27 @@ struct Published {
 }
 
 /// An open event stream's end of the channel.
-pub struct Subscription {
-    /// The newest view; changes when its content does.
-    pub views: watch::Receiver<Arc<View>>,
+pub struct Followed<T> {
+    /// The newest one; changes when its content does.
+    pub newest: watch::Receiver<Arc<T>>,
     /// Ends the stream when the program does.
     pub shutdown: CancellationToken,
     _seat: Seat,
 }
 
-/// Counts a subscriber for as long as it lives.
-struct Seat(Arc<AtomicUsize>);
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Live {
     /// Nobody looks yet.
     #[must_use]
-    pub fn new(graph: SharedGraph, mesh: Arc<dyn Mesh>, shutdown: CancellationToken) -> Self {
+    pub fn new(ingest: Ingest, mesh: Arc<dyn Mesh>, shutdown: CancellationToken) -> Self {
+        let graph = ingest.graph();
         let windows = Window::ALL.map(|window| Published {
             view: watch::Sender::new(Arc::new(
                 graph.with(|graph| graph.view(window, Timestamp::default(), &[])),
             )),
             computing: Mutex::new(()),
         });
-        Self { graph, mesh, windows, subscribers: Arc::default(), shutdown }
+        let board = Board::new(ingest.clone());
+        Self { ingest, mesh, windows, board, seats: Seats::default(), shutdown }
     }
 
     /// The graph in `window`, at most [`AGE_MAX`] old.
@@ -88,10 +89,13 @@ impl Live {
         if let Some(view) = fresh(published) {
             return view;
         }
-        let (graph, mesh) = (self.graph.clone(), self.mesh.clone());
+        let (ingest, mesh) = (self.ingest.clone(), self.mesh.clone());
         let computed = tokio::task::spawn_blocking(move || {
             let proxies = mesh.proxies();
-            graph.with(|graph| graph.view(window, Timestamp::now(), &proxies))
+            let standings = ingest.circuits().with(|circuits| circuits.standings());
+            let mut view = ingest.graph().with(|graph| graph.view(window, Timestamp::now(), &proxies));
+            Standings::new(&standings).mark_view(&mut view);
+            view
         });
         // Only a panic or the end of the runtime fails it; the last good view is the best answer to both.
         let Ok(view) = computed.await else { return published.view.borrow().clone() };
@@ -100,22 +104,31 @@ impl Live {
 
     /// A seat at the stream of `window`; `None` when all are taken.
     #[must_use]
-    pub fn subscribe(&self, window: Window) -> Option<Subscription> {
-        let seat = self.subscribers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-            (taken < SUBSCRIBERS_MAX).then_some(taken + 1)
-        });
-        seat.ok()?;
-        let views = self.published(window).view.subscribe();
-        Some(Subscription { views, shutdown: self.shutdown.clone(), _seat: Seat(self.subscribers.clone()) })
+    pub fn subscribe(&self, window: Window) -> Option<Followed<View>> {
+        let seat = self.seats.take()?;
+        let newest = self.published(window).view.subscribe();
+        Some(Followed { newest, shutdown: self.shutdown.clone(), _seat: seat })
+    }
+
+    /// Every circuit, at most a second old.
+    pub async fn circuits(&self) -> Arc<Document> {
+        self.board.current().await
+    }
+
+    /// A seat at the stream of circuits; `None` when all are taken.
+    #[must_use]
+    pub fn follow_circuits(&self) -> Option<Followed<Document>> {
+        let seat = self.seats.take()?;
+        Some(Followed { newest: self.board.follow(), shutdown: self.shutdown.clone(), _seat: seat })
     }
 
     /// Number of open event streams.
     #[must_use]
     pub fn subscribers(&self) -> usize {
-        self.subscribers.load(Ordering::Relaxed)
+        self.seats.taken()
     }
 
-    /// Keeps views with subscribers current until the program ends.
+    /// Keeps what has subscribers current until the program ends.
     pub async fn run(&self) {
         let keep = |window: Window| async move {
             let mut ticks = tokio::time::interval(period(window));
@@ -130,7 +143,7 @@ impl Live {
         let [ten_seconds, minute, five_minutes, hour] = Window::ALL.map(keep);
         tokio::select! {
             () = self.shutdown.cancelled() => {}
-            _ = async { tokio::join!(ten_seconds, minute, five_minutes, hour) } => {}
+            _ = async { tokio::join!(ten_seconds, minute, five_minutes, hour, self.board.run()) } => {}
         }
     }
 
@@ -146,7 +159,11 @@ fn fresh(published: &Published) -> Option<Arc<View>> {
 
 /// A view from the future is one that a clock set back has left: it would be the newest until its time comes again.
 fn is_fresh(made: Timestamp, now: Timestamp) -> bool {
-    made <= now && now.since(made) < AGE_MAX
+    is_younger(made, now, AGE_MAX)
+}
+
+fn is_younger(made: Timestamp, now: Timestamp, age: Duration) -> bool {
+    made <= now && now.since(made) < age
 }
 
 /// Numbers `view` and makes it the current one; wakes subscribers only if its content changed.

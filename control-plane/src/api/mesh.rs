@@ -7,8 +7,9 @@ use axum::response::{IntoResponse, Response};
 use prometheus::{Encoder as _, TextEncoder};
 use serde::Serialize;
 
-use super::Api;
+use super::{Api, uncached};
 use crate::graph::analysis::{Diagnosis, Health, Outcomes};
+use crate::graph::circuit::Tally;
 use crate::graph::view::Latency;
 use crate::graph::{Inventory, Kind, Problem, Proxy, Timestamp, View, Window};
 use crate::ingest::Reporter;
@@ -66,6 +67,8 @@ struct Overview {
     success_rate: Option<f64>,
     /// Of the slowest edge.
     worst_latency_ms: Option<Latency>,
+    /// By the worst state that a sidecar sees.
+    circuits: Tally,
     config_errors: usize,
     ingest: Totals,
     event_streams: usize,
@@ -123,6 +126,7 @@ pub(super) async fn overview(State(api): State<Api>) -> Response {
         requests_per_second: (rate * 1e3).round() / 1e3,
         success_rate: all.success_rate(),
         worst_latency_ms: latencies.max_by(|left, right| left.p99.total_cmp(&right.p99)),
+        circuits: api.ingest.circuits().with(|circuits| Tally::of(circuits.states().map(|(_, state)| state))),
         config_errors: api.mesh.problems().len(),
         ingest: api.ingest.totals(),
         event_streams: api.live.subscribers(),
@@ -152,8 +156,4 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
     ([(header::CONTENT_TYPE, encoder.format_type().to_owned())], text).into_response()
-}
-
-fn uncached(json: impl IntoResponse) -> Response {
-    ([(header::CACHE_CONTROL, "no-store")], json).into_response()
 }

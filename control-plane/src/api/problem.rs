@@ -37,6 +37,25 @@ impl Problem {
         Self::new("/problems/bad-parameter", "Bad parameter", StatusCode::BAD_REQUEST, detail)
     }
 
+    /// 415.
+    #[must_use]
+    pub fn unsupported_type(detail: String) -> Self {
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        Self::new("/problems/unsupported-type", "Unsupported content type", status, detail)
+    }
+
+    /// 403 for a page of another origin.
+    #[must_use]
+    pub fn forbidden(detail: String) -> Self {
+        Self::new("/problems/forbidden", "Forbidden", StatusCode::FORBIDDEN, detail)
+    }
+
+    /// `status` for a body that cannot be taken.
+    #[must_use]
+    pub fn bad_body(status: StatusCode, detail: String) -> Self {
+        Self::new("/problems/bad-body", "Bad body", status, detail)
+    }
+
     /// 405.
     #[must_use]
     pub fn method_not_allowed(detail: String) -> Self {

@@ -1,8 +1,12 @@
 //! Clusters: how a service's endpoints are called.
+//!
+//! This file: how to connect. [`balancing`]: which endpoint. [`breaking`]: when not to.
+
+mod balancing;
+mod breaking;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, cluster};
 use envoy_types::pb::envoy::config::core::v3::{Http1ProtocolOptions, Http2ProtocolOptions};
@@ -12,42 +16,67 @@ use http_protocol_options::explicit_http_config::ProtocolConfig;
 use http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig};
 use weft_wire::xds::Protocol;
 
+use super::defaults;
 use super::endpoint::assignment;
 use super::proto::{Fields, ads, any, duration};
 use super::{Resource, Target, direct, finish, provisional};
+use crate::world::policy::{Limits, RetryBudget, Settings};
 use crate::world::{Endpoint, Health, World};
-
-/// How long a connection may take to be made. A pod that has gone without a word must not hold a request
-/// for longer than a person waits; across zones a handshake takes milliseconds.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Key of the HTTP options in a cluster, as Envoy spells it.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 pub(super) fn compile(world: &World, name: &str) -> Option<Resource> {
     match Target::parse(name)? {
-        Target::Service(port) => {
-            let service = world.service(&port.service)?;
-            let port = service.port(port.port)?;
+        Target::Service(id) => {
+            let service = world.service(&id.service)?;
+            let port = service.port(id.port)?;
+            let unset = Settings::default();
+            let settings = world.port_traffic(&id).map_or(&unset, |traffic| &traffic.policy.settings);
             let fields = Fields::default().service(service, port);
-            Some(marked(by_discovery(name, port.protocol), fields, provisional(service, port)))
+            let (cluster, fields) =
+                guarded(by_discovery(name, port.protocol), port.protocol, settings, fields);
+            Some(marked(cluster, fields, provisional(service, port)))
         }
         Target::Direct(address) => {
             let direct = direct(world, address)?;
             let protocol = direct.service.and_then(|(_, port)| port.protocol);
-            let fields = Fields::default();
             let fields = match direct.service {
-                Some((service, port)) => fields.service(service, port),
-                None => fields,
+                Some((service, port)) => Fields::default().service(service, port),
+                None => Fields::default(),
             };
-            Some(marked(by_discovery(name, protocol), fields, true))
+            // One endpoint that was asked for by its address is called whatever it does, so there is nothing to
+            // eject and nothing to choose; how much may be under way is limited all the same.
+            let limits = breaking::circuit_breakers(&Limits::default(), &RetryBudget::default());
+            let cluster = Cluster { circuit_breakers: Some(limits), ..by_discovery(name, protocol) };
+            Some(marked(cluster, fields, true))
         }
         Target::App(address) => Some(marked(app(name, address), Fields::default(), false)),
     }
 }
 
+/// Puts in what policies say, or the defaults.
+fn guarded(
+    cluster: Cluster,
+    protocol: Option<Protocol>,
+    settings: &Settings,
+    fields: Fields,
+) -> (Cluster, Fields) {
+    let check = settings.health_check.as_ref();
+    let mut cluster = Cluster {
+        connect_timeout: Some(duration(settings.timeouts.connect.unwrap_or(defaults::CONNECT_TIMEOUT))),
+        outlier_detection: Some(breaking::outlier_detection(&settings.endpoints)),
+        circuit_breakers: Some(breaking::circuit_breakers(&settings.limits, &settings.retry_budget)),
+        health_checks: check.map(|check| breaking::health_check(check, protocol)).into_iter().collect(),
+        ..cluster
+    };
+    let fields = balancing::apply(&mut cluster, &settings.balancer, fields);
+    let fields = breaking::service_circuit(fields, settings);
+    (cluster, fields)
+}
+
 fn marked(cluster: Cluster, fields: Fields, provisional: bool) -> Resource {
-    finish(cluster, vec![fields], |cluster, _, metadata| cluster.metadata = metadata, provisional)
+    finish(cluster, vec![fields], |cluster, _, fields| cluster.metadata = fields.metadata(), provisional)
 }
 
 /// A cluster whose endpoints are fetched under the same name.
@@ -61,7 +90,7 @@ fn by_discovery(name: &str, protocol: Option<Protocol>) -> Cluster {
 
 /// The app behind a sidecar, for a client that has no other notion of it.
 fn app(name: &str, address: SocketAddr) -> Cluster {
-    let endpoint = Endpoint { address, health: Health::Ready, peer: None };
+    let endpoint = Endpoint { address, health: Health::Ready, zone: None, peer: None };
     Cluster {
         cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(
             cluster::DiscoveryType::Static as i32,
@@ -74,7 +103,7 @@ fn app(name: &str, address: SocketAddr) -> Cluster {
 fn basic(name: &str, protocol: Option<Protocol>) -> Cluster {
     Cluster {
         name: name.to_owned(),
-        connect_timeout: Some(duration(CONNECT_TIMEOUT)),
+        connect_timeout: Some(duration(defaults::CONNECT_TIMEOUT)),
         lb_policy: cluster::LbPolicy::LeastRequest as i32,
         typed_extension_protocol_options: http_options(protocol),
         ..Default::default()
@@ -100,3 +129,6 @@ fn http_options(protocol: Option<Protocol>) -> HashMap<String, Any> {
     let options = HttpProtocolOptions { upstream_protocol_options: Some(options), ..Default::default() };
     HashMap::from([(HTTP_OPTIONS.to_owned(), any(&options))])
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,9 @@
 //! Endpoint assignments: where a cluster's traffic can go, and who is there.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use envoy_types::pb::envoy::config::core::v3::HealthStatus;
+use envoy_types::pb::envoy::config::core::v3::{HealthStatus, Locality};
 use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint as EnvoyEndpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
 };
@@ -31,32 +32,44 @@ pub(super) fn compile(world: &World, name: &str) -> Option<Resource> {
 /// The one endpoint of a direct call. It is called whether it is ready or not: the caller asked for it.
 fn directly(world: &World, address: SocketAddr) -> Option<Endpoint> {
     let direct = direct(world, address)?;
-    Some(Endpoint { address, health: Health::Ready, peer: direct.peer(world, address) })
+    Some(Endpoint { address, health: Health::Ready, zone: None, peer: direct.peer(world, address) })
 }
 
 fn to_resource(name: &str, endpoints: &[Endpoint], provisional: bool) -> Resource {
     let fields = |peer: Option<&Peer>| peer.map_or_else(Fields::default, |peer| Fields::default().peer(peer));
-    let marks = endpoints.iter().map(|endpoint| fields(endpoint.peer.as_deref())).collect();
-    let put = |assignment: &mut ClusterLoadAssignment, at: usize, metadata| {
-        // There is one locality, or none and no marks.
-        let endpoints = assignment.endpoints.first_mut().map(|locality| &mut locality.lb_endpoints);
-        if let Some(endpoint) = endpoints.and_then(|endpoints| endpoints.get_mut(at)) {
-            endpoint.metadata = metadata;
+    let zones = by_zone(endpoints);
+    let marks = zones.values().flatten().map(|endpoint| fields(endpoint.peer.as_deref())).collect();
+    let put = |assignment: &mut ClusterLoadAssignment, at: usize, fields: Fields| {
+        let mut endpoints = assignment.endpoints.iter_mut().flat_map(|locality| &mut locality.lb_endpoints);
+        if let Some(endpoint) = endpoints.nth(at) {
+            endpoint.metadata = fields.metadata();
         }
     };
     finish(assignment(name, endpoints), marks, put, provisional)
 }
 
-/// An assignment with all endpoints in one locality, without metadata.
+/// Endpoints by zone, in order; first those that are in none.
+fn by_zone(endpoints: &[Endpoint]) -> BTreeMap<Option<&str>, Vec<&Endpoint>> {
+    let mut zones: BTreeMap<Option<&str>, Vec<&Endpoint>> = BTreeMap::new();
+    for endpoint in endpoints {
+        zones.entry(endpoint.zone.as_deref()).or_default().push(endpoint);
+    }
+    zones
+}
+
+/// An assignment with one locality for each zone, without metadata.
 pub(super) fn assignment(name: &str, endpoints: &[Endpoint]) -> ClusterLoadAssignment {
-    let lb_endpoints: Vec<LbEndpoint> = endpoints.iter().map(lb_endpoint).collect();
-    let locality = LocalityLbEndpoints {
-        lb_endpoints,
+    let localities = by_zone(endpoints).into_iter().map(|(zone, endpoints)| LocalityLbEndpoints {
+        locality: zone.map(|zone| Locality { zone: zone.to_owned(), ..Default::default() }),
+        lb_endpoints: endpoints.into_iter().map(lb_endpoint).collect(),
         load_balancing_weight: Some(UInt32Value { value: 1 }),
         ..Default::default()
-    };
-    let endpoints = if endpoints.is_empty() { Vec::new() } else { vec![locality] };
-    ClusterLoadAssignment { cluster_name: name.to_owned(), endpoints, ..Default::default() }
+    });
+    ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        endpoints: localities.collect(),
+        ..Default::default()
+    }
 }
 
 fn lb_endpoint(endpoint: &Endpoint) -> LbEndpoint {

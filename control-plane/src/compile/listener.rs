@@ -11,11 +11,10 @@ use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter,
 };
-use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, HttpFilter, Rds, http_connection_manager, http_filter,
+    HttpConnectionManager, HttpFilter, Rds, http_connection_manager,
 };
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy};
 use envoy_types::pb::google::protobuf::BoolValue;
@@ -23,8 +22,10 @@ use http_connection_manager::{CodecType, RouteSpecifier, UpgradeConfig};
 use weft_wire::xds::{Destination, ListenerName, Protocol, endpoint_cluster};
 
 use super::proto::{self, Fields, ads, any, duration};
-use super::route::table;
-use super::{Direct, Resource, any_address, canonical, direct, finish, provisional, resolve, service_port};
+use super::{
+    Direct, Resource, any_address, canonical, direct, filters, finish, inbound, provisional, resolve,
+    service_port,
+};
 use crate::world::{Port, Service, World};
 
 /// How long to wait for a client's first bytes on an undeclared port before the connection counts as opaque.
@@ -38,7 +39,7 @@ pub(super) fn compile(world: &World, name: &str, namespace: &str) -> Option<Reso
             let port = service.port(port)?;
             Some(to_service(name, any_address(service, port.number), service, port))
         }
-        ListenerName::Inbound(address) => inbound(world, name, canonical(address)),
+        ListenerName::Inbound(address) => own_port(world, name, canonical(address)),
     }
 }
 
@@ -50,20 +51,18 @@ fn by_address(world: &World, name: &str, address: SocketAddr) -> Option<Resource
     let direct = direct(world, address)?;
     let cluster = endpoint_cluster(address);
     let (fields, protocol) = who(world, &direct, address);
-    let routes = RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name: cluster.clone() });
     let listener = Listener {
         traffic_direction: TrafficDirection::Outbound as i32,
-        ..listener(name, address, protocol, &cluster, routes)
+        ..listener(name, address, protocol, &cluster, filters::outbound())
     };
     Some(marked(listener, fields, true))
 }
 
 fn to_service(name: &str, address: SocketAddr, service: &Service, port: &Port) -> Resource {
     let cluster = service_port(service, port).to_string();
-    let routes = RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name: cluster.clone() });
     let listener = Listener {
         traffic_direction: TrafficDirection::Outbound as i32,
-        ..listener(name, address, port.protocol, &cluster, routes)
+        ..listener(name, address, port.protocol, &cluster, filters::outbound())
     };
     let fields = Fields::default().service(service, port);
     marked(listener, fields, provisional(service, port))
@@ -71,21 +70,21 @@ fn to_service(name: &str, address: SocketAddr, service: &Service, port: &Port) -
 
 /// What a port of the asker's own pod is. Known when an endpoint (or a registration) is at the address, or at
 /// least the pod.
-fn inbound(world: &World, name: &str, address: SocketAddr) -> Option<Resource> {
+fn own_port(world: &World, name: &str, address: SocketAddr) -> Option<Resource> {
     let direct = direct(world, address)?;
     let (fields, protocol) = who(world, &direct, address);
-    // The app's cluster bears the listener's name.
+    // The app's cluster and the table bear the listener's name.
     let cluster = format!("inbound/{address}");
-    let routes = RouteSpecifier::RouteConfig(table(&cluster, &cluster));
+    let filters = filters::inbound(inbound::concurrency(world, address));
     let listener = Listener {
         traffic_direction: TrafficDirection::Inbound as i32,
-        ..listener(name, address, protocol, &cluster, routes)
+        ..listener(name, address, protocol, &cluster, filters)
     };
     Some(marked(listener, fields, true))
 }
 
 fn marked(listener: Listener, fields: Fields, provisional: bool) -> Resource {
-    finish(listener, vec![fields], |listener, _, metadata| listener.metadata = metadata, provisional)
+    finish(listener, vec![fields], |listener, _, fields| listener.metadata = fields.metadata(), provisional)
 }
 
 /// What is known of an address that is itself an endpoint: its service and its workload.
@@ -107,7 +106,7 @@ fn listener(
     address: SocketAddr,
     protocol: Option<Protocol>,
     cluster: &str,
-    routes: RouteSpecifier,
+    filters: Vec<HttpFilter>,
 ) -> Listener {
     let basic = Listener {
         name: name.to_owned(),
@@ -117,7 +116,7 @@ fn listener(
     };
     match protocol {
         Some(Protocol::Http | Protocol::Http2) => {
-            Listener { filter_chains: vec![chain("http", None, http(cluster, routes))], ..basic }
+            Listener { filter_chains: vec![chain("http", None, http(cluster, filters))], ..basic }
         }
         Some(Protocol::Tcp | Protocol::Tls) => {
             Listener { filter_chains: vec![chain("tcp", None, tcp(cluster))], ..basic }
@@ -130,7 +129,7 @@ fn listener(
                 ..Default::default()
             };
             Listener {
-                filter_chains: vec![chain("http", Some(plain_http), http(cluster, routes))],
+                filter_chains: vec![chain("http", Some(plain_http), http(cluster, filters))],
                 default_filter_chain: Some(chain("tcp", None, tcp(cluster))),
                 listener_filters: vec![
                     listener_filter("envoy.filters.listener.tls_inspector", any(&TlsInspector::default())),
@@ -153,18 +152,15 @@ fn chain(name: &str, matches: Option<FilterChainMatch>, filter: Filter) -> Filte
     }
 }
 
-fn http(cluster: &str, routes: RouteSpecifier) -> Filter {
-    let router = HttpFilter {
-        name: "envoy.filters.http.router".to_owned(),
-        config_type: Some(http_filter::ConfigType::TypedConfig(any(&Router::default()))),
-        ..Default::default()
-    };
+/// HTTP with the table that bears the cluster's name.
+fn http(cluster: &str, http_filters: Vec<HttpFilter>) -> Filter {
+    let routes = Rds { config_source: Some(ads()), route_config_name: cluster.to_owned() };
     let upgrade = |kind: &str| UpgradeConfig { upgrade_type: kind.to_owned(), ..Default::default() };
     let manager = HttpConnectionManager {
         stat_prefix: cluster.to_owned(),
         codec_type: CodecType::Auto as i32,
-        route_specifier: Some(routes),
-        http_filters: vec![router],
+        route_specifier: Some(RouteSpecifier::Rds(routes)),
+        http_filters,
         upgrade_configs: vec![upgrade("websocket")],
         // A stream may be silent for as long as its two ends like; see the route's timeout.
         stream_idle_timeout: Some(duration(Duration::ZERO)),

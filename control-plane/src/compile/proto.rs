@@ -1,15 +1,17 @@
 //! Small pieces of protobuf that several resources need.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::google::protobuf::{self, Any, Struct, Value, value};
+use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, Percent, fractional_percent::DenominatorType};
+use envoy_types::pb::google::protobuf::{self, Any, Struct, UInt32Value, Value, value};
 use prost::{Message, Name};
 use sha2::{Digest, Sha256};
 use weft_wire::xds::{METADATA_NAMESPACE, field};
 
+use super::Mark;
 use crate::world::{Peer, Port, Service};
 
 pub(super) fn any<M: Message + Name>(message: &M) -> Any {
@@ -70,14 +72,9 @@ impl Fields {
         self
     }
 
-    /// Adds everything to a hash, unambiguously.
-    pub(super) fn digest(&self, digest: &mut Sha256) {
-        for text in self.0.iter().flat_map(|(key, value)| [*key, value.as_str()]) {
-            digest.update((text.len() as u64).to_be_bytes());
-            digest.update(text);
-        }
-        // Ends the list, so that a field cannot move from one endpoint to the next unseen.
-        digest.update(u64::MAX.to_be_bytes());
+    pub(super) fn with(mut self, key: &'static str, value: impl ToString) -> Self {
+        self.0.push((key, value.to_string()));
+        self
     }
 
     pub(super) fn metadata(self) -> Option<core::Metadata> {
@@ -89,4 +86,64 @@ impl Fields {
         let filter_metadata = HashMap::from([(METADATA_NAMESPACE.to_owned(), Struct { fields })]);
         Some(core::Metadata { filter_metadata, ..Default::default() })
     }
+}
+
+impl Mark for Fields {
+    fn digest(&self, digest: &mut Sha256) {
+        pairs(digest, self.0.iter().map(|(key, value)| (*key, value.as_bytes())));
+    }
+}
+
+/// What a route or a virtual host says to filters, by the filters' names.
+#[derive(Default)]
+pub(super) struct PerFilter(BTreeMap<&'static str, Any>);
+
+impl PerFilter {
+    pub(super) fn with<M: Message + Name>(mut self, filter: &'static str, config: Option<&M>) -> Self {
+        self.0.extend(config.map(|config| (filter, any(config))));
+        self
+    }
+
+    pub(super) fn into_map(self) -> HashMap<String, Any> {
+        self.0.into_iter().map(|(filter, config)| (filter.to_owned(), config)).collect()
+    }
+}
+
+impl Mark for PerFilter {
+    fn digest(&self, digest: &mut Sha256) {
+        pairs(digest, self.0.iter().map(|(filter, config)| (*filter, config.value.as_slice())));
+    }
+}
+
+fn pairs<'a>(digest: &mut Sha256, pairs: impl Iterator<Item = (&'a str, &'a [u8])>) {
+    for bytes in pairs.flat_map(|(key, value)| [key.as_bytes(), value]) {
+        digest.update((bytes.len() as u64).to_be_bytes());
+        digest.update(bytes);
+    }
+    // Ends the list, so that a field cannot move from one place to the next unseen.
+    digest.update(u64::MAX.to_be_bytes());
+}
+
+pub(super) fn uint32(value: u32) -> UInt32Value {
+    UInt32Value { value }
+}
+
+/// A share of all requests, in the millionths that Envoy can count at most.
+pub(super) fn fraction(numerator: u32, denominator: u32) -> FractionalPercent {
+    const MILLION: u64 = 1_000_000;
+    let millionths = u64::from(numerator) * MILLION / u64::from(denominator.max(1));
+    FractionalPercent {
+        numerator: u32::try_from(millionths).unwrap_or(u32::MAX),
+        denominator: DenominatorType::Million.into(),
+    }
+}
+
+/// The same, where it could be changed at run time.
+pub(super) fn runtime_fraction(numerator: u32, denominator: u32) -> core::RuntimeFractionalPercent {
+    let default_value = Some(fraction(numerator, denominator));
+    core::RuntimeFractionalPercent { default_value, ..Default::default() }
+}
+
+pub(super) fn percent(value: u8) -> Percent {
+    Percent { value: value.into() }
 }

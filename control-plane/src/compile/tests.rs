@@ -175,7 +175,12 @@ fn clusters_and_assignments_bear_the_same_name() {
     );
     assert_eq!(
         fields(found.metadata.as_ref()),
-        pairs(&[("port", "8080"), ("protocol", "http"), ("service", "orders.shop")])
+        pairs(&[
+            ("balancer", "peak_ewma"),
+            ("port", "8080"),
+            ("protocol", "http"),
+            ("service", "orders.shop")
+        ])
     );
     let assignment: ClusterLoadAssignment = get(&world, Kind::Endpoint, "orders.shop:8080").unwrap();
     assert_eq!(assignment.cluster_name, "orders.shop:8080");
@@ -234,7 +239,9 @@ fn an_inbound_listener_says_whose_port_it_is() {
     assert!(fields_.contains(&("service".into(), "orders.shop".into())), "{fields_:?}");
     assert!(fields_.contains(&("workload".into(), "orders-v1".into())), "{fields_:?}");
     let manager: HttpConnectionManager = config(&listener.filter_chains[0].filters[0]);
-    let Some(RouteSpecifier::RouteConfig(table)) = manager.route_specifier else { panic!("no table") };
+    let Some(RouteSpecifier::Rds(rds)) = manager.route_specifier else { panic!("no RDS") };
+    assert_eq!(rds.route_config_name, "inbound/10.0.0.1:80");
+    let table: RouteConfiguration = get(&world, Kind::Route, "inbound/10.0.0.1:80").unwrap();
     assert_eq!(cluster_of_table(&table), "inbound/10.0.0.1:80");
     let app: Cluster = get(&world, Kind::Cluster, "inbound/10.0.0.1:80").unwrap();
     assert!(app.load_assignment.is_some());
@@ -243,6 +250,7 @@ fn an_inbound_listener_says_whose_port_it_is() {
         workload: "shop/cart".parse().unwrap(),
         version: None,
         pod: None,
+        zone: None,
         addresses: vec!["127.0.0.1".parse().unwrap()],
         registrations: vec![weft_wire::node::Registration {
             service: "cart.shop:80".parse().unwrap(),

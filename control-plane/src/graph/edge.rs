@@ -187,6 +187,10 @@ fn count(slot: &mut Slot, sample: &Sample, route: RouteIndex, reason: Option<Rea
             slot.received = slot.received.saturating_add(*received);
         }
         Measure::Folded(count) => slot.folded = slot.folded.saturating_add(u64::from(*count)),
+        Measure::Retries { sent, denied } => {
+            slot.retried = slot.retried.saturating_add(u64::from(*sent));
+            slot.retry_denied = slot.retry_denied.saturating_add(u64::from(*denied));
+        }
     }
     false
 }
@@ -209,5 +213,9 @@ fn discount(slot: &mut Slot, sample: &Sample, route: RouteIndex, reason: Option<
             slot.received = slot.received.saturating_sub(*received);
         }
         Measure::Folded(count) => slot.folded = slot.folded.saturating_sub(u64::from(*count)),
+        Measure::Retries { sent, denied } => {
+            slot.retried = slot.retried.saturating_sub(u64::from(*sent));
+            slot.retry_denied = slot.retry_denied.saturating_sub(u64::from(*denied));
+        }
     }
 }

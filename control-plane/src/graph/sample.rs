@@ -71,6 +71,13 @@ pub enum Measure {
     },
     /// Requests whose route the sidecar folded into the overflow route.
     Folded(u32),
+    /// Attempts beyond the first.
+    Retries {
+        /// That were sent.
+        sent: u32,
+        /// That the retry budget kept back.
+        denied: u32,
+    },
 }
 
 /// A response's status: HTTP's, or gRPC's where there is one.
@@ -167,7 +174,9 @@ impl Sample {
         let (error, status) = match &self.measure {
             Measure::Requests { error, status, .. } => (error, Some(*status)),
             Measure::Closed { error, .. } => (error, None),
-            Measure::Opened(_) | Measure::Bytes { .. } | Measure::Folded(_) => return Verdict::Success,
+            Measure::Opened(_) | Measure::Bytes { .. } | Measure::Folded(_) | Measure::Retries { .. } => {
+                return Verdict::Success;
+            }
         };
         match (error.as_deref(), status) {
             (None, _) | (Some(CANCELLED), None) => Verdict::Success,

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use weft_wire::histogram::bucket;
 
+use super::circuit::{Standing, Standings, State, Tally};
 use super::*;
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_219_200_500);
@@ -96,11 +97,60 @@ fn the_json_of_a_view_is_what_the_api_promises() {
     let bytes = Sample { measure: Measure::Bytes { sent: 5_000, received: 90_000 }, ..stream.clone() };
     let ended =
         Sample { measure: Measure::Closed { error: None, durations: durations(30.0, 1) }, ..stream.clone() };
-    let graph = graph_of([&order, &refused, &stream, &bytes, &ended]);
-    let view = graph.view(Window::TenSeconds, NOW, &[proxy("shop/orders"), proxy("shop/idle")]);
+    let retried = Sample { measure: Measure::Retries { sent: 11, denied: 2 }, ..order.clone() };
+    let graph = graph_of([&order, &refused, &stream, &bytes, &ended, &retried]);
+    let mut view = graph.view(Window::TenSeconds, NOW, &[proxy("shop/orders"), proxy("shop/idle")]);
+    let standings = [
+        standing("endpoint|1", Some("shop/orders"), State::Open),
+        standing("service|1", None, State::Closed),
+    ];
+    Standings::new(&standings).mark_view(&mut view);
     insta::assert_json_snapshot!("view", view);
     let id = EdgeId::new(&key(WEB), &key(ORDERS), Protocol::Http);
     insta::assert_json_snapshot!("detail", graph.detail(id, Window::TenSeconds, NOW));
+}
+
+/// A circuit of `orders.shop:8080` in the eyes of `shop/web`.
+fn standing(circuit: &str, callee: Option<&str>, state: State) -> Standing {
+    Standing {
+        circuit: circuit.into(),
+        cluster: "orders.shop:8080".into(),
+        callee: callee.map(|workload| workload.parse().expect("valid")),
+        observer: "shop/web".parse().expect("valid"),
+        state,
+    }
+}
+
+#[test]
+fn circuits_are_counted_where_they_lie_and_each_once() {
+    let mut call = requests(WEB, ORDERS, 0, 1);
+    call.service = Some("orders.shop:8080".into());
+    let refused = requests(WEB, "service:shop/orders", 0, 1);
+    let other = requests(PAYMENT, ORDERS, 0, 1);
+    let mut view = graph_of([&call, &refused, &other]).view(Window::TenSeconds, NOW, &[]);
+    let of_payment = Standing {
+        observer: "shop/payment".parse().expect("valid"),
+        ..standing("endpoint|1", Some("shop/orders"), State::HalfOpen)
+    };
+    let standings = [
+        // Two instances of the caller see it differently: it is one circuit, and open.
+        standing("endpoint|1", Some("shop/orders"), State::Closed),
+        standing("endpoint|1", Some("shop/orders"), State::Open),
+        standing("endpoint|2", Some("shop/orders"), State::Closed),
+        standing("service|1", None, State::Closed),
+        of_payment,
+    ];
+    Standings::new(&standings).mark_view(&mut view);
+    let edge = |source: &str, target: &str| {
+        let edge = view.edges.iter().find(|edge| edge.source == source && edge.target == target);
+        edge.expect("an edge").circuits
+    };
+    assert_eq!(edge(WEB, ORDERS), Some(Tally { open: 1, half_open: 0, closed: 2 }));
+    assert_eq!(edge(WEB, "service:shop/orders"), Some(Tally { open: 0, half_open: 0, closed: 1 }));
+    assert_eq!(edge(PAYMENT, ORDERS), Some(Tally { open: 0, half_open: 1, closed: 0 }));
+    let node = |id: &str| view.nodes.iter().find(|node| node.id == id).expect("a node").circuits;
+    assert_eq!(node(ORDERS), Some(Tally { open: 1, half_open: 0, closed: 2 }), "as a callee");
+    assert_eq!(node(WEB), None);
 }
 
 #[test]
@@ -273,7 +323,7 @@ fn a_namespace_is_shown_with_its_neighbours() {
 fn arbitrary_sample() -> impl Strategy<Value = Sample> {
     let nodes =
         prop::sample::select(vec![WEB, ORDERS, PAYMENT, "external:a.example:443", "unmeshed:10.0.0.9"]);
-    (nodes.clone(), nodes, 0u64..4_000_000, 1u32..9, 0u8..7, 1e-4f64..2.0).prop_map(
+    (nodes.clone(), nodes, 0u64..4_000_000, 1u32..9, 0u8..8, 1e-4f64..2.0).prop_map(
         |(source, target, ago, count, kind, seconds)| {
             let mut sample = requests(source, target, ago, count);
             sample.measure = match kind {
@@ -291,6 +341,7 @@ fn arbitrary_sample() -> impl Strategy<Value = Sample> {
                 },
                 2 => Measure::Bytes { sent: u64::from(count), received: 7 },
                 3 => Measure::Folded(count),
+                7 => Measure::Retries { sent: count, denied: count / 2 },
                 _ => Measure::Requests {
                     method: "GET".into(),
                     route: format!("/{}", count % 4).into(),

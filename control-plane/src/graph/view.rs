@@ -15,6 +15,7 @@ mod diff;
 use serde::Serialize;
 
 use super::analysis::{Diagnosis, Health, Outcomes};
+use super::circuit::Tally;
 use super::{EdgeId, Kind, Protocol, Timestamp, Window};
 
 pub use build::RoutesShown;
@@ -64,6 +65,8 @@ pub struct Node {
     pub cause: Option<String>,
     /// Whether no edge of it had traffic in the window.
     pub idle: bool,
+    /// Circuits that guard it, in whoever's hands; `null` when there is none.
+    pub circuits: Option<Tally>,
     /// What others ask of it.
     pub incoming: Flow,
     /// What it asks of others.
@@ -121,6 +124,10 @@ pub struct Edge {
     pub outcomes: Outcomes,
     /// Connections that are not HTTP; `null` for `http` and `grpc`.
     pub connections: Option<Connections>,
+    /// Attempts beyond the first; `null` for `tls` and `tcp`.
+    pub retries: Option<Retries>,
+    /// Circuits that the source keeps for the target; `null` when there is none.
+    pub circuits: Option<Tally>,
     /// Bytes per second from source to target.
     pub bytes_sent_per_second: f64,
     /// Bytes per second from target to source.
@@ -174,6 +181,17 @@ pub struct Connections {
     pub opened_total: u64,
     /// Opened per second.
     pub opened_per_second: f64,
+}
+
+/// Attempts beyond the first.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Retries {
+    /// Sent in the window.
+    pub sent: u64,
+    /// Kept back by the retry budget in the window.
+    pub denied: u64,
+    /// Attempts per request: 1 when nothing was tried again.
+    pub amplification: f64,
 }
 
 /// One route of an edge.

@@ -259,6 +259,10 @@ pub(crate) struct Slot {
     pub(crate) sent: u64,
     pub(crate) received: u64,
     pub(crate) folded: u64,
+    /// Attempts beyond the first that were sent.
+    pub(crate) retried: u64,
+    /// Attempts beyond the first that the retry budget kept back.
+    pub(crate) retry_denied: u64,
     tls: Tally<Tls>,
 }
 
@@ -313,6 +317,8 @@ impl Slot {
         self.sent = self.sent.saturating_add(other.sent);
         self.received = self.received.saturating_add(other.received);
         self.folded = self.folded.saturating_add(other.folded);
+        self.retried = self.retried.saturating_add(other.retried);
+        self.retry_denied = self.retry_denied.saturating_add(other.retry_denied);
         self.tls.merge(&other.tls);
     }
 
@@ -325,7 +331,9 @@ impl Slot {
 
     pub(crate) fn is_idle(&self) -> bool {
         let bytes = self.sent == 0 && self.received == 0;
-        self.routes.is_empty() && self.closed.count() == 0 && self.opened == 0 && bytes && self.folded == 0
+        let retries = self.retried == 0 && self.retry_denied == 0;
+        let connections = self.closed.count() == 0 && self.opened == 0;
+        self.routes.is_empty() && connections && bytes && self.folded == 0 && retries
     }
 }
 

@@ -1,7 +1,7 @@
 //! From OTLP to what Weft understands: a pure function over bytes from strangers.
 //!
-//! In: an `ExportMetricsServiceRequest`. Out: observations grouped by who reports them, and counts of what was
-//! not taken, by cause.
+//! In: an `ExportMetricsServiceRequest` or an `ExportLogsServiceRequest`. Out: observations, rules' durations,
+//! circuits and transitions grouped by who reports them, and counts of what was not taken, by cause.
 //! Invariants: never panics; never keeps more than [`POINTS_MAX`] points of a request, [`ATTRIBUTES_MAX`]
 //! attributes of a point and [`TEXT_MAX`] bytes of a text, and no text with control characters; a request whose
 //! *route* or *error* is no such text still counts, under the overflow word, so that totals stay right.
@@ -9,7 +9,10 @@
 //! OpenTelemetry send the same metric names, and their calls are already counted by their sidecars.
 //! Non-goal: cumulative temporality. It needs state per series; a sender is told to switch to delta.
 
+mod circuit;
+mod logs;
 mod point;
+mod rule;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,8 +23,11 @@ use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value as Any};
 use opentelemetry_proto::tonic::metrics::v1::{AggregationTemporality, Metric, metric::Data};
 use weft_wire::{Host, ServiceId, WorkloadId, attribute};
 
+use crate::circuits::Sighting;
 use crate::graph::{Measure, Protocol, Status, Tls};
+pub use logs::{Told, decode_logs};
 use point::{Point, Reading};
+pub use rule::Rule;
 
 /// Points of one request: 200 routes with five outcomes on 20 edges.
 pub const POINTS_MAX: usize = 20_000;
@@ -37,6 +43,10 @@ pub struct Reporting {
     pub workload: WorkloadId,
     /// Its version, when known.
     pub version: Option<Arc<str>>,
+    /// Its pod's name, when there is a pod.
+    pub pod: Option<Arc<str>>,
+    /// One start of it, when it says so itself.
+    pub instance: Option<Arc<str>>,
 }
 
 /// Which side of an edge reports.
@@ -84,6 +94,24 @@ pub struct Group {
     pub reporter: Reporting,
     /// What it observed.
     pub observations: Vec<Observation>,
+    /// How long calls took by the rule that routed them.
+    pub rules: Vec<Rule>,
+    /// Circuits that it keeps; every time is still the sender's.
+    pub circuits: Vec<Sighting>,
+}
+
+/// What one resource's metrics say.
+#[derive(Default)]
+struct Found {
+    observations: Vec<Observation>,
+    rules: Vec<Rule>,
+    circuits: Vec<Sighting>,
+}
+
+impl Found {
+    fn len(&self) -> usize {
+        self.observations.len() + self.rules.len() + self.circuits.len()
+    }
 }
 
 /// Points that were not taken, by cause.
@@ -140,19 +168,22 @@ pub struct Decoded {
 /// Reads `request`. `sidecar` says that it bears a sidecar's report metadata.
 #[must_use]
 pub fn decode(request: &ExportMetricsServiceRequest, sidecar: bool) -> Decoded {
-    let mut decoder = Decoder { sidecar, dropped: Dropped::default(), points: 0, texts: HashMap::new() };
+    let mut decoder = Decoder::new(sidecar);
     let mut groups = Vec::new();
     for resource in &request.resource_metrics {
         let attributes = resource.resource.as_ref().map_or(&[][..], |resource| &resource.attributes);
         let reporter = decoder.reporter(attributes);
-        let mut observations = Vec::new();
+        let mut found = Found::default();
         for metric in resource.scope_metrics.iter().flat_map(|scope| &scope.metrics) {
-            decoder.metric(metric, &mut observations);
+            decoder.metric(metric, &mut found);
         }
         match reporter {
-            Some(reporter) if !observations.is_empty() => groups.push(Group { reporter, observations }),
-            Some(_) => {}
-            None => decoder.dropped.invalid += observations.len() as u64,
+            Some(_) if found.len() == 0 => {}
+            Some(reporter) => {
+                let Found { observations, rules, circuits } = found;
+                groups.push(Group { reporter, observations, rules, circuits });
+            }
+            None => decoder.dropped.invalid += found.len() as u64,
         }
     }
     Decoded { groups, dropped: decoder.dropped }
@@ -166,6 +197,9 @@ enum Metering {
     Opened,
     Io,
     Folded,
+    Retries,
+    /// Not of an edge, but of a rule.
+    Rule,
 }
 
 fn metering(name: &str) -> Option<(Metering, Option<Side>)> {
@@ -178,6 +212,8 @@ fn metering(name: &str) -> Option<(Metering, Option<Side>)> {
         attribute::SERVER_CONNECTIONS => (Metering::Opened, Some(Side::Server)),
         attribute::CLIENT_IO => (Metering::Io, Some(Side::Client)),
         attribute::SERVER_IO => (Metering::Io, Some(Side::Server)),
+        attribute::CLIENT_RETRIES => (Metering::Retries, Some(Side::Client)),
+        attribute::CLIENT_ROUTE_DURATION => (Metering::Rule, Some(Side::Client)),
         // On either side; the callee's carry the caller's address.
         attribute::ROUTE_FOLDED => (Metering::Folded, None),
         _ => return None,
@@ -194,7 +230,7 @@ struct Attributes<'a> {
     is_weft: bool,
 }
 
-const TEXTS: [&str; 13] = [
+const TEXTS: [&str; 16] = [
     attribute::HTTP_REQUEST_METHOD,
     attribute::HTTP_ROUTE,
     attribute::ERROR_TYPE,
@@ -207,6 +243,9 @@ const TEXTS: [&str; 13] = [
     attribute::PEER_NAMESPACE,
     attribute::PEER_VERSION,
     attribute::PEER_SERVICE,
+    attribute::RETRY_OUTCOME,
+    attribute::ROUTE_BACKEND,
+    attribute::ROUTE_NAME,
     attribute::TLS,
 ];
 
@@ -251,6 +290,10 @@ struct Decoder {
 }
 
 impl Decoder {
+    fn new(sidecar: bool) -> Self {
+        Self { sidecar, dropped: Dropped::default(), points: 0, texts: HashMap::new() }
+    }
+
     fn reporter(&mut self, attributes: &[KeyValue]) -> Option<Reporting> {
         let text = |wanted: &str| {
             let pair = attributes.iter().take(ATTRIBUTES_MAX).find(|pair| pair.key == wanted)?;
@@ -261,16 +304,32 @@ impl Decoder {
         };
         let namespace = text(attribute::SERVICE_NAMESPACE).unwrap_or("default");
         let workload = WorkloadId::new(namespace, text(attribute::SERVICE_NAME)?).ok()?;
-        let version = text(attribute::SERVICE_VERSION).filter(|text| is_plain(text));
-        Some(Reporting { workload, version: version.map(|text| self.intern(text)) })
+        let mut plain = |key| text(key).filter(|text| is_plain(text)).map(|text| self.intern(text));
+        let version = plain(attribute::SERVICE_VERSION);
+        let (pod, instance) = (plain(attribute::K8S_POD_NAME), plain(attribute::SERVICE_INSTANCE_ID));
+        Some(Reporting { workload, version, pod, instance })
     }
 
-    fn metric(&mut self, metric: &Metric, into: &mut Vec<Observation>) {
+    /// How many of `count` points may still be taken; the rest is counted as too many.
+    fn take(&mut self, count: usize) -> usize {
+        let taken = count.min(POINTS_MAX - self.points);
+        self.points += taken;
+        self.dropped.too_many += (count - taken) as u64;
+        taken
+    }
+
+    fn metric(&mut self, metric: &Metric, into: &mut Found) {
         let Some(data) = &metric.data else { return };
         if metric.name == attribute::REPORT_DROPPED {
             if let Data::Sum(sum) = data {
                 let lost = sum.data_points.iter().take(POINTS_MAX).filter_map(point::whole_number);
                 self.dropped.by_sender = lost.fold(self.dropped.by_sender, u64::saturating_add);
+            }
+            return;
+        }
+        if metric.name == attribute::CIRCUIT_STATE {
+            if let Data::Gauge(gauge) = data {
+                self.circuits(gauge, &mut into.circuits);
             }
             return;
         }
@@ -287,10 +346,7 @@ impl Decoder {
             self.dropped.cumulative += count as u64;
             return;
         }
-        let taken = count.min(POINTS_MAX - self.points);
-        self.points += taken;
-        self.dropped.too_many += (count - taken) as u64;
-        for position in 0..taken {
+        for position in 0..self.take(count) {
             let point = match data {
                 Data::ExponentialHistogram(histogram) => {
                     Point::of_exponential(&histogram.data_points[position])
@@ -304,10 +360,13 @@ impl Decoder {
                 self.dropped.foreign += 1;
                 continue;
             }
-            match self.observation(metering, side, &point, &attributes) {
-                Some(observation) => into.push(observation),
-                None => self.dropped.invalid += 1,
-            }
+            let taken = if metering == Metering::Rule {
+                self.rule(&point, &attributes).map(|rule| into.rules.push(rule))
+            } else {
+                let observation = self.observation(metering, side, &point, &attributes);
+                observation.map(|observation| into.observations.push(observation))
+            };
+            self.dropped.invalid += u64::from(taken.is_none());
         }
     }
 
@@ -322,7 +381,9 @@ impl Decoder {
         let side = side.unwrap_or(if client.is_some() { Side::Server } else { Side::Client });
         let protocol = match (attributes.text(attribute::NETWORK_PROTOCOL_NAME), metering) {
             _ if attributes.text(attribute::RPC_SYSTEM) == Some("grpc") => Protocol::Grpc,
-            (Some("http"), _) | (_, Metering::Requests | Metering::Folded) => Protocol::Http,
+            (Some("http"), _) | (_, Metering::Requests | Metering::Folded | Metering::Retries) => {
+                Protocol::Http
+            }
             (Some("tls"), _) => Protocol::Tls,
             _ => Protocol::Tcp,
         };
@@ -387,6 +448,12 @@ impl Decoder {
             Metering::Closed => Measure::Closed { error: self.error(attributes), durations: durations()? },
             Metering::Opened => Measure::Opened(small(number()?)),
             Metering::Folded => Measure::Folded(small(number()?)),
+            Metering::Retries => match attributes.text(attribute::RETRY_OUTCOME)? {
+                attribute::RETRY_SENT => Measure::Retries { sent: small(number()?), denied: 0 },
+                attribute::RETRY_BUDGET_EXHAUSTED => Measure::Retries { sent: 0, denied: small(number()?) },
+                _ => return None,
+            },
+            Metering::Rule => return None,
             Metering::Io => {
                 let bytes = number()?;
                 let transmit = attributes.text(attribute::NETWORK_IO_DIRECTION)? == attribute::IO_TRANSMIT;

@@ -1,5 +1,9 @@
 //! OTLP over gRPC.
 
+use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
+use opentelemetry_proto::tonic::collector::logs::v1::{
+    ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
+};
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
     MetricsService, MetricsServiceServer,
 };
@@ -12,7 +16,7 @@ use tonic::{Request, Response, Status};
 use super::{Accepted, Envelope, Ingest, REQUEST_BYTES_MAX};
 use crate::graph::Timestamp;
 
-/// The `MetricsService`.
+/// The `MetricsService`, and for sidecars the `LogsService`.
 #[derive(Clone)]
 pub struct Receiver(Ingest);
 
@@ -20,6 +24,28 @@ pub(super) fn service(ingest: Ingest) -> MetricsServiceServer<Receiver> {
     MetricsServiceServer::new(Receiver(ingest))
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(REQUEST_BYTES_MAX)
+}
+
+pub(super) fn logs_service(ingest: Ingest) -> LogsServiceServer<Receiver> {
+    LogsServiceServer::new(Receiver(ingest))
+        .accept_compressed(CompressionEncoding::Gzip)
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
+}
+
+#[tonic::async_trait]
+impl LogsService for Receiver {
+    async fn export(
+        &self,
+        request: Request<ExportLogsServiceRequest>,
+    ) -> Result<Response<ExportLogsServiceResponse>, Status> {
+        let dropped = self.0.accept_logs(request.get_ref(), Timestamp::now());
+        let rejected = i64::try_from(dropped.rejected()).unwrap_or(i64::MAX);
+        let partial_success = (rejected > 0).then(|| ExportLogsPartialSuccess {
+            rejected_log_records: rejected,
+            error_message: "only whole records of weft.circuit.transition are taken".to_owned(),
+        });
+        Ok(Response::new(ExportLogsServiceResponse { partial_success }))
+    }
 }
 
 #[tonic::async_trait]

@@ -1,9 +1,11 @@
 //! Ingest's own numbers, for the control plane's `/metrics`.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::Dropped;
+use crate::circuits::{Circuits, State};
 use crate::graph::Counters;
+use crate::rules::Rules;
 use crate::store::{Outcome, Unavailable};
 
 /// What ingest and graph count about themselves.
@@ -19,6 +21,12 @@ pub struct Metrics {
     folded: IntCounterVec,
     retracted: IntCounter,
     queued: IntGauge,
+    records_dropped: IntCounterVec,
+    circuits: IntGaugeVec,
+    circuits_dropped: IntCounter,
+    transitions: IntCounterVec,
+    rules: IntGauge,
+    rules_dropped: IntCounter,
 }
 
 impl Metrics {
@@ -39,6 +47,11 @@ impl Metrics {
             let gauge = IntGauge::new(name, help).expect("a valid name");
             drop(registry.register(Box::new(gauge.clone())));
             gauge
+        };
+        let gauges = |name: &str, help: &str, label: &str| {
+            let gauges = IntGaugeVec::new(Opts::new(name, help), &[label]).expect("a valid name");
+            drop(registry.register(Box::new(gauges.clone())));
+            gauges
         };
         Self {
             reports: counters(
@@ -69,6 +82,30 @@ impl Metrics {
                 "Samples of callees that were taken back when the caller turned out to report for itself.",
             ),
             queued: gauge("weft_journal_queued_reports", "Reports waiting to be journaled."),
+            records_dropped: counters(
+                "weft_ingest_records_dropped_total",
+                "Log records not taken, by cause.",
+                "cause",
+            ),
+            circuits: gauges(
+                "weft_circuits",
+                "Circuits of the mesh by the worst state that a sidecar sees.",
+                "state",
+            ),
+            circuits_dropped: counter(
+                "weft_circuits_dropped_total",
+                "Sightings of circuits for which there was no room.",
+            ),
+            transitions: counters(
+                "weft_circuit_transitions_total",
+                "Transitions of circuits that sidecars told, by what became of them.",
+                "outcome",
+            ),
+            rules: gauge("weft_rules", "Series of rules and backends."),
+            rules_dropped: counter(
+                "weft_rules_dropped_requests_total",
+                "Requests without a place in the table of rules.",
+            ),
         }
     }
 
@@ -123,12 +160,41 @@ impl Metrics {
         gauge(&self.edges, edges);
         gauge(&self.cells, cells);
         gauge(&self.queued, queued);
-        // The graph's own counters only grow, so the difference is what happened since the last look.
-        let raise = |counter: &IntCounter, value: u64| counter.inc_by(value.saturating_sub(counter.get()));
         raise(&self.retracted, counters.retracted);
         raise(&self.folded.with_label_values(&["edges"]), counters.folded_edges);
         raise(&self.folded.with_label_values(&["routes"]), counters.folded_routes);
         raise(&self.folded.with_label_values(&["provisional"]), counters.provisional_forgotten);
+    }
+
+    pub(super) fn dropped_records(&self, dropped: &Dropped) {
+        for (cause, count) in
+            [("foreign", dropped.foreign), ("invalid", dropped.invalid), ("too_many", dropped.too_many)]
+        {
+            if count > 0 {
+                self.records_dropped.with_label_values(&[cause]).inc_by(count);
+            }
+        }
+    }
+
+    pub(super) fn show_circuits(&self, circuits: &Circuits) {
+        let mut counts = [0i64; 3];
+        for (_, state) in circuits.states() {
+            counts[state as usize] += 1;
+        }
+        for (state, word) in
+            [(State::Closed, "closed"), (State::HalfOpen, "half_open"), (State::Open, "open")]
+        {
+            self.circuits.with_label_values(&[word]).set(counts[state as usize]);
+        }
+        let counters = circuits.counters();
+        raise(&self.circuits_dropped, counters.dropped);
+        raise(&self.transitions.with_label_values(&["shown"]), counters.transitions);
+        raise(&self.transitions.with_label_values(&["repeated"]), counters.repeated);
+    }
+
+    pub(super) fn show_rules(&self, rules: &Rules) {
+        self.rules.set(i64::try_from(rules.len()).unwrap_or(i64::MAX));
+        raise(&self.rules_dropped, rules.dropped());
     }
 
     /// Reports counted, recognised as repeated, and refused, since the start.
@@ -143,6 +209,11 @@ impl Metrics {
             points_dropped: dropped.iter().map(|cause| self.dropped.with_label_values(&[*cause]).get()).sum(),
         }
     }
+}
+
+/// Brings a counter to a value that only grows, so the difference is what happened since the last look.
+fn raise(counter: &IntCounter, value: u64) {
+    counter.inc_by(value.saturating_sub(counter.get()));
 }
 
 /// The ingest at a glance.

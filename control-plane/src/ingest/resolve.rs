@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Envelope;
 use super::callers::Callers;
 use super::decode::{Observation, Reporting, Side};
+use crate::circuits::Skew;
 use crate::graph::{Mesh, NodeKey, Sample, Timestamp};
 use crate::store::Report;
 
@@ -44,6 +45,11 @@ impl Clock {
     /// The sender's clock when it sent, in nanoseconds.
     pub(super) const fn sent(&self) -> u64 {
         self.sent_at.millis().saturating_mul(1_000_000)
+    }
+
+    /// The distance itself.
+    pub(super) const fn skew(&self) -> Skew {
+        Skew::between(self.sent_at, self.received_at)
     }
 
     /// Where `nanos` of the sender's clock lies on this program's: as long before the arrival as it lies before the

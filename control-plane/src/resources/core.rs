@@ -12,7 +12,8 @@ use weft_wire::{ServiceId, WorkloadId};
 
 use super::{Object, Refusal, Segment, protocol};
 use crate::world::{
-    Health, ObjectName, PodSpec, PortSpec, ServiceSpec, SliceEndpoint, SlicePort, SliceSpec, TargetPort,
+    Created, Health, ObjectName, PodSpec, PortSpec, ServiceSpec, SliceEndpoint, SlicePort, SliceSpec,
+    TargetPort,
 };
 
 /// The namespace of an object that names none.
@@ -22,10 +23,6 @@ pub(super) const DEFAULT_NAMESPACE: &str = "default";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The label by which a Deployment's pods and ReplicaSets name their template.
 const TEMPLATE_HASH: &str = "pod-template-hash";
-
-macro_rules! path {
-    ($($segment:expr),+) => { vec![$(Segment::from($segment)),+] };
-}
 
 type Labels = BTreeMap<Box<str>, Box<str>>;
 
@@ -140,7 +137,8 @@ fn slice_endpoint(endpoint: Endpoint, index: usize, namespace: &Arc<str>) -> Res
         let namespace = target.namespace.map_or_else(|| Arc::clone(namespace), Arc::from);
         Some(ObjectName { namespace, name: target.name?.into() })
     });
-    Ok(SliceEndpoint { addresses, health, pod })
+    let zone = endpoint.zone.filter(|zone| !zone.is_empty()).map(Arc::from);
+    Ok(SliceEndpoint { addresses, health, zone, pod })
 }
 
 pub(super) fn pod(pod: Pod) -> Result<Option<Object>, Refusal> {
@@ -228,7 +226,7 @@ fn service_id(metadata: &ObjectMeta, path: Vec<Segment>) -> Result<ServiceId, Re
     ServiceId::new(&name.namespace, &name.name).map_err(|error| (path, error.to_string()))
 }
 
-fn object_name(metadata: &ObjectMeta) -> Result<ObjectName, Refusal> {
+pub(super) fn object_name(metadata: &ObjectMeta) -> Result<ObjectName, Refusal> {
     let name = metadata.name.as_deref().filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| (path!["metadata", "name"], "is missing".to_owned()))?;
     let namespace = metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
@@ -237,12 +235,17 @@ fn object_name(metadata: &ObjectMeta) -> Result<ObjectName, Refusal> {
     Ok(ObjectName { namespace: namespace.into(), name: name.into() })
 }
 
+/// When an object was created, if it says so.
+pub(super) fn created(metadata: &ObjectMeta) -> Created {
+    metadata.creation_timestamp.as_ref().map(|time| time.0.as_second())
+}
+
 fn address(text: &str, path: Vec<Segment>) -> Result<IpAddr, Refusal> {
     let address: Result<IpAddr, _> = text.parse();
     address.map(|ip| ip.to_canonical()).map_err(|_| (path, format!("{text:?} is not an IP address")))
 }
 
-fn port_number(number: i32, path: Vec<Segment>) -> Result<u16, Refusal> {
+pub(super) fn port_number(number: i32, path: Vec<Segment>) -> Result<u16, Refusal> {
     let valid = u16::try_from(number).ok().filter(|number| *number != 0);
     valid.ok_or_else(|| (path, format!("{number} is not a port (1 to 65535)")))
 }

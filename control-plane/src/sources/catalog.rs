@@ -73,6 +73,15 @@ impl Catalog {
         self.files.keys()
     }
 
+    /// The file that counts, of every object.
+    pub(super) fn origins(&self) -> HashMap<String, Arc<str>> {
+        let first = |(id, definitions): (&ObjectId, &BTreeMap<Place, Definition>)| {
+            let ((file, _), _) = definitions.first_key_value()?;
+            Some((id.to_string(), Arc::clone(file)))
+        };
+        self.definitions.iter().filter_map(first).collect()
+    }
+
     /// How many objects count.
     pub(super) fn objects(&self) -> usize {
         self.definitions.len()
@@ -159,7 +168,7 @@ fn problems(path: &Arc<str>, document: &Document) -> Vec<Problem> {
     match &document.content {
         Content::Broken(flaws) => flaws.iter().map(|flaw| problem(flaw, Effect::FileKeptLastGood)).collect(),
         Content::Unsupported { line, kind } => {
-            let reason = format!("{kind} is not supported: Service, EndpointSlice and Pod are");
+            let reason = format!("{kind} is not supported: {} are", resources::KINDS);
             let flaw = Flaw { line: *line, field: "kind".into(), reason };
             vec![problem(&flaw, Effect::ObjectIgnored)]
         }
@@ -228,6 +237,7 @@ mod tests {
         assert_eq!(problems.len(), 1);
         assert_eq!(problems[0].file, "b.yaml");
         assert_eq!(problems[0].reason, "already defined in a.yaml, document 1");
+        assert_eq!(&*catalog.origins()["Service default/x"], "a.yaml");
         assert_eq!(port_of(&catalog.remove(&a)), ["x.default:2"]);
         assert!(catalog.problems().is_empty());
     }

@@ -116,7 +116,8 @@ impl Files {
     }
 
     fn publish(&self, state: &State, outcome: Outcome) {
-        if !outcome.events.is_empty() {
+        let changed = !outcome.events.is_empty();
+        if changed {
             info!(changes = outcome.events.len(), objects = state.catalog.objects(), "configuration changed");
             self.live.apply(outcome.events, tokio::time::Instant::now().into_std());
         }
@@ -139,7 +140,11 @@ impl Files {
             if problems.is_empty() {
                 info!("configuration has no problems any more");
             }
-            self.reports.send_replace(Report { at: SystemTime::now(), problems: problems.into() });
+            self.reports.send_modify(|report| report.problems = problems.into());
+        }
+        let files = state.catalog.origins();
+        if changed || files != *self.reports.borrow().files {
+            self.reports.send_modify(|report| (report.at, report.files) = (SystemTime::now(), files.into()));
         }
     }
 }

@@ -64,6 +64,8 @@ struct Stored {
     received: u64,
     #[prost(uint32, tag = "20")]
     count: u32,
+    #[prost(uint32, tag = "21")]
+    denied: u32,
 }
 
 const REQUESTS: u32 = 1;
@@ -71,6 +73,7 @@ const OPENED: u32 = 2;
 const CLOSED: u32 = 3;
 const BYTES: u32 = 4;
 const FOLDED: u32 = 5;
+const RETRIES: u32 = 6;
 
 #[derive(Default)]
 struct Texts {
@@ -133,6 +136,9 @@ fn stored(texts: &mut Texts, sample: &Sample) -> Stored {
             (stored.kind, stored.sent, stored.received) = (BYTES, *sent, *received);
         }
         Measure::Folded(count) => (stored.kind, stored.count) = (FOLDED, *count),
+        Measure::Retries { sent, denied } => {
+            (stored.kind, stored.count, stored.denied) = (RETRIES, *sent, *denied);
+        }
     }
     stored
 }
@@ -183,6 +189,7 @@ fn restored(texts: &[Arc<str>], stored: &Stored) -> Option<Sample> {
             CLOSED => Measure::Closed { error: text(stored.error), durations: durations() },
             BYTES => Measure::Bytes { sent: stored.sent, received: stored.received },
             FOLDED => Measure::Folded(stored.count),
+            RETRIES => Measure::Retries { sent: stored.count, denied: stored.denied },
             _ => return None,
         },
     })

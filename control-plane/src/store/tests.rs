@@ -214,7 +214,7 @@ proptest! {
         count in 1u32..1_000,
         index in -272i32..144,
         micros in any::<u64>(),
-        kind in 0u8..5,
+        kind in 0u8..6,
         text in "[a-z/{}]{1,20}",
         code in 0u16..11_000,
     ) {
@@ -227,6 +227,7 @@ proptest! {
             1 => Measure::Closed { error, durations },
             2 => Measure::Bytes { sent: micros, received: u64::from(count) },
             3 => Measure::Folded(count),
+            4 => Measure::Retries { sent: count, denied: count / 2 },
             _ => Measure::Requests {
                 method: "GET".into(), route: text.as_str().into(), status: Status::from_code(code), error, durations,
             },

@@ -11,7 +11,7 @@ use super::view::Peer;
 /// A label of a pod together with the pod's namespace: what a selector is looked up by.
 pub(super) type LabelKey = (Arc<str>, Box<str>, Box<str>);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Pods {
     pods: HashMap<ObjectName, Pod>,
     on: Index<IpAddr, ObjectName>,
@@ -19,6 +19,7 @@ pub(super) struct Pods {
 }
 
 /// A pod and what endpoints say of it, made once.
+#[derive(Clone)]
 pub(super) struct Pod {
     pub(super) spec: PodSpec,
     pub(super) peer: Arc<Peer>,

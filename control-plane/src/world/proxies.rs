@@ -20,7 +20,7 @@ use super::view::Peer;
 /// enough that callers are not sent to a dead program for longer than a connect timeout or two.
 pub(super) const LOST_GRACE: Duration = Duration::from_secs(2);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Proxies {
     proxies: HashMap<Arc<str>, Proxy>,
     on: Index<IpAddr, Arc<str>>,
@@ -28,6 +28,7 @@ pub(super) struct Proxies {
     lost: BTreeMap<Instant, BTreeSet<Arc<str>>>,
 }
 
+#[derive(Clone)]
 pub(super) struct Proxy {
     pub(super) metadata: Arc<NodeMetadata>,
     pub(super) peer: Arc<Peer>,

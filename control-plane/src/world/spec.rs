@@ -13,6 +13,9 @@ use weft_wire::node::NodeMetadata;
 use weft_wire::xds::Protocol;
 use weft_wire::{ServiceId, WorkloadId};
 
+use super::policy::{PolicyId, PolicySpec};
+use super::route::{GrantSpec, RouteId, RouteSpec};
+
 /// Name of a namespaced object that needs no stronger type (an EndpointSlice, a Pod).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectName {
@@ -94,6 +97,8 @@ pub struct SliceEndpoint {
     pub addresses: Vec<IpAddr>,
     /// Whether it may be called.
     pub health: Health,
+    /// The zone it stands in, when the slice says it.
+    pub zone: Option<Arc<str>>,
     /// The pod behind it, when the slice names it.
     pub pod: Option<ObjectName>,
 }
@@ -135,10 +140,18 @@ pub struct StreamId(pub u64);
 /// Something that happened outside.
 #[derive(Debug, Clone)]
 pub enum Event {
+    /// A grant disappeared.
+    GrantGone(ObjectName),
+    /// A grant appeared or changed.
+    GrantSet(GrantSpec),
     /// A pod disappeared.
     PodGone(ObjectName),
     /// A pod appeared or changed.
     PodSet(PodSpec),
+    /// A policy disappeared.
+    PolicyGone(PolicyId),
+    /// A policy appeared or changed.
+    PolicySet(Box<PolicySpec>),
     /// A sidecar opened its configuration stream.
     ProxyConnected {
         /// The proxy instance.
@@ -162,6 +175,10 @@ pub enum Event {
         /// The stream.
         stream: StreamId,
     },
+    /// A route disappeared.
+    RouteGone(RouteId),
+    /// A route appeared or changed.
+    RouteSet(RouteSpec),
     /// A service disappeared.
     ServiceGone(ServiceId),
     /// A service appeared or changed.

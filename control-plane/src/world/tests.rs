@@ -42,6 +42,7 @@ fn slice(name: &str, service: &str, endpoints: &[(&str, Health)]) -> SliceSpec {
             .map(|(address, health)| SliceEndpoint {
                 addresses: vec![ip(address)],
                 health: *health,
+                zone: None,
                 pod: None,
             })
             .collect(),
@@ -73,6 +74,7 @@ fn proxy(instance: &str, stream: u64, address: &str, register: Option<&str>) -> 
             workload: "shop/orders".parse().unwrap(),
             version: None,
             pod: None,
+            zone: None,
             addresses: vec![ip(address)],
             registrations: registrations.collect(),
         }),

@@ -13,8 +13,14 @@ use weft_wire::ServiceId;
 pub enum Key {
     /// What stands at an address: a virtual IP, an endpoint, a pod.
     Address(IpAddr),
+    /// How a service's endpoints are called: its shape, and the policies on it.
+    Cluster(ServiceId),
     /// The endpoints of a service.
     Endpoints(ServiceId),
+    /// What a sidecar at an address lets in: what stands there, and the routes and policies of its services.
+    Inbound(IpAddr),
+    /// What callers of a service go by: its shape, its routes and the policies on them.
+    Routes(ServiceId),
     /// A service's existence, ports, protocols, virtual IPs.
     Service(ServiceId),
 }
@@ -48,6 +54,9 @@ impl Touched {
     /// Adds a key.
     pub fn insert(&mut self, key: Key) {
         self.services |= matches!(key, Key::Service(_));
+        if let Key::Address(address) = key {
+            self.keys.insert(Key::Inbound(address));
+        }
         self.keys.insert(key);
     }
 }

@@ -36,6 +36,8 @@ impl Service {
 pub struct Port {
     /// The port callers use.
     pub number: u16,
+    /// Its name; empty when it has none.
+    pub name: Box<str>,
     /// What it was declared to speak; `None` is detected.
     pub protocol: Option<Protocol>,
     /// Who answers, in ascending order of address, without duplicates.
@@ -49,6 +51,8 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Whether it may be called. Never [`Health::NotReady`]: those are left out.
     pub health: Health,
+    /// The zone it stands in, when known.
+    pub zone: Option<Arc<str>>,
     /// Who it is, when known.
     pub peer: Option<Arc<Peer>>,
 }

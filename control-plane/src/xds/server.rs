@@ -235,8 +235,12 @@ impl Stream<'_> {
                             room.send(Ok(response));
                             self.shared.status.update(id, self.session.status());
                         }
-                        // What is left waits for an acknowledgement: any event wakes it.
-                        None => due = false,
+                        None => {
+                            // What is left waits for an acknowledgement: any event wakes it. What the client has
+                            // brought may have turned out to be current.
+                            due = false;
+                            self.shared.status.update(id, self.session.status());
+                        }
                     }
                 },
             }
@@ -354,16 +358,17 @@ impl Client {
             // A foreign client may have metadata of its own, which is none of our business.
             metadata => metadata.as_ref().and_then(|metadata| NodeMetadata::from_struct(metadata).ok()),
         };
-        let metadata = metadata.map(canonical);
+        let metadata = metadata.map(canonical).map(|metadata| metadata.located(node.locality.as_ref()));
         if let Some(metadata) = &metadata
             && (metadata.registrations.len() > CLAIMS_MAX || metadata.addresses.len() > CLAIMS_MAX)
         {
             let message = format!("node.metadata claims more than {CLAIMS_MAX} addresses or registrations");
             return Err(GrpcStatus::invalid_argument(message));
         }
-        let texts = metadata.as_ref().map(|metadata| [metadata.version.as_deref(), metadata.pod.as_deref()]);
+        let texts =
+            metadata.as_ref().map(|of| [of.version.as_deref(), of.pod.as_deref(), of.zone.as_deref()]);
         if texts.into_iter().flatten().flatten().any(|text| text.len() > INSTANCE_MAX) {
-            let message = format!("version and pod of node.metadata must have at most {INSTANCE_MAX} bytes");
+            let message = format!("version, pod and zone of a node must have at most {INSTANCE_MAX} bytes");
             return Err(GrpcStatus::invalid_argument(message));
         }
         let workload = metadata.as_ref().map(|metadata| metadata.workload.clone());

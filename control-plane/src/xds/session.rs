@@ -19,7 +19,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as DiscoveryResource,
 };
 
-use super::{Kind, KindStatus};
+use super::{Kind, KindStatus, Refusal, Running};
 use crate::compile::Resource;
 use crate::world::{Key, Touched};
 
@@ -35,6 +35,9 @@ const RESPONSE_BYTES: usize = 1024 * 1024;
 const RESPONSE_NAMES: usize = 1000;
 /// How much of a client's complaint is kept.
 const NACK_MAX: usize = 1000;
+
+/// A sidecar that refuses several resources of one response names this many of them at most.
+const COMPLAINTS_TOLD: usize = 8;
 
 /// Asks for everything, by the protocol.
 const WILDCARD: &str = "*";
@@ -91,6 +94,10 @@ struct Subscription {
     sent: Sent,
     /// Asked for by name. What only a wildcard covers goes away with the resource.
     named: bool,
+    /// The version that the client said it runs.
+    acked: Option<Arc<str>>,
+    /// The version that it refused after that.
+    refused: Option<Arc<Refusal>>,
 }
 
 #[derive(Default)]
@@ -105,10 +112,13 @@ struct KindState {
     answer: bool,
     seen: bool,
     outstanding: Option<Box<str>>,
+    /// Names in the response that is outstanding; at most [`RESPONSE_NAMES`].
+    flying: Vec<Arc<str>>,
     acked: u64,
     nacked: u64,
     last_nack: Option<String>,
-    names: Option<Arc<[Arc<str>]>>,
+    /// What `status` tells of each name; made anew when something about one of them has changed.
+    running: Option<Arc<[Running]>>,
 }
 
 /// One stream.
@@ -278,12 +288,43 @@ impl KindState {
             return;
         }
         self.outstanding = None;
-        match &request.error_detail {
-            None => self.acked += 1,
-            Some(error) => {
-                self.nacked += 1;
-                self.last_nack = Some(error.message.chars().take(NACK_MAX).collect());
+        self.running = None;
+        let flown = std::mem::take(&mut self.flying);
+        let Some(error) = &request.error_detail else {
+            self.acked += 1;
+            for name in flown {
+                self.accepted(&name);
             }
+            return;
+        };
+        self.nacked += 1;
+        let message: Arc<str> = error.message.chars().take(NACK_MAX).collect::<String>().into();
+        self.last_nack = Some(message.to_string());
+        // By the protocol a response is refused as a whole; ours, and Envoy, take what is good and name the rest.
+        let (named, others): (Vec<_>, Vec<_>) =
+            flown.into_iter().partition(|name| is_named(&error.message, name));
+        if named.is_empty() {
+            others.iter().for_each(|name| self.refused(name, &message));
+        } else if named.len() < COMPLAINTS_TOLD {
+            others.iter().for_each(|name| self.accepted(name));
+        }
+        named.iter().for_each(|name| self.refused(name, &message));
+    }
+
+    fn accepted(&mut self, name: &str) {
+        let Some(subscription) = self.subscriptions.get_mut(name) else { return };
+        subscription.acked = match &subscription.sent {
+            Sent::Version(version) => Some((**version).into()),
+            Sent::Absent | Sent::Brought(_) | Sent::Nothing => None,
+        };
+        subscription.refused = None;
+    }
+
+    fn refused(&mut self, name: &str, message: &Arc<str>) {
+        let Some(subscription) = self.subscriptions.get_mut(name) else { return };
+        if let Sent::Version(version) = &subscription.sent {
+            let refusal = Refusal { version: (**version).into(), message: message.clone() };
+            subscription.refused = Some(refusal.into());
         }
     }
 
@@ -305,8 +346,11 @@ impl KindState {
         // Asking again for a name means "tell me again", by the protocol.
         let sent = version.map_or(Sent::Nothing, |version| Sent::Brought(version.into()));
         self.due.insert(Arc::clone(&name));
-        self.subscriptions.insert(name, Subscription { key, sent, named });
-        self.names = None;
+        // Who asks again still runs what it runs.
+        let known = self.subscriptions.remove(&name).filter(|_| matches!(sent, Sent::Nothing));
+        let (acked, refused) = known.map(|known| (known.acked, known.refused)).unwrap_or_default();
+        self.subscriptions.insert(name, Subscription { key, sent, named, acked, refused });
+        self.running = None;
         Ok(())
     }
 
@@ -318,7 +362,7 @@ impl KindState {
         } else if self.subscriptions.remove(name).is_some() {
             self.due.remove(name);
             self.held.remove(name);
-            self.names = None;
+            self.running = None;
         }
     }
 
@@ -328,7 +372,7 @@ impl KindState {
         self.subscriptions.retain(|_, subscription| subscription.named);
         self.due.retain(|name| self.subscriptions.contains_key(name));
         self.held.retain(|name| self.subscriptions.contains_key(name));
-        self.names = None;
+        self.running = None;
     }
 
     /// Brings a wildcard's subscriptions in line with what there is.
@@ -364,6 +408,10 @@ impl KindState {
             let provisional = resource.as_ref().is_none_or(|resource| resource.provisional);
             match resource {
                 Some(resource) if has == Some(&resource.version) => {
+                    if brought {
+                        subscription.acked = Some((*resource.version).into());
+                        self.running = None;
+                    }
                     subscription.sent = Sent::Version(resource.version);
                 }
                 _ if brought && provisional && source.warming_up() => {
@@ -372,6 +420,7 @@ impl KindState {
                 Some(resource) => {
                     bytes += resource.body.value.len();
                     subscription.sent = Sent::Version(resource.version.clone());
+                    self.flying.push(Arc::clone(&name));
                     resources.push(DiscoveryResource {
                         name: name.to_string(),
                         version: resource.version.into(),
@@ -386,9 +435,10 @@ impl KindState {
                 None => {
                     removed.push(name.to_string());
                     subscription.sent = Sent::Absent;
+                    self.flying.push(Arc::clone(&name));
                     if !subscription.named {
                         self.subscriptions.remove(&name);
-                        self.names = None;
+                        self.running = None;
                     }
                 }
             }
@@ -398,18 +448,44 @@ impl KindState {
     }
 
     fn status(&mut self) -> KindStatus {
-        let names = self.names.get_or_insert_with(|| {
-            let sorted: BTreeSet<Arc<str>> = self.subscriptions.keys().cloned().collect();
-            sorted.into_iter().collect()
+        let running = self.running.get_or_insert_with(|| {
+            let of = |(name, subscription): (&Arc<str>, &Subscription)| Running {
+                name: name.clone(),
+                acked: subscription.acked.clone(),
+                refused: subscription.refused.clone(),
+            };
+            let mut running: Vec<Running> = self.subscriptions.iter().map(of).collect();
+            running.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+            running.into()
         });
         KindStatus {
-            subscriptions: Arc::clone(names),
+            subscriptions: Arc::clone(running),
             acked: self.acked,
             nacked: self.nacked,
             outstanding: self.outstanding.is_some(),
             last_nack: self.last_nack.clone(),
         }
     }
+}
+
+/// Whether a complaint is about `name`: `orders.shop:8080: no such field`.
+fn is_named(complaint: &str, name: &str) -> bool {
+    let mut rest = complaint;
+    while let Some((before, after)) = rest.split_once(name) {
+        let begins = before
+            .chars()
+            .next_back()
+            .is_none_or(|c| c.is_whitespace() || matches!(c, '"' | '\'' | ';' | ','));
+        let ends = after
+            .chars()
+            .next()
+            .is_none_or(|c| matches!(c, ':' | '"' | '\'' | ',' | ';') || c.is_whitespace());
+        if begins && ends {
+            return true;
+        }
+        rest = after;
+    }
+    false
 }
 
 #[cfg(test)]

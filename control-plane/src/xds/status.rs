@@ -39,8 +39,8 @@ pub struct ProxyStatus {
 /// How one kind of resource fares on one stream.
 #[derive(Debug, Clone, Default)]
 pub struct KindStatus {
-    /// Names subscribed to.
-    pub subscriptions: Arc<[Arc<str>]>,
+    /// Names subscribed to, in order, and what of them runs.
+    pub subscriptions: Arc<[Running]>,
     /// Responses the proxy accepted.
     pub acked: u64,
     /// Responses the proxy rejected.
@@ -49,6 +49,35 @@ pub struct KindStatus {
     pub outstanding: bool,
     /// The last rejection in the proxy's words.
     pub last_nack: Option<String>,
+}
+
+/// One resource on one proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The version that the proxy said it took; `None` when it has none.
+    pub acked: Option<Arc<str>>,
+    /// What it refused since.
+    pub refused: Option<Arc<Refusal>>,
+}
+
+/// A version that a proxy did not take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The version.
+    pub version: Arc<str>,
+    /// Why, in the proxy's words.
+    pub message: Arc<str>,
+}
+
+impl KindStatus {
+    /// What runs of the resource `name`; `None` when it is not subscribed to.
+    #[must_use]
+    pub fn running(&self, name: &str) -> Option<&Running> {
+        let place = self.subscriptions.binary_search_by(|running| (*running.name).cmp(name)).ok()?;
+        self.subscriptions.get(place)
+    }
 }
 
 /// The shared list. Cheap to clone.

@@ -85,17 +85,17 @@ impl Call {
     }
 }
 
-fn text(key: &str, value: &str) -> KeyValue {
+pub(crate) fn text(key: &str, value: &str) -> KeyValue {
     let value = Some(AnyValue { value: Some(Any::StringValue(value.to_owned())) });
     KeyValue { key: key.to_owned(), value, ..KeyValue::default() }
 }
 
-fn number(key: &str, value: i64) -> KeyValue {
+pub(crate) fn number(key: &str, value: i64) -> KeyValue {
     let value = Some(AnyValue { value: Some(Any::IntValue(value)) });
     KeyValue { key: key.to_owned(), value, ..KeyValue::default() }
 }
 
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     u64::try_from(since.as_nanos()).expect("before 2500")
 }
@@ -165,8 +165,28 @@ impl Sidecar {
         self.deliver_again(ingest, calls).await
     }
 
+    /// The same with more metrics in the report.
+    pub(crate) async fn deliver_with(
+        &mut self,
+        ingest: &Ingest,
+        calls: &[Call],
+        more: Vec<Metric>,
+    ) -> Outcome {
+        self.sequence += 1;
+        let mut request = self.again(calls);
+        request.get_mut().resource_metrics[0].scope_metrics[0].metrics.extend(more);
+        self.hand_over(ingest, &request).await
+    }
+
     pub(crate) async fn deliver_again(&self, ingest: &Ingest, calls: &[Call]) -> Outcome {
-        let request = self.again(calls);
+        self.hand_over(ingest, &self.again(calls)).await
+    }
+
+    async fn hand_over(
+        &self,
+        ingest: &Ingest,
+        request: &tonic::Request<ExportMetricsServiceRequest>,
+    ) -> Outcome {
         let field = |name: &'static str| request.metadata().get(name).and_then(|value| value.to_str().ok());
         let peer = Some(self.address.parse().expect("an address"));
         let envelope = Envelope::read(field, Timestamp::now(), peer).expect("complete");

@@ -44,6 +44,7 @@ impl NodeOptions {
             workload: "shop/web".parse().unwrap(),
             version: None,
             pod: None,
+            zone: None,
             addresses: vec!["127.0.0.1".parse().unwrap()],
             registrations: registrations.collect(),
         };

@@ -9,7 +9,9 @@ use petgraph::visit::{EdgeRef as _, IntoEdgeReferences as _};
 use super::super::analysis::{self, Health, Outcomes};
 use super::super::window::{Cell, RouteIndex, Slot};
 use super::super::{EdgeId, Graph, Histogram, Kind, NodeKey, Protocol, Proxy, Timestamp, Window, edge};
-use super::{Connections, Detail, Edge, Failure, Flow, Latency, Node, Route, Series, StatusCount, View};
+use super::{
+    Connections, Detail, Edge, Failure, Flow, Latency, Node, Retries, Route, Series, StatusCount, View,
+};
 
 /// Routes per edge in a whole view: enough for a side panel's first look. All of them are in the detail.
 const ROUTES_SHOWN: usize = 10;
@@ -166,6 +168,8 @@ impl Graph {
                 opened_total: edge.connections_total,
                 opened_per_second: per_second(slot.opened),
             }),
+            retries: edge.protocol.has_requests().then(|| retries(slot, requests.count())),
+            circuits: None,
             bytes_sent_per_second: per_second(slot.sent),
             bytes_received_per_second: per_second(slot.received),
             first_seen: edge.first_seen,
@@ -329,9 +333,19 @@ fn node_view(
         health_reason: analysis::reason(incoming.outcomes, calls, window.seconds()),
         cause: None,
         idle: health == Health::Idle,
+        circuits: None,
         incoming: incoming.flow(covered),
         outgoing: outgoing.flow(covered),
     }
+}
+
+fn retries(slot: &Slot, requests: u64) -> Retries {
+    // A request that is still being tried has not ended, so it is not among the requests yet.
+    let amplification = match requests {
+        0 => 1.0,
+        requests => rounded(requests.saturating_add(slot.retried) as f64 / requests as f64, 3),
+    };
+    Retries { sent: slot.retried, denied: slot.retry_denied, amplification }
 }
 
 fn outcomes(slot: &Slot, protocol: Protocol) -> Outcomes {

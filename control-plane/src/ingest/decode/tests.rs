@@ -1,6 +1,8 @@
 //! What is taken, what is not, and that nothing panics.
 
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::AnyValue;
+use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use opentelemetry_proto::tonic::metrics::v1::exponential_histogram_data_point::Buckets;
 use opentelemetry_proto::tonic::metrics::v1::{ExponentialHistogram, ResourceMetrics, ScopeMetrics, Sum};
 use opentelemetry_proto::tonic::metrics::v1::{
@@ -120,6 +122,110 @@ fn bytes_are_seen_from_the_caller_on_both_sides() {
     }
 }
 
+fn sum(attributes: Vec<KeyValue>, value: i64) -> Data {
+    let value = Some(number_data_point::Value::AsInt(value));
+    let data_points = vec![NumberDataPoint { attributes, value, ..NumberDataPoint::default() }];
+    Data::Sum(Sum { data_points, aggregation_temporality: 1, is_monotonic: true })
+}
+
+#[test]
+fn retries_are_read_by_what_became_of_them() {
+    let retries = |outcome: &str| {
+        let attributes =
+            vec![text(attribute::RETRY_OUTCOME, outcome), text(attribute::NETWORK_PROTOCOL_NAME, "http")];
+        decode(&request(vec![metric(attribute::CLIENT_RETRIES, sum(attributes, 3))]), true)
+    };
+    let measure = |decoded: Decoded| decoded.groups[0].observations[0].measure.clone();
+    assert_eq!(measure(retries("sent")), Measure::Retries { sent: 3, denied: 0 });
+    assert_eq!(measure(retries("budget_exhausted")), Measure::Retries { sent: 0, denied: 3 });
+    assert_eq!(retries("perhaps").dropped.invalid, 1);
+}
+
+#[test]
+fn durations_by_rule_name_the_rule_and_its_backend() {
+    let mut attributes = call();
+    attributes.push(text(attribute::ROUTE_NAME, "HTTPRoute/shop/orders/0"));
+    attributes.push(text(attribute::ROUTE_BACKEND, "orders-v2.shop:8080"));
+    let data = histogram(vec![point(attributes, 0, vec![4])], AggregationTemporality::Delta);
+    let decoded = decode(&request(vec![metric(attribute::CLIENT_ROUTE_DURATION, data)]), true);
+    let rule = &decoded.groups[0].rules[0];
+    assert_eq!((&*rule.name, &*rule.backend), ("HTTPRoute/shop/orders/0", "orders-v2.shop:8080"));
+    assert_eq!((&*rule.service, rule.failed, rule.durations.count()), ("orders.shop:8080", true, 4));
+    let data = histogram(vec![point(call(), 0, vec![4])], AggregationTemporality::Delta);
+    let nameless = decode(&request(vec![metric(attribute::CLIENT_ROUTE_DURATION, data)]), true);
+    assert_eq!((nameless.groups.len(), nameless.dropped.invalid), (0, 1));
+}
+
+/// What a sidecar says of the circuit of one endpoint.
+fn circuit() -> Vec<KeyValue> {
+    vec![
+        text(attribute::CIRCUIT_KIND, "endpoint"),
+        text(attribute::CIRCUIT_CLUSTER, "orders.shop:8080"),
+        text(attribute::NETWORK_PEER_ADDRESS, "::ffff:10.0.0.7"),
+        number(attribute::NETWORK_PEER_PORT, 8080),
+        text(attribute::PEER_WORKLOAD, "orders"),
+        text(attribute::PEER_NAMESPACE, "shop"),
+        text(attribute::CIRCUIT_CAUSE, "consecutive_5xx"),
+        number(attribute::CIRCUIT_SINCE, 1_000_000_000),
+        number(attribute::CIRCUIT_NEXT_PROBE, 31_000_000_000),
+        number(attribute::CIRCUIT_CALLS, 30),
+        number(attribute::CIRCUIT_ERRORS, 15),
+    ]
+}
+
+fn gauge(attributes: Vec<KeyValue>, state: i64) -> ExportMetricsServiceRequest {
+    let value = Some(number_data_point::Value::AsInt(state));
+    let data_points = vec![NumberDataPoint { attributes, value, ..NumberDataPoint::default() }];
+    let data = Data::Gauge(opentelemetry_proto::tonic::metrics::v1::Gauge { data_points });
+    request(vec![metric(attribute::CIRCUIT_STATE, data)])
+}
+
+#[test]
+fn a_circuit_is_read_from_one_point() {
+    let decoded = decode(&gauge(circuit(), 2), true);
+    let sighting = &decoded.groups[0].circuits[0];
+    assert_eq!(sighting.id.to_string(), "endpoint|orders.shop:8080|10.0.0.7:8080");
+    assert_eq!((sighting.state, sighting.calls, sighting.errors), (crate::circuits::State::Open, 30, 15));
+    assert_eq!(sighting.next_probe.map(|at| at.millis()), Some(31_000));
+    assert_eq!(decode(&gauge(circuit(), 2), false).dropped.foreign, 1, "nobody knows whose it is");
+    assert_eq!(decode(&gauge(circuit(), 7), true).dropped.invalid, 1, "no such state");
+    let homeless = circuit().into_iter().filter(|pair| pair.key != attribute::NETWORK_PEER_PORT).collect();
+    assert_eq!(decode(&gauge(homeless, 2), true).dropped.invalid, 1, "an endpoint has an address");
+}
+
+#[test]
+fn only_whole_transitions_are_taken_from_logs() {
+    let record = |name: &str, attributes: Vec<KeyValue>| LogRecord {
+        event_name: name.to_owned(),
+        time_unix_nano: 2_000_000_000,
+        attributes,
+        ..LogRecord::default()
+    };
+    let mut whole = circuit();
+    whole.extend([
+        text(attribute::CIRCUIT_FROM, "closed"),
+        text(attribute::CIRCUIT_TO, "open"),
+        number(attribute::EVENT_SEQUENCE, 7),
+    ]);
+    let records = vec![
+        record("app.started", Vec::new()),
+        record(attribute::CIRCUIT_TRANSITION, circuit()),
+        record(attribute::CIRCUIT_TRANSITION, whole),
+    ];
+    let resource = |attributes| ResourceLogs {
+        resource: Some(Resource { attributes, ..Resource::default() }),
+        scope_logs: vec![ScopeLogs { log_records: records.clone(), ..ScopeLogs::default() }],
+        ..ResourceLogs::default()
+    };
+    let known = vec![text(attribute::SERVICE_NAME, "web"), text(attribute::SERVICE_INSTANCE_ID, "web-1")];
+    let unknown = vec![text(attribute::SERVICE_NAME, "web")];
+    let request = ExportLogsServiceRequest { resource_logs: vec![resource(known), resource(unknown)] };
+    let (told, dropped) = decode_logs(&request);
+    assert_eq!(told.len(), 1, "without an instance nobody could tell a repetition");
+    assert_eq!(told[0].transitions.len(), 1);
+    assert_eq!((told[0].transitions[0].sequence, dropped.foreign, dropped.invalid), (7, 2, 3));
+}
+
 #[test]
 fn scales_of_other_senders_are_converted() {
     let finer = ExponentialHistogramDataPoint { scale: 6, ..point(call(), 4, vec![1, 1, 1, 1, 5]) };
@@ -172,6 +278,9 @@ proptest! {
     fn bytes_from_strangers_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         if let Ok(request) = ExportMetricsServiceRequest::decode(bytes.as_slice()) {
             drop(decode(&request, true));
+        }
+        if let Ok(request) = ExportLogsServiceRequest::decode(bytes.as_slice()) {
+            drop(decode_logs(&request));
         }
     }
 

@@ -106,6 +106,75 @@ fn a_subscription_is_answered_once_and_then_only_when_it_changes() {
     assert_eq!(next_acked(&mut session, &source), "nothing", "nobody asked for c");
 }
 
+fn nack(response: &DeltaDiscoveryResponse, message: &str) -> DeltaDiscoveryRequest {
+    let error_detail = Some(Status { message: message.into(), ..Default::default() });
+    DeltaDiscoveryRequest { error_detail, ..ack(response) }
+}
+
+/// What a client is known to run, readable: `a=1 b=? c=1!2`, where `!` is what it refused.
+fn running(session: &mut Session, kind: Kind) -> String {
+    let status = session.status();
+    let one = |running: &Running| {
+        let acked = running.acked.as_deref().unwrap_or("?");
+        let refused = running.refused.as_ref().map(|refusal| format!("!{}", refusal.version));
+        format!("{}={acked}{}", running.name, refused.unwrap_or_default())
+    };
+    status[&kind].subscriptions.iter().map(one).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn what_a_client_runs_is_what_it_acknowledged() {
+    let (source, mut session) = (Fake::default(), Session::new(false));
+    for name in ["a", "b"] {
+        source.set(Kind::Cluster, name, "1");
+    }
+    session.request(ask(Kind::Cluster, &["a", "b", "c"]), &source).unwrap();
+    assert_eq!(running(&mut session, Kind::Cluster), "a=? b=? c=?");
+    let first = session.next(&source).unwrap();
+    assert_eq!(running(&mut session, Kind::Cluster), "a=? b=? c=?", "sent is not taken");
+    session.request(ack(&first), &source).unwrap();
+    assert_eq!(running(&mut session, Kind::Cluster), "a=1 b=1 c=?");
+
+    session.touched(&source.set(Kind::Cluster, "a", "2"));
+    session.touched(&source.set(Kind::Cluster, "b", "2"));
+    let second = session.next(&source).unwrap();
+    session.request(nack(&second, "a: no such field"), &source).unwrap();
+    assert_eq!(running(&mut session, Kind::Cluster), "a=1!2 b=2 c=?", "the rest of a response is taken");
+
+    session.touched(&source.set(Kind::Cluster, "b", "3"));
+    let third = session.next(&source).unwrap();
+    session.request(nack(&third, "out of memory"), &source).unwrap();
+    assert_eq!(running(&mut session, Kind::Cluster), "a=1!2 b=2!3 c=?", "nobody is named, so all are meant");
+
+    session.touched(&source.set(Kind::Cluster, "a", "4"));
+    session.touched(&source.unset(Kind::Cluster, "b"));
+    assert_eq!(next_acked(&mut session, &source), "CDS +a=4");
+    assert_eq!(next_acked(&mut session, &source), "CDS -b");
+    assert_eq!(running(&mut session, Kind::Cluster), "a=4 b=? c=?");
+}
+
+#[test]
+fn what_a_client_brings_and_is_current_is_what_it_runs() {
+    let (source, mut session) = (Fake::default(), Session::new(false));
+    source.set(Kind::Cluster, "a", "1");
+    source.set(Kind::Cluster, "b", "1");
+    let mut first = ask(Kind::Cluster, &["a", "b"]);
+    first.initial_resource_versions = [("a", "1"), ("b", "0")].map(|(n, v)| (n.into(), v.into())).into();
+    session.request(first, &source).unwrap();
+    let response = session.next(&source);
+    assert_eq!(running(&mut session, Kind::Cluster), "a=1 b=?");
+    assert_eq!(text(response), "CDS +b=1");
+}
+
+#[test]
+fn a_complaint_names_a_resource_by_its_whole_name() {
+    assert!(is_named("orders.shop:8080: no such field", "orders.shop:8080"));
+    assert!(is_named("x: bad; orders.shop:8080: no such field", "orders.shop:8080"));
+    assert!(!is_named("orders.shop:8080: no such field", "orders.shop:80"));
+    assert!(!is_named("old-orders.shop:80: no such field", "orders.shop:80"));
+    assert!(!is_named("out of memory", "orders.shop:80"));
+}
+
 #[test]
 fn one_response_is_outstanding_and_the_latest_state_wins() {
     let (source, mut session) = (Fake::default(), Session::new(false));
