@@ -4,13 +4,16 @@
  *   node dev/mock-server.mjs [--port 8099] [--scenario shop|empty|quiet|big|huge|namespaces] [--dist dist]
  *
  * Serves the built dashboard under the strictest content security policy it must survive, and the API from
- * `world.mjs`. POST /mock/traffic adds calls, POST /mock/down breaks streams and answers 503, POST /mock/up heals.
+ * `world.mjs` and `circuits.mjs`. POST /mock/traffic adds calls, POST /mock/down breaks streams and answers 503,
+ * POST /mock/up heals; POST /mock/break opens the circuit of one replica of `orders`, POST /mock/heal closes it.
  */
 import { createServer } from 'node:http';
 import { readFile } from 'node:fs/promises';
 import { extname, join, normalize } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { adorned, circuitsView } from './circuits.mjs';
+import { routesView } from './routes.mjs';
 import { detail, proxies, view } from './world.mjs';
 
 const { values } = parseArgs({
@@ -25,17 +28,19 @@ const TYPES = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript', '
 const started = Date.now() - 400_000;
 let late = false;
 let down = false;
+let broken = false;
 const streams = new Set();
 
 function json(response, body, status = 200, type = 'application/json') {
   response.writeHead(status, { 'content-type': type, 'cache-control': 'no-store' });
   response.end(JSON.stringify(body));
 }
+const picture = (window, at) => adorned(view(values.scenario, late, window, at, started), values.scenario, late, at, broken);
 const problem = (response, status, title, text) => json(response, { type: 'about:blank', title, status, detail: text }, status, 'application/problem+json');
 
 function events(response, window) {
   response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' });
-  let sent = view(values.scenario, late, window, Date.now(), started);
+  let sent = picture(window, Date.now());
   response.write(`event: snapshot\ndata: ${JSON.stringify(sent)}\n\n`);
   const changes = (base, next) => {
     const before = new Map(base.map((one) => [one.id, JSON.stringify(one)]));
@@ -43,11 +48,26 @@ function events(response, window) {
     return { upsert: next.filter((one) => before.get(one.id) !== JSON.stringify(one)), remove: base.map((one) => one.id).filter((id) => !after.has(id)) };
   };
   const timer = setInterval(() => {
-    const next = view(values.scenario, late, window, Date.now(), started);
+    const next = picture(window, Date.now());
     const diff = { version: next.version, base_version: sent.version, at: next.at, covered_seconds: next.covered_seconds, diagnosis: next.diagnosis, nodes: changes(sent.nodes, next.nodes), edges: changes(sent.edges, next.edges) };
     sent = next;
     response.write(`event: diff\nid: ${next.version}\ndata: ${JSON.stringify(diff)}\n\n`);
   }, 1000);
+  streams.add(response);
+  response.on('close', () => {
+    clearInterval(timer);
+    streams.delete(response);
+  });
+}
+
+function circuitEvents(response) {
+  response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' });
+  const send = () => {
+    const document = circuitsView(values.scenario, late, Date.now(), broken);
+    response.write(`event: circuits\nid: ${document.version}\ndata: ${JSON.stringify(document)}\n\n`);
+  };
+  send();
+  const timer = setInterval(send, 1000);
   streams.add(response);
   response.on('close', () => {
     clearInterval(timer);
@@ -77,17 +97,22 @@ const server = createServer((request, response) => {
       for (const stream of streams) stream.destroy();
     }
     if (url.pathname === '/mock/up') down = false;
+    if (url.pathname === '/mock/break') broken = true;
+    if (url.pathname === '/mock/heal') broken = false;
     response.end();
     return;
   }
   if (!url.pathname.startsWith('/api')) return void file(response, url.pathname);
   if (down) return problem(response, 503, 'Unavailable', 'the mock is down');
-  if (url.pathname === '/api/graph') return json(response, view(values.scenario, late, window, now, started));
+  if (url.pathname === '/api/graph') return json(response, picture(window, now));
   if (url.pathname === '/api/graph/events') return events(response, window);
   if (url.pathname.startsWith('/api/edges/')) {
     const body = detail(values.scenario, late, url.pathname.split('/').at(-1), window, now, started);
     return body ? json(response, body) : problem(response, 404, 'Not found', 'there is no such edge');
   }
+  if (url.pathname === '/api/circuits') return json(response, circuitsView(values.scenario, late, now, broken));
+  if (url.pathname === '/api/circuits/events') return circuitEvents(response);
+  if (url.pathname === '/api/routes') return json(response, routesView(values.scenario, late, window, now));
   if (url.pathname === '/api/proxies') return json(response, { proxies: proxies(values.scenario, now, started) });
   if (url.pathname === '/api/overview') return json(response, { proxies: { connected: proxies(values.scenario, now, started).length } });
   if (url.pathname === '/api/config/errors') {

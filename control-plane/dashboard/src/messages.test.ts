@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { explain, LANGUAGES, say } from './messages';
+import { explain, explainCause, LANGUAGES, say } from './messages';
 
 describe('messages', () => {
   it('put values in, and leave unknown braces alone', () => {
@@ -16,6 +16,17 @@ describe('messages', () => {
       }
       expect(explain(language, '503')).toContain('503');
       expect(explain(language, 'status')).toBe(other);
+    }
+  });
+
+  it('explain every cause of an open circuit, and do not invent one', () => {
+    for (const language of LANGUAGES) {
+      const none = explainCause(language, null);
+      for (const cause of ['consecutive_5xx', 'consecutive_gateway_failure', 'consecutive_local_origin_failure', 'failure_percentage', 'success_rate', 'error_ratio', 'slow_calls', 'health_check', 'max_requests']) {
+        expect(explainCause(language, cause)).not.toBe(none);
+        expect(explainCause(language, cause)).not.toBe(cause.replaceAll('_', ' '));
+      }
+      expect(explainCause(language, 'too_much_noise')).toBe('too much noise');
     }
   });
 });

@@ -11,7 +11,9 @@ import { History } from './lib/history';
 import { arriving, type Arriving } from './lib/health';
 import { parse } from './lib/search';
 import * as url from './lib/url';
-import { explain, say, type Key, type Language, type Values } from './messages';
+import { RoutesWatch } from './routes.svelte';
+import { Wall } from './wall.svelte';
+import { explain, explainCause, say, type Key, type Language, type Values } from './messages';
 
 export type Theme = 'auto' | 'light' | 'dark';
 
@@ -19,6 +21,7 @@ export type Theme = 'auto' | 'light' | 'dark';
 const SLOW_POLL_MS = 4_000;
 
 export class Store {
+  screen = $state<url.Screen>('topology');
   language = $state<Language>('en');
   theme = $state<Theme>('auto');
   window = $state<url.Window>('1m');
@@ -39,6 +42,8 @@ export class Store {
   proxies = $state.raw<readonly Proxy[] | null>(null);
   configErrors = $state.raw<readonly ConfigError[] | null>(null);
 
+  readonly wall = new Wall();
+  readonly routes = new RoutesWatch();
   readonly history = new History();
   /** Grows with every recorded picture, so that charts know when to redraw. */
   recorded = $state(0);
@@ -76,6 +81,8 @@ export class Store {
     for (const { kind, id } of about) if (kind === 'node' && this.graph.nodes.has(id)) nodes.add(id);
     return nodes.size > 0 ? { nodes, edges } : this.found;
   });
+  /** The server's time, by the last document of circuits. */
+  readonly serverNow = $derived(this.now + this.wall.skew);
   readonly stale = $derived(this.link === 'reconnecting' && this.graph !== null);
 
   #latest: Graph | null = null;
@@ -90,6 +97,7 @@ export class Store {
       const before = this.window;
       this.#apply(url.read(location.search));
       if (this.window !== before) this.#live?.switch(this.window);
+      this.wall.watch(this.screen === 'circuits');
     };
     addEventListener('popstate', back);
     this.#live = new Live(this.window, {
@@ -101,6 +109,7 @@ export class Store {
       },
     });
     this.#live.start();
+    this.wall.watch(this.screen === 'circuits');
     const tick = setInterval(() => (this.now = Date.now()), 1000);
     void this.#askSlowly();
     const slow = setInterval(() => void this.#askSlowly(), SLOW_POLL_MS);
@@ -109,16 +118,20 @@ export class Store {
       clearInterval(tick);
       clearInterval(slow);
       this.#live?.stop();
+      this.wall.watch(false);
     };
   }
 
   t = (key: Key, values?: Values): string => say(this.language, key, values);
   meaning = (word: string): string => explain(this.language, word);
+  /** Why a circuit opened: with the server's numbers where the server's language is spoken. */
+  why = ({ cause, causeText }: { cause: string | null; causeText: string | null }): string =>
+    this.language === 'en' && causeText ? causeText : explainCause(this.language, cause);
 
   setWindow(window: url.Window): void {
     if (window === this.window) return;
     this.window = window;
-    this.pausedAt = null;
+    this.#pause(null);
     this.history.clear();
     this.#live?.switch(window);
     this.#write('replace');
@@ -141,6 +154,21 @@ export class Store {
     this.#write('replace');
   }
 
+  show(screen: url.Screen): void {
+    if (screen === this.screen) return;
+    this.screen = screen;
+    this.wall.watch(screen === 'circuits');
+    this.#write('push');
+  }
+
+  /** The wall, filtered or pointing at a circuit; from elsewhere without the filters of last time. */
+  showWall(change: Partial<url.WallView>): void {
+    const before = this.screen === 'circuits' ? this.wall.view : url.WALL;
+    this.wall.view = { ...before, ...change };
+    if (this.screen === 'circuits') this.#write('replace');
+    else this.show('circuits');
+  }
+
   setTheme(theme: Theme): void {
     this.theme = theme;
     remember('weft.theme', theme);
@@ -153,15 +181,22 @@ export class Store {
 
   togglePause(): void {
     if (this.pausedAt === null) {
-      this.pausedAt = Date.now();
+      this.#pause(Date.now());
       return;
     }
-    this.pausedAt = null;
+    this.#pause(null);
     if (this.#latest) this.graph = this.#latest;
   }
 
   retry(): void {
     this.#live?.retry();
+    this.wall.retry();
+  }
+
+  #pause(at: number | null): void {
+    this.pausedAt = at;
+    this.wall.hold(at !== null);
+    this.routes.held = at !== null;
   }
 
   #receive(graph: Graph): void {
@@ -175,7 +210,7 @@ export class Store {
 
   async #askSlowly(): Promise<void> {
     if (document.hidden || this.link === 'reconnecting') return;
-    const [overview, proxies, errors] = await Promise.allSettled([client.overview(), client.proxies(), client.configErrors()]);
+    const [overview, proxies, errors] = await Promise.allSettled([client.overview(), client.proxies(), client.configErrors(), this.wall.ask()]);
     if (this.pausedAt !== null) return;
     if (overview.status === 'fulfilled') this.overview = overview.value;
     if (proxies.status === 'fulfilled') this.proxies = proxies.value;
@@ -183,6 +218,8 @@ export class Store {
   }
 
   #apply(view: url.View): void {
+    this.screen = view.screen;
+    this.wall.view = view.wall;
     this.window = view.window;
     this.selection = view.selection;
     this.search = view.search;
@@ -190,7 +227,7 @@ export class Store {
   }
 
   #write(how: 'push' | 'replace'): void {
-    const query = url.write({ window: this.window, selection: this.selection, search: this.search, tab: this.tab });
+    const query = url.write({ screen: this.screen, wall: this.wall.view, window: this.window, selection: this.selection, search: this.search, tab: this.tab });
     const address = `${location.pathname}${query}`;
     if (how === 'push') history.pushState(null, '', address);
     else history.replaceState(null, '', address);

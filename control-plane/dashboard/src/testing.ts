@@ -16,6 +16,7 @@ export function node(id: string, change: Partial<GraphNode> = {}): GraphNode {
     cause: null,
     incoming: { rps: 0, success: null },
     outgoing: { rps: 0, success: null },
+    circuits: null,
     ...change,
   };
 }
@@ -39,6 +40,8 @@ export function edge(source: string, target: string, change: Partial<GraphEdge> 
     bytesReceived: 0,
     connections: null,
     failures: [],
+    retries: null,
+    circuits: null,
     firstSeen: null,
     lastSeen: null,
     routes: [],

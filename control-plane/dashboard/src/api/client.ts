@@ -1,7 +1,9 @@
 /**
  * Asks the control plane questions. Every request has a deadline; errors are problem+json (RFC 9457) in words.
  */
+import { circuits as decodeCircuits, type Circuits } from './circuits';
 import * as decode from './decode';
+import { routes as decodeRoutes, type Routes } from './routes';
 import type { ConfigError, EdgeDetail, Graph, Overview, Proxy } from './model';
 
 const DEADLINE_MS = 8_000;
@@ -21,6 +23,8 @@ export const edge = (id: string, window: string): Promise<EdgeDetail> =>
 export const proxies = (): Promise<Proxy[]> => get('api/proxies').then(decode.proxies);
 export const overview = (): Promise<Overview> => get('api/overview').then(decode.overview);
 export const configErrors = (): Promise<ConfigError[]> => get('api/config/errors').then(decode.configErrors);
+export const routes = (window: string): Promise<Routes> => get(`api/routes?window=${window}`).then(decodeRoutes);
+export const circuits = (): Promise<Circuits> => get('api/circuits').then(decodeCircuits);
 
 async function get(path: string): Promise<unknown> {
   const response = await fetch(path, {

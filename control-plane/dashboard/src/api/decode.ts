@@ -5,14 +5,11 @@
  * not even the right kind of thing (a graph without nodes) is an error the screen can show.
  */
 import type {
-  ConfigError, Connections, Diagnosis, Diff, EdgeDetail, Failure, Flow, Graph, GraphEdge, GraphNode, Health,
-  Latency, NodeKind, Overview, Proxy, Route, Sample, Tls,
+  CircuitCounts, ConfigError, Connections, Diagnosis, Diff, EdgeDetail, Failure, Flow, Graph, GraphEdge, GraphNode, Health,
+  Latency, NodeKind, Overview, Proxy, Retries, Route, Sample, Tls,
 } from './model';
+import { instant, keyed, list, Malformed, number, object, text, texts, type Json } from './json';
 import { judge } from '../lib/health';
-
-type Json = Record<string, unknown>;
-
-export class Malformed extends Error {}
 
 export function graph(value: unknown): Graph {
   const json = object(value, 'graph');
@@ -65,6 +62,7 @@ function node(value: unknown): GraphNode {
     cause: text(json.cause),
     incoming: flow(json.incoming),
     outgoing: flow(json.outgoing),
+    circuits: circuits(json.circuits),
   };
 }
 
@@ -100,6 +98,8 @@ function edge(value: unknown): GraphEdge {
     bytesReceived: number(json.bytes_received_per_second) ?? 0,
     connections: opened,
     failures: list(json.failures).map(failure),
+    retries: retries(json.retries),
+    circuits: circuits(json.circuits),
     firstSeen: instant(json.first_seen),
     lastSeen: instant(json.last_seen),
     routes: list(json.routes).map(route),
@@ -117,6 +117,18 @@ function connections(value: unknown): Connections | null {
     failed: number(json.failed) ?? 0,
     openedPerSecond: number(json.opened_per_second) ?? 0,
   };
+}
+
+function circuits(value: unknown): CircuitCounts | null {
+  if (typeof value !== 'object' || value === null) return null;
+  const json = value as Json;
+  return { open: number(json.open) ?? 0, halfOpen: number(json.half_open) ?? 0, closed: number(json.closed) ?? 0 };
+}
+
+function retries(value: unknown): Retries | null {
+  if (typeof value !== 'object' || value === null) return null;
+  const json = value as Json;
+  return { sent: number(json.sent) ?? 0, denied: number(json.denied) ?? 0, amplification: number(json.amplification) ?? 1 };
 }
 
 function route(value: unknown): Route {
@@ -137,7 +149,7 @@ function failure(value: unknown): Failure {
   return { reason: text(json.reason) ?? 'unknown', count: number(json.count) ?? 0 };
 }
 
-function latency(value: unknown): Latency | null {
+export function latency(value: unknown): Latency | null {
   if (typeof value !== 'object' || value === null) return null;
   const json = value as Json;
   return { p50: number(json.p50), p90: number(json.p90), p95: number(json.p95), p99: number(json.p99) };
@@ -215,36 +227,4 @@ export function configErrors(value: unknown): ConfigError[] {
       message: text(json.message) ?? '',
     };
   });
-}
-
-function object(value: unknown, what: string): Json {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw new Malformed(`not a ${what}`);
-  return value as Json;
-}
-
-function list(value: unknown): unknown[] {
-  return Array.isArray(value) ? value : [];
-}
-
-function text(value: unknown): string | null {
-  return typeof value === 'string' ? value : null;
-}
-
-function texts(value: unknown): string[] {
-  if (typeof value === 'string') return [value];
-  return list(value).filter((one) => typeof one === 'string');
-}
-
-function number(value: unknown): number | null {
-  return typeof value === 'number' && Number.isFinite(value) ? value : null;
-}
-
-/** RFC 3339 to Unix milliseconds. */
-function instant(value: unknown): number | null {
-  const parsed = typeof value === 'string' ? Date.parse(value) : Number.NaN;
-  return Number.isNaN(parsed) ? null : parsed;
-}
-
-function keyed<T extends { readonly id: string }>(values: readonly T[]): ReadonlyMap<string, T> {
-  return new Map(values.map((value) => [value.id, value]));
 }

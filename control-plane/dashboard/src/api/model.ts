@@ -24,6 +24,21 @@ export interface Flow {
   readonly success: number | null;
 }
 
+/** How many circuits are in which state. */
+export interface CircuitCounts {
+  readonly open: number;
+  readonly halfOpen: number;
+  readonly closed: number;
+}
+
+/** Attempts beyond the first; `amplification` is all attempts per request, 1 when nothing was sent again. */
+export interface Retries {
+  readonly sent: number;
+  /** Wanted, but beyond the budget. */
+  readonly denied: number;
+  readonly amplification: number;
+}
+
 export interface GraphNode {
   readonly id: string;
   readonly kind: NodeKind;
@@ -39,6 +54,8 @@ export interface GraphNode {
   readonly cause: string | null;
   readonly incoming: Flow;
   readonly outgoing: Flow;
+  /** Those in front of it, over all its callers; null where there are none. */
+  readonly circuits: CircuitCounts | null;
 }
 
 export interface Failure {
@@ -86,6 +103,9 @@ export interface GraphEdge {
   readonly bytesReceived: number;
   readonly connections: Connections | null;
   readonly failures: readonly Failure[];
+  /** null where nothing can be sent again. */
+  readonly retries: Retries | null;
+  readonly circuits: CircuitCounts | null;
   readonly firstSeen: number | null;
   readonly lastSeen: number | null;
   /** The busiest ones; the edge's detail has all. */

@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { Malformed } from '../api/json';
 import * as decode from '../api/decode';
 import type { Diff, Graph } from '../api/model';
 import { edge, node } from '../testing';
@@ -47,17 +48,20 @@ describe('reading the wire', () => {
   it('takes what the server sends and tolerates what it does not know', () => {
     const read = decode.graph({
       version: 3, at: '2026-01-01T00:00:00Z', window_seconds: 60, novelty: true,
-      nodes: [{ id: 'workload:shop/web', kind: 'workload', name: 'web', namespace: 'shop', health: 'degraded', incoming: { requests_per_second: 2, success_rate: 0.98 } }],
-      edges: [{ id: 'e', source: 'a', target: 'b', protocol: 'tcp', requests_per_second: 0, tls: null, connections: { opened: 6, ended: 1, failed: 0, opened_per_second: 0.1 } }],
+      nodes: [{ id: 'workload:shop/web', kind: 'workload', name: 'web', namespace: 'shop', health: 'degraded', incoming: { requests_per_second: 2, success_rate: 0.98 }, circuits: { open: 1, half_open: 2, closed: 5 } }],
+      edges: [{ id: 'e', source: 'a', target: 'b', protocol: 'tcp', requests_per_second: 0, tls: null, connections: { opened: 6, ended: 1, failed: 0, opened_per_second: 0.1 }, retries: null }, { id: 'f', source: 'a', target: 'b', protocol: 'http', retries: { sent: 12, denied: 1, amplification: 1.04 } }],
     });
     expect(read.nodes.get('workload:shop/web')).toMatchObject({ health: 'degraded', incoming: { rps: 2, success: 0.98 } });
     expect(read.edges.get('e')).toMatchObject({ rate: 0.1, tls: 'unknown', latency: null });
+    expect(read.nodes.get('workload:shop/web')?.circuits).toEqual({ open: 1, halfOpen: 2, closed: 5 });
+    expect(read.edges.get('e')).toMatchObject({ retries: null, circuits: null });
+    expect(read.edges.get('f')?.retries).toEqual({ sent: 12, denied: 1, amplification: 1.04 });
     expect(read.at).toBe(Date.UTC(2026, 0, 1));
   });
 
   it('refuses what is not a graph at all', () => {
-    expect(() => decode.graph([])).toThrow(decode.Malformed);
-    expect(() => decode.diff({ version: 1 })).toThrow(decode.Malformed);
+    expect(() => decode.graph([])).toThrow(Malformed);
+    expect(() => decode.diff({ version: 1 })).toThrow(Malformed);
   });
 
   it('turns columns into moments', () => {

@@ -54,6 +54,11 @@ export function count(value: number | null, locale = 'en'): string {
   return value === null ? DASH : number(Math.round(value), 0, locale);
 }
 
+/** How many times: "1.24". */
+export function factor(value: number, locale = 'en'): string {
+  return number(value, 2, locale);
+}
+
 /** A distance in time: "4 s", "3 min", "2 h". */
 export function age(ms: number, locale = 'en'): string {
   const seconds = Math.max(0, Math.round(ms / 1000));

@@ -7,7 +7,7 @@ const nodes = new Map<string, GraphNode>(
   [node('workload:shop/web'), node('workload:shop/orders'), node('external:api.bank.example:443', { kind: 'external', namespace: null })].map((one) => [one.id, one]),
 );
 const calls: GraphEdge[] = [
-  edge('workload:shop/web', 'workload:shop/orders', { rate: 12, success: 0.9, health: 'failing', tls: 'mutual', failures: [{ reason: 'connect_refused', count: 3 }] }),
+  edge('workload:shop/web', 'workload:shop/orders', { rate: 12, success: 0.9, health: 'failing', tls: 'mutual', failures: [{ reason: 'connect_refused', count: 3 }], circuits: { open: 1, halfOpen: 0, closed: 2 }, retries: { sent: 4, denied: 0, amplification: 1.1 } }),
   edge('workload:shop/orders', 'external:api.bank.example:443', { protocol: 'tls', rate: 2, tls: 'simple', latency: { p50: 100, p90: 300, p95: 400, p99: 900 } }),
 ];
 
@@ -36,6 +36,10 @@ describe('the find language', () => {
     ['kind=external', 1],
     ['ns=shop', 2],
     ['reason=connect_refused', 1],
+    ['breaker=open', 1],
+    ['breaker=half-open', 0],
+    ['breaker=closed', 0],
+    ['retries>0', 1],
     ['web orders', 1],
     ['web bank', 0],
     ['web or bank', 2],
@@ -48,6 +52,7 @@ describe('the find language', () => {
   it('reports what it does not understand', () => {
     expect(parse('rt>fast').problems).toEqual(['rt>fast']);
     expect(parse('colour=red web').problems).toEqual(['colour=red']);
+    expect(parse('breaker=ajar').problems).toEqual(['breaker=ajar']);
     expect(parse('web >').problems).toEqual(['web>']);
   });
 

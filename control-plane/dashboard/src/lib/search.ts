@@ -1,11 +1,11 @@
 /**
- * The find language: `orders`, `rt>200ms`, `rps>10`, `success<99`, `error`, `protocol=grpc`, `ns=shop`, `!mtls`.
+ * The find language: `orders`, `rt>200ms`, `rps>10`, `success<99`, `error`, `protocol=grpc`, `breaker=open`, `!mtls`.
  *
  * Terms are joined by AND; `or` between terms starts a new alternative; `!` or `-` before a term negates it.
  * A comparison or flag asks edges; a bare word asks names of nodes and either end of an edge. Pure.
  * A term that means nothing is reported, never silently dropped. Non-goal: brackets, `hide`.
  */
-import type { GraphEdge, GraphNode } from '../api/model';
+import type { CircuitCounts, GraphEdge, GraphNode } from '../api/model';
 
 export interface Query {
   readonly empty: boolean;
@@ -31,6 +31,7 @@ const NUMBERS: Record<string, (edge: GraphEdge) => number | null> = {
   rps: (edge) => edge.rate,
   success: (edge) => (edge.success === null ? null : edge.success * 100),
   error: (edge) => (edge.success === null ? null : (1 - edge.success) * 100),
+  retries: (edge) => edge.retries?.sent ?? null,
 };
 const ALIASES: Record<string, string> = { sr: 'success', err: 'error', errors: 'error', '%error': 'error', '%err': 'error', '%httperr': 'error', rate: 'rps', namespace: 'ns', proto: 'protocol' };
 
@@ -42,6 +43,12 @@ const FLAGS: Record<string, (edge: GraphEdge) => boolean> = {
   idle: (edge) => edge.health === 'idle',
   mtls: (edge) => edge.tls === 'mutual',
   tls: (edge) => edge.tls === 'mutual' || edge.tls === 'simple',
+};
+
+const BREAKERS: Record<string, (circuits: CircuitCounts) => boolean> = {
+  open: (circuits) => circuits.open > 0,
+  half_open: (circuits) => circuits.halfOpen > 0,
+  closed: (circuits) => circuits.open + circuits.halfOpen === 0,
 };
 
 const COMPARISON = /^(%?[a-z0-9]+)\s*(>=|<=|!=|>|<|=|:)\s*(.+)$/i;
@@ -103,6 +110,10 @@ function read(token: string): Term | null {
   if (key === 'name' && equality) return named(opposite, (node) => contains(node.name, value));
   if (key === 'protocol' && equality) {
     return { negated: opposite, edge: (edge) => edge.protocol.toLowerCase() === value.toLowerCase(), node: null };
+  }
+  if (key === 'breaker' && equality) {
+    const state = BREAKERS[value.toLowerCase().replace('-', '_')];
+    return state ? { negated: opposite, edge: (edge) => edge.circuits !== null && state(edge.circuits), node: null } : null;
   }
   if (key === 'route' && equality) {
     return { negated: opposite, edge: (edge) => edge.routes.some((route) => contains(route.route, value)), node: null };
