@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::request::Builder;
 use http::{Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -84,6 +85,10 @@ pub(crate) struct Edge {
     #[serde(default)]
     pub(crate) connections: Option<Connections>,
     #[serde(default)]
+    pub(crate) retries: Option<Retries>,
+    #[serde(default)]
+    pub(crate) circuits: Option<CircuitCounts>,
+    #[serde(default)]
     pub(crate) bytes_sent_per_second: Option<f64>,
     #[serde(default)]
     pub(crate) bytes_received_per_second: Option<f64>,
@@ -99,6 +104,20 @@ pub(crate) struct Edge {
 pub(crate) struct Connections {
     /// Opened in the window.
     pub(crate) opened: u64,
+}
+
+/// How many circuits in front of a callee do not simply let calls through.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(crate) struct CircuitCounts {
+    pub(crate) open: u64,
+    pub(crate) half_open: u64,
+}
+
+/// Attempts beyond the first.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(crate) struct Retries {
+    /// All attempts per request.
+    pub(crate) amplification: f64,
 }
 
 impl Edge {
@@ -195,11 +214,26 @@ impl Api {
 
     /// Any JSON answer.
     pub(crate) async fn json<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
-        let body = self.get(path).await?;
-        serde_json::from_slice(&body).map_err(|source| Error::Strange { url: self.base.clone(), source })
+        self.read(&self.get(path).await?)
     }
 
-    async fn get(&self, path: &str) -> Result<Bytes, Error> {
+    /// An answer as a type, or the error that says whose answer cannot be read.
+    pub(crate) fn read<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, Error> {
+        serde_json::from_slice(body).map_err(|source| Error::Strange { url: self.base.clone(), source })
+    }
+
+    /// Any answer as the server wrote it.
+    pub(crate) async fn get(&self, path: &str) -> Result<Bytes, Error> {
+        self.ask(path, Request::get(path), Bytes::new()).await
+    }
+
+    /// The answer to something that is sent along.
+    pub(crate) async fn post(&self, path: &str, content_type: &str, body: String) -> Result<Bytes, Error> {
+        let request = Request::post(path).header(header::CONTENT_TYPE, content_type);
+        self.ask(path, request, body.into()).await
+    }
+
+    async fn ask(&self, path: &str, request: Builder, body: Bytes) -> Result<Bytes, Error> {
         let url = || self.base.clone();
         let exchange = async {
             let uri: Uri = format!("{}{path}", self.base).parse().map_err(|_| Error::Address(path.into()))?;
@@ -207,12 +241,19 @@ impl Api {
             let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80)))
                 .await
                 .map_err(|source| Error::Unreachable { url: url(), source })?;
-            self.exchange(stream, &uri).await
+            let authority = uri.authority().map_or("", |authority| authority.as_str());
+            self.exchange(stream, path, request.header(header::HOST, authority), body).await
         };
         tokio::time::timeout(PATIENCE, exchange).await.map_err(|_| Error::Timeout { url: url() })?
     }
 
-    async fn exchange(&self, stream: TcpStream, uri: &Uri) -> Result<Bytes, Error> {
+    async fn exchange(
+        &self,
+        stream: TcpStream,
+        path: &str,
+        request: Builder,
+        body: Bytes,
+    ) -> Result<Bytes, Error> {
         let broken = |source: Box<dyn std::error::Error + Send + Sync>| Error::Broken {
             url: self.base.clone(),
             source,
@@ -222,12 +263,10 @@ impl Api {
             .map_err(|e| broken(e.into()))?;
         // Ends with this exchange: `sender` is dropped at the end of it.
         let driver = tokio::spawn(connection);
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let request = Request::get(path)
-            .header(header::HOST, uri.authority().map_or("", |authority| authority.as_str()))
+        let request = request
             .header(header::ACCEPT, "application/json")
             .header(header::USER_AGENT, concat!("weft/", env!("CARGO_PKG_VERSION")))
-            .body(Empty::<Bytes>::new())
+            .body(Full::new(body))
             .map_err(|e| broken(e.into()))?;
         let response = sender.send_request(request).await.map_err(|e| broken(e.into()))?;
         let status = response.status();

@@ -12,7 +12,7 @@ use clap_complete::Shell;
 use weft_control_plane::graph::Window;
 
 use crate::fabric::{holder, launch, launcher};
-use crate::{api, demo, graph, inner, output, run, stat, version};
+use crate::{api, apply, circuits, demo, get, graph, inner, output, routes, run, stat, version};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -24,7 +24,8 @@ use crate::{api, demo, graph, inner, output, run, stat, version};
   weft demo                                        a mesh with a shop in it
   weft run --name orders --port 8080 -- ./orders   put a program into the mesh
   weft graph                                       who calls whom
-  weft stat web --routes                           how well, route by route"
+  weft stat web --routes                           how well, route by route
+  weft circuits -w                                 which circuits are open, and why"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -43,6 +44,14 @@ enum Command {
     Graph(graph::GraphArgs),
     /// Show rate, success and latency of every call
     Stat(stat::StatArgs),
+    /// Show circuits: which are open, why, since when, and when they probe
+    Circuits(circuits::CircuitsArgs),
+    /// Show services with their routes and backends: shares, signals, timeouts, retries, breakers
+    Routes(routes::RoutesArgs),
+    /// Show the mesh's objects and what became of them
+    Get(get::GetArgs),
+    /// Say what objects would change, and on which sidecars
+    Apply(apply::ApplyArgs),
     /// Show the version of this program and of the control plane
     Version(version::VersionArgs),
     /// Write shell completions to standard output
@@ -96,9 +105,13 @@ pub(crate) fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(arguments) => demo::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Run(arguments) => run::run(arguments),
-        Command::Graph(arguments) => wait_for(graph::run(arguments)),
-        Command::Stat(arguments) => wait_for(stat::run(arguments)),
-        Command::Version(arguments) => wait_for(version::run(arguments)),
+        Command::Graph(arguments) => answer(graph::run(arguments)),
+        Command::Stat(arguments) => answer(stat::run(arguments)),
+        Command::Circuits(arguments) => wait_for(circuits::run(arguments)),
+        Command::Routes(arguments) => answer(routes::run(arguments)),
+        Command::Get(arguments) => answer(get::run(arguments)),
+        Command::Apply(arguments) => wait_for(apply::run(arguments)),
+        Command::Version(arguments) => answer(version::run(arguments)),
         Command::Completions { shell } => {
             completions(shell);
             Ok(ExitCode::SUCCESS)
@@ -121,9 +134,14 @@ pub(crate) fn run() -> ExitCode {
     })
 }
 
-fn wait_for(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
+/// A question whose answer is success.
+fn answer(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
+    wait_for(async { work.await.map(|()| ExitCode::SUCCESS) })
+}
+
+fn wait_for(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(work).map(|()| ExitCode::SUCCESS)
+    runtime.block_on(work)
 }
 
 fn finished(result: io::Result<()>) -> anyhow::Result<ExitCode> {
@@ -172,7 +190,9 @@ mod tests {
 
     #[test]
     fn help_teaches_by_examples() {
-        for name in ["demo", "run", "graph", "stat", "version", "completions"] {
+        for name in
+            ["demo", "run", "graph", "stat", "circuits", "routes", "get", "apply", "version", "completions"]
+        {
             let mut command = Cli::command();
             let help = command.find_subcommand_mut(name).expect("there").render_long_help().to_string();
             assert!(help.contains("Examples:"), "{name}");

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use clap::ValueEnum;
 use console::style;
 
-use crate::api::{Api, Edge, Graph, Latency, Node};
+use crate::api::{Api, CircuitCounts, Edge, Graph, Latency, Node};
 use crate::{output, table};
 
 #[derive(Debug, clap::Args)]
@@ -71,7 +71,7 @@ fn tree(graph: &Graph, api: &Api) -> String {
     while let Some(source) = walk.calls.keys().copied().find(|source| !walk.shown.contains(source)) {
         walk.root(source);
     }
-    let header = ["", "PROTOCOL", ">SUCCESS", ">RPS", ">P50", ">P95", ">P99"];
+    let header = ["", "PROTOCOL", ">SUCCESS", ">RPS", ">P50", ">P95", ">P99", ">ATTEMPTS", "CIRCUITS"];
     let headline = format!(
         "{}, {}, last {}{}\n\n",
         counted(graph.nodes.len(), "node"),
@@ -165,7 +165,7 @@ impl<'a> Walk<'a> {
 
     fn root(&mut self, id: &'a str) {
         let mut row = vec![style(self.names.of(id)).bold().to_string()];
-        row.resize(7, String::new());
+        row.resize(9, String::new());
         self.rows.push(row);
         self.children(id, "");
     }
@@ -204,7 +204,22 @@ fn row(label: String, edge: &Edge) -> Vec<String> {
         table::latency(latency.p50),
         table::latency(latency.p95),
         table::latency(latency.p99),
+        table::attempts(edge.retries),
+        circuits(edge.circuits),
     ]
+}
+
+/// `2 open`, `1 half-open`; nothing where all are closed.
+fn circuits(circuits: Option<CircuitCounts>) -> String {
+    match circuits {
+        Some(CircuitCounts { open: open @ 1.., .. }) => {
+            style(format!("{open} open")).red().bold().to_string()
+        }
+        Some(CircuitCounts { half_open: half @ 1.., .. }) => {
+            style(format!("{half} half-open")).yellow().to_string()
+        }
+        _ => String::new(),
+    }
 }
 
 /// The graph for Graphviz.

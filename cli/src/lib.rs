@@ -9,12 +9,16 @@
 //! Non-goal: deciding anything about traffic. What the mesh does is decided in `proxy` and `control-plane`.
 
 mod api;
+mod apply;
 mod args;
+mod circuits;
 mod demo;
 pub mod fabric;
+mod get;
 mod graph;
 mod inner;
 mod output;
+mod routes;
 mod run;
 mod stat;
 mod table;

@@ -6,9 +6,10 @@
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
+use std::process::ExitCode;
 use std::time::Duration;
 
-use console::style;
+use console::{Term, style};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// How often a spinner turns.
@@ -24,6 +25,36 @@ pub(crate) fn line(text: impl Display) {
 pub(crate) fn text(text: &str) {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).ok();
+}
+
+/// Writes a text, and its successor every `period`, until Ctrl-C: in place on a terminal if `redraw`, one after
+/// the other elsewhere. An answer that fails later is shown and asked for again, because whoever watches does
+/// not want to start anew; the first one must succeed.
+pub(crate) async fn again(
+    period: Duration,
+    redraw: bool,
+    mut next: impl AsyncFnMut() -> anyhow::Result<String>,
+) -> anyhow::Result<ExitCode> {
+    let terminal = Term::stdout();
+    let in_place = redraw && terminal.is_term();
+    let mut current = Ok(next().await?);
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        if in_place {
+            // A terminal that cannot be cleared shows one text after the other.
+            terminal.clear_screen().ok();
+        }
+        match &current {
+            Ok(words) => text(words),
+            Err(cause) => error(cause),
+        }
+        if redraw && !in_place {
+            line("");
+        }
+        ticks.tick().await;
+        current = next().await;
+    }
 }
 
 /// Writes a remark that must not mix with a program's own output.

@@ -148,6 +148,7 @@ fn by_edge(graph: &Graph, edges: &[&Edge]) -> String {
         ">LATENCY_P50",
         ">LATENCY_P95",
         ">LATENCY_P99",
+        ">ATTEMPTS",
         ">TCP_CONN",
         ">BYTES",
     ];
@@ -164,6 +165,7 @@ fn by_edge(graph: &Graph, edges: &[&Edge]) -> String {
             let is_http = matches!(edge.protocol.as_str(), "http" | "grpc");
             let latency_ms = edge.signals.latency_ms.filter(|_| is_http);
             row.extend(signals(&Signals { latency_ms, ..edge.signals }));
+            row.push(table::attempts(edge.retries));
             row.push(
                 edge.connections.as_ref().map_or("-".into(), |connections| connections.opened.to_string()),
             );

@@ -5,7 +5,7 @@
 
 use console::{Alignment, Style, measure_text_width, pad_str, style};
 
-use crate::api::Signals;
+use crate::api::{Retries, Signals};
 
 /// Blanks between columns.
 const GAP: &str = "   ";
@@ -13,6 +13,9 @@ const GAP: &str = "   ";
 const BAD: f64 = 0.95;
 /// Below this share of successes it deserves a look.
 const DOUBTFUL: f64 = 0.99;
+
+/// Above this many attempts per request retries deserve a look.
+const AMPLIFIED: f64 = 1.05;
 
 /// Rows of equal length under a header. A header that begins with `>` makes its column right-aligned.
 pub(crate) fn render(header: &[&str], rows: &[Vec<String>]) -> String {
@@ -75,6 +78,40 @@ pub(crate) fn latency(milliseconds: Option<f64>) -> String {
     }
 }
 
+/// `51.25%` of calls, coloured by how bad it is; `-` when there were none.
+pub(crate) fn errors(errors: u64, calls: u64) -> String {
+    if calls == 0 {
+        return "-".into();
+    }
+    let share = errors as f64 / calls as f64;
+    let colour = match share {
+        share if share > 1.0 - BAD => Style::new().red().bold(),
+        share if share > 1.0 - DOUBTFUL => Style::new().yellow(),
+        _ => Style::new(),
+    };
+    colour.apply_to(format!("{:.2}%", share * 100.0)).to_string()
+}
+
+/// `x1.24` attempts per request; `-` where nothing can be sent again.
+pub(crate) fn attempts(retries: Option<Retries>) -> String {
+    match retries {
+        None => "-".into(),
+        Some(Retries { amplification }) if amplification > AMPLIFIED => {
+            style(format!("x{amplification:.2}")).yellow().to_string()
+        }
+        Some(Retries { amplification }) => format!("x{amplification:.2}"),
+    }
+}
+
+/// `45s`, `12m`, `3h`.
+pub(crate) fn age(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds}s"),
+        120..=7199 => format!("{}m", seconds / 60),
+        _ => format!("{}h", seconds / 3600),
+    }
+}
+
 /// `1.2kB/s`.
 pub(crate) fn bytes_per_second(rate: Option<f64>) -> String {
     match rate {
@@ -105,7 +142,9 @@ mod tests {
         assert_eq!(latency(Some(12_500.0)), "12.5s");
         assert_eq!(latency(None), "-");
         assert_eq!(bytes_per_second(Some(1234.0)), "1.2kB/s");
+        assert_eq!([age(45), age(200), age(9000)], ["45s", "3m", "2h"]);
         console::set_colors_enabled(false);
+        assert_eq!([errors(1, 3), errors(0, 3), errors(0, 0)], ["33.33%", "0.00%", "-"]);
         assert_eq!(success(Some(0.999_999)), "99.99%");
         assert_eq!(success(Some(1.0)), "100.00%");
         assert_eq!(success(None), "-");

@@ -1,0 +1,301 @@
+//! `weft apply --dry-run`: what would change if these objects were applied.
+//!
+//! In: YAML files, directories or standard input. Out: what is wrong, with file, line and field; else which
+//! objects change, which xDS resources follow, and on which sidecars. Invariant: nothing is ever applied from
+//! here: the source directory, or the cluster, is the only truth.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use console::style;
+use serde::Deserialize;
+
+use crate::api::Api;
+use crate::output;
+
+/// What misuse ends with, as clap does it.
+const MISUSE: u8 = 2;
+/// The largest input: the API takes no more, and no hand-written manifest comes near it.
+const INPUT_MAX: u64 = 4 * 1024 * 1024;
+/// Lines of one resource's difference that are shown.
+const DIFF_MAX: usize = 40;
+/// Sidecars that are named; the others are counted.
+const SIDECARS_MAX: usize = 20;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  weft apply --dry-run orders.yaml              what these objects would change, and where
+  weft apply --dry-run routes/ policies/        all *.yaml and *.yml of directories
+  kustomize build . | weft apply --dry-run -    from standard input
+
+Exit code: 0 if they could be applied, 1 if they have problems, 2 without --dry-run.
+To apply them, put the files into the control plane's source directory, or use kubectl.")]
+pub(crate) struct ApplyArgs {
+    /// Only say what would happen
+    #[arg(long)]
+    dry_run: bool,
+    /// YAML files or directories of them; - for standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    api: crate::args::ApiArgs,
+}
+
+/// The answer of `POST /api/dry-run`.
+#[derive(Debug, Deserialize)]
+struct Plan {
+    #[serde(default)]
+    problems: Vec<Problem>,
+    #[serde(default)]
+    objects: Vec<ObjectChange>,
+    #[serde(default)]
+    resources: Vec<ResourceChange>,
+    #[serde(default)]
+    sidecars: Vec<Sidecar>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Problem {
+    #[serde(default)]
+    line: Option<usize>,
+    #[serde(default)]
+    object: Option<String>,
+    #[serde(default)]
+    field: Option<String>,
+    message: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct ObjectChange {
+    object: String,
+    change: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct ResourceChange {
+    kind: String,
+    name: String,
+    change: String,
+    #[serde(default)]
+    diff: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Sidecar {
+    instance: String,
+    workload: String,
+    #[serde(default)]
+    namespace: Option<String>,
+    #[serde(default)]
+    resources: Vec<String>,
+}
+
+pub(crate) async fn run(arguments: ApplyArgs) -> anyhow::Result<ExitCode> {
+    let ApplyArgs { dry_run, files, api } = arguments;
+    if !dry_run {
+        output::error(&anyhow::anyhow!(
+            "weft applies nothing by itself: the source directory, or the cluster, is the only truth\n  \
+             without Kubernetes: copy the files into the directory that `weft control-plane --source DIR` reads\n  \
+             with Kubernetes: kubectl apply -f FILE\n  \
+             to see what would change: weft apply --dry-run FILE"
+        ));
+        return Ok(ExitCode::from(MISUSE));
+    }
+    let api = Api::new(&api.api)?;
+    let input = Input::read(&files)?;
+    let body = api.post("/api/dry-run", "application/yaml", input.text.clone()).await?;
+    let plan: Plan = api.read(&body)?;
+    output::text(&show(&plan, &input));
+    Ok(if plan.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Several files as one stream of YAML documents, and the way back from its lines to theirs.
+#[derive(Debug, Default)]
+struct Input {
+    text: String,
+    /// Name and first line (from 0) of each file, in order.
+    files: Vec<(String, usize)>,
+}
+
+impl Input {
+    fn read(paths: &[PathBuf]) -> anyhow::Result<Self> {
+        let mut input = Self::default();
+        for path in paths {
+            if path == Path::new("-") {
+                let mut text = String::new();
+                std::io::stdin().take(INPUT_MAX).read_to_string(&mut text).context("standard input")?;
+                input.add("standard input", &text)?;
+            } else if path.is_dir() {
+                for file in directory(path)? {
+                    input.add(&file.display().to_string(), &read(&file)?)?;
+                }
+            } else {
+                input.add(&path.display().to_string(), &read(path)?)?;
+            }
+        }
+        anyhow::ensure!(!input.files.is_empty(), "there is no *.yaml or *.yml in there");
+        Ok(input)
+    }
+
+    fn add(&mut self, name: &str, text: &str) -> anyhow::Result<()> {
+        if !self.text.is_empty() {
+            self.text.push_str("---\n");
+        }
+        self.files.push((name.to_owned(), self.text.lines().count()));
+        self.text.push_str(text);
+        if !self.text.ends_with('\n') {
+            self.text.push('\n');
+        }
+        let size = self.text.len() as u64;
+        anyhow::ensure!(size <= INPUT_MAX, "that is more than {} MiB", INPUT_MAX / 1024 / 1024);
+        Ok(())
+    }
+
+    /// `orders.yaml:14` of a line (from 1) of the stream.
+    fn place(&self, line: usize) -> Option<String> {
+        let line = line.checked_sub(1)?;
+        let (name, first) = self.files.iter().rev().find(|(_, first)| *first <= line)?;
+        Some(format!("{name}:{}", line - first + 1))
+    }
+}
+
+/// The YAML files of a directory, sorted, as the control plane reads it.
+fn directory(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|file| file.extension().is_some_and(|end| end == "yaml" || end == "yml"))
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn show(plan: &Plan, input: &Input) -> String {
+    let mut text = String::new();
+    for problem in &plan.problems {
+        let place = problem.line.and_then(|line| input.place(line));
+        let parts = [place.as_ref(), problem.object.as_ref(), problem.field.as_ref()];
+        let place: Vec<&str> = parts.into_iter().flatten().map(String::as_str).collect();
+        let gap = if place.is_empty() { "" } else { ": " };
+        text.push_str(&format!(
+            "{} {}{gap}{}\n",
+            style("problem").red().bold(),
+            place.join(" "),
+            problem.message
+        ));
+    }
+    if !plan.problems.is_empty() {
+        text.push_str("nothing was applied, and nothing of this could be\n");
+        return text;
+    }
+    text.push_str("objects\n");
+    for ObjectChange { object, change } in &plan.objects {
+        text.push_str(&format!("  {} {object}\n", verb(change)));
+    }
+    if plan.resources.is_empty() {
+        text.push_str("no sidecar would get anything else than now\nnothing was applied\n");
+        return text;
+    }
+    text.push_str("\nwhat sidecars are told\n");
+    for resource in &plan.resources {
+        text.push_str(&format!("  {} {} {}\n", verb(&resource.change), resource.kind, resource.name));
+        for line in resource.diff.iter().take(DIFF_MAX) {
+            text.push_str(&format!("      {}\n", tinted(line)));
+        }
+        let hidden = resource.diff.len().saturating_sub(DIFF_MAX);
+        if hidden > 0 {
+            text.push_str(&format!("      … and {hidden} more lines\n"));
+        }
+    }
+    text.push_str(&format!("\nwhich sidecars: {}\n", plan.sidecars.len()));
+    for Sidecar { instance, workload, namespace, resources } in plan.sidecars.iter().take(SIDECARS_MAX) {
+        let namespace = namespace.as_ref().map(|name| format!("{name}/")).unwrap_or_default();
+        let instance = style(format!("({instance})")).dim();
+        text.push_str(&format!("  {namespace}{workload} {instance}: {}\n", resources.join(", ")));
+    }
+    let hidden = plan.sidecars.len().saturating_sub(SIDECARS_MAX);
+    if hidden > 0 {
+        text.push_str(&format!("  … and {hidden} more\n"));
+    }
+    text.push_str("nothing was applied\n");
+    text
+}
+
+/// The kind of change in a column of its own; the word stays when the colour does not.
+fn verb(change: &str) -> String {
+    let text = style(format!("{change:<9}"));
+    match change {
+        "create" | "add" => text.green(),
+        "update" => text.yellow(),
+        "remove" => text.red(),
+        _ => text.dim(),
+    }
+    .to_string()
+}
+
+fn tinted(line: &str) -> String {
+    match line.as_bytes().first() {
+        Some(b'+') => style(line).green().to_string(),
+        Some(b'-') => style(line).red().to_string(),
+        _ => line.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input() -> Input {
+        console::set_colors_enabled(false);
+        let mut input = Input::default();
+        input.add("route.yaml", "kind: HTTPRoute\nspec: {}\n").expect("small");
+        input.add("policy.yaml", "kind: TrafficPolicy\nspec:\n  retry: {}").expect("small");
+        input
+    }
+
+    fn plan(text: &str) -> Plan {
+        serde_json::from_str(text).expect("the API's JSON")
+    }
+
+    #[test]
+    fn lines_lead_back_to_their_files() {
+        let input = input();
+        assert_eq!(input.place(1).as_deref(), Some("route.yaml:1"));
+        assert_eq!(input.place(4).as_deref(), Some("policy.yaml:1"));
+        assert_eq!(input.place(6).as_deref(), Some("policy.yaml:3"));
+        assert_eq!(input.place(0), None);
+    }
+
+    #[test]
+    fn problems_name_file_line_object_and_field() {
+        insta::assert_snapshot!(show(&plan(include_str!("apply/problems.json")), &input()));
+    }
+
+    #[test]
+    fn a_plan_says_what_changes_and_where() {
+        insta::assert_snapshot!(show(&plan(include_str!("apply/plan.json")), &input()));
+    }
+
+    #[test]
+    fn a_plan_without_consequences_says_so() {
+        let plan = plan(r#"{"objects":[{"object":"Service shop/orders","change":"unchanged"}]}"#);
+        assert!(show(&plan, &input()).contains("no sidecar would get anything else"));
+    }
+
+    #[test]
+    fn directories_give_their_yaml_in_order() {
+        let directory = tempfile::tempdir().expect("a directory");
+        for (name, text) in [("b.yml", "kind: B\n"), ("a.yaml", "kind: A\n"), ("c.txt", "no\n")] {
+            std::fs::write(directory.path().join(name), text).expect("written");
+        }
+        let input = Input::read(&[directory.path().to_owned()]).expect("read");
+        assert_eq!(input.text, "kind: A\n---\nkind: B\n");
+        assert!(Input::read(&[directory.path().join("none.yaml")]).is_err());
+    }
+}

@@ -1,0 +1,274 @@
+//! `weft get`: the mesh's objects and what became of them.
+//!
+//! In: `GET /api/objects`. Out: one row per object with its conditions, as `kubectl get` would show them: whether
+//! it was accepted, whether what it refers to exists, on how many sidecars it works, and what is wrong.
+
+use clap::ValueEnum;
+use console::style;
+use serde::Deserialize;
+
+use crate::api::Api;
+use crate::{output, table};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  weft get                         every object
+  weft get httproutes              of one kind; httproute and HTTPRoute are the same
+  weft get trafficpolicy orders    one object
+  weft get -n shop -o wide         of one namespace, with targets and files
+  weft get -o json | jq '.objects[] | select(any(.conditions[]; .type == \"Accepted\" and .status != \"True\"))'
+
+ACCEPTED: it is valid. REFS: what it names exists. PROGRAMMED: on how many sidecars it works.
+CONFLICTED: a field of it lost against another object.")]
+pub(crate) struct GetArgs {
+    /// Only this kind
+    #[arg(value_parser = kind)]
+    kind: Option<&'static str>,
+    /// Only the object of this name
+    name: Option<String>,
+    /// Only of this namespace
+    #[arg(short, long)]
+    namespace: Option<String>,
+    /// How to show it
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+    #[command(flatten)]
+    api: crate::args::ApiArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    /// For people
+    Table,
+    /// For people with wide screens
+    Wide,
+    /// As the API says it
+    Json,
+}
+
+/// Kinds with what else people call them.
+const KINDS: [(&str, &[&str]); 5] = [
+    ("Service", &["service", "services", "svc"]),
+    ("HTTPRoute", &["httproute", "httproutes"]),
+    ("GRPCRoute", &["grpcroute", "grpcroutes"]),
+    ("CircuitBreaker", &["circuitbreaker", "circuitbreakers", "cb"]),
+    ("TrafficPolicy", &["trafficpolicy", "trafficpolicies", "tp"]),
+];
+
+fn kind(text: &str) -> Result<&'static str, String> {
+    let lower = text.to_lowercase();
+    let known = KINDS.iter().find(|(_, words)| words.contains(&lower.as_str()));
+    known.map(|(kind, _)| *kind).ok_or_else(|| {
+        let kinds: Vec<&str> = KINDS.iter().map(|(kind, _)| *kind).collect();
+        format!("it is one of {}", kinds.join(", "))
+    })
+}
+
+/// `GET /api/objects`.
+#[derive(Debug, Deserialize)]
+struct Objects {
+    objects: Vec<Object>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Object {
+    kind: String,
+    #[serde(default)]
+    namespace: Option<String>,
+    name: String,
+    #[serde(default)]
+    file: Option<String>,
+    #[serde(default)]
+    targets: Vec<String>,
+    #[serde(default)]
+    conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Condition {
+    r#type: String,
+    status: String,
+    #[serde(default)]
+    reason: String,
+    #[serde(default)]
+    message: String,
+}
+
+pub(crate) async fn run(arguments: GetArgs) -> anyhow::Result<()> {
+    let GetArgs { kind, name, namespace, output: format, api } = arguments;
+    let api = Api::new(&api.api)?;
+    let body = api.get("/api/objects").await?;
+    let objects: Objects = api.read(&body)?;
+    let filter = Filter { kind, name, namespace };
+    let shown = filter.objects(&objects)?;
+    match format {
+        Format::Json => {
+            let mut document: serde_json::Value = serde_json::from_slice(&body)?;
+            if let Some(all) = document["objects"].as_array_mut() {
+                all.retain(|one| shown.iter().any(|object| object.is(one)));
+            }
+            output::line(format_args!("{document:#}"));
+        }
+        Format::Table | Format::Wide if shown.is_empty() => {
+            output::line(format_args!("no object{}: write YAML into the source directory", filter.words()));
+        }
+        Format::Table => output::text(&show(&shown, false)),
+        Format::Wide => output::text(&show(&shown, true)),
+    }
+    Ok(())
+}
+
+struct Filter {
+    kind: Option<&'static str>,
+    name: Option<String>,
+    namespace: Option<String>,
+}
+
+impl Filter {
+    fn objects<'a>(&self, objects: &'a Objects) -> anyhow::Result<Vec<&'a Object>> {
+        let around: Vec<&Object> = objects
+            .objects
+            .iter()
+            .filter(|object| self.kind.is_none_or(|kind| object.kind == kind))
+            .filter(|object| self.namespace.is_none() || object.namespace == self.namespace)
+            .collect();
+        let Some(name) = &self.name else { return Ok(around) };
+        let named: Vec<&Object> = around.iter().copied().filter(|object| object.name == *name).collect();
+        if named.is_empty() {
+            let mut names: Vec<&str> = around.iter().map(|object| object.name.as_str()).collect();
+            names.dedup();
+            let there = if names.is_empty() { "none".into() } else { names.join(", ") };
+            let kind = self.kind.unwrap_or("object");
+            anyhow::bail!("there is no {kind} {name:?}\n  there are: {there}");
+        }
+        Ok(named)
+    }
+
+    fn words(&self) -> String {
+        let kind = self.kind.map(|kind| format!(" of kind {kind}")).unwrap_or_default();
+        let namespace = self.namespace.as_ref().map(|name| format!(" in {name}")).unwrap_or_default();
+        kind + &namespace
+    }
+}
+
+impl Object {
+    fn is(&self, value: &serde_json::Value) -> bool {
+        value["kind"] == self.kind.as_str()
+            && value["name"] == self.name.as_str()
+            && value["namespace"].as_str() == self.namespace.as_deref()
+    }
+
+    fn condition(&self, wanted: &str) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| condition.r#type == wanted)
+    }
+
+    /// The first thing that is wrong, in words.
+    fn trouble(&self) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| condition.is_bad())
+    }
+}
+
+impl Condition {
+    fn is_bad(&self) -> bool {
+        // Of all conditions only this one is good news when it is absent or false.
+        let wanted = if self.r#type == "Conflicted" { "False" } else { "True" };
+        self.status != wanted
+    }
+
+    /// `True`, in red where that is bad.
+    fn cell(&self) -> String {
+        let text = style(self.status.as_str());
+        if self.is_bad() { text.red().bold().to_string() } else { text.to_string() }
+    }
+
+    /// `3 of 3`, where the message says on how many sidecars.
+    fn progress(&self) -> Option<String> {
+        let words: Vec<&str> = self.message.split_whitespace().collect();
+        let at = words.iter().position(|word| *word == "of")?;
+        let (done, all) = (words.get(at.checked_sub(1)?)?, words.get(at + 1)?);
+        let number = |word: &str| word.parse::<u32>().is_ok();
+        (number(done) && number(all)).then(|| format!("{done} of {all}"))
+    }
+}
+
+fn show(objects: &[&Object], wide: bool) -> String {
+    let mut header = vec!["NAMESPACE", "KIND", "NAME", "ACCEPTED", "REFS", "PROGRAMMED", "CONFLICTED"];
+    if wide {
+        header.extend(["TARGETS", "FILE"]);
+    }
+    header.push("REASON");
+    let rows: Vec<Vec<String>> = objects.iter().map(|object| row(object, wide)).collect();
+    table::render(&header, &rows)
+}
+
+fn row(object: &Object, wide: bool) -> Vec<String> {
+    let cell = |wanted: &str| object.condition(wanted).map_or_else(|| "-".into(), Condition::cell);
+    let programmed = object.condition("Programmed").map(|condition| {
+        let text = condition.progress().unwrap_or_else(|| condition.status.clone());
+        if condition.is_bad() { style(text).red().bold().to_string() } else { text }
+    });
+    let mut row = vec![
+        object.namespace.clone().unwrap_or_else(|| "-".into()),
+        object.kind.clone(),
+        object.name.clone(),
+        cell("Accepted"),
+        cell("ResolvedRefs"),
+        programmed.unwrap_or_else(|| "-".into()),
+        cell("Conflicted"),
+    ];
+    if wide {
+        let targets = object.targets.join(", ");
+        row.push(if targets.is_empty() { "-".into() } else { targets });
+        row.push(object.file.clone().unwrap_or_else(|| "-".into()));
+    }
+    row.push(match object.trouble() {
+        None => "-".into(),
+        Some(trouble) if trouble.message.is_empty() => trouble.reason.clone(),
+        Some(trouble) => format!("{}: {}", trouble.reason, trouble.message),
+    });
+    row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shop() -> Objects {
+        console::set_colors_enabled(false);
+        serde_json::from_str(include_str!("get/shop.json")).expect("the API's JSON")
+    }
+
+    fn filter(kind: Option<&'static str>, name: Option<&str>, namespace: Option<&str>) -> Filter {
+        Filter { kind, name: name.map(str::to_owned), namespace: namespace.map(str::to_owned) }
+    }
+
+    #[test]
+    fn every_object_says_what_became_of_it() {
+        let objects = shop();
+        insta::assert_snapshot!(show(&filter(None, None, None).objects(&objects).expect("all"), false));
+    }
+
+    #[test]
+    fn wide_rows_name_targets_and_files() {
+        let objects = shop();
+        let routes = filter(Some("HTTPRoute"), None, Some("shop")).objects(&objects).expect("some");
+        insta::assert_snapshot!(show(&routes, true));
+    }
+
+    #[test]
+    fn kinds_have_short_names() {
+        for text in ["httproute", "HTTPRoutes", "HTTPRoute"] {
+            assert_eq!(kind(text), Ok("HTTPRoute"));
+        }
+        assert_eq!(kind("cb"), Ok("CircuitBreaker"));
+        assert!(kind("ingress").expect_err("not ours").contains("TrafficPolicy"));
+    }
+
+    #[test]
+    fn what_is_not_there_is_answered_with_what_is() {
+        let objects = shop();
+        let error =
+            filter(Some("TrafficPolicy"), Some("ordres"), None).objects(&objects).expect_err("typing");
+        assert!(error.to_string().contains("orders"), "{error}");
+    }
+}
