@@ -1,18 +1,23 @@
-//! What each step of the request path costs by itself: detection, route match with template, trace headers, recording.
+//! What each step of the request path costs by itself: detection, route match with template, balancing, trace headers,
+//! recording.
 //!
 //! `cargo bench -p weft-tests --bench core`
 
 use std::hint::black_box;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, Request, StatusCode};
+use weft_proxy::balance::policy::{Algorithm, Policy};
+use weft_proxy::balance::{Ask, Circuits, Clusters};
 use weft_proxy::detect::sniff;
-use weft_proxy::record::{self, Direction, Edge, EdgeSpec, PeerSpec, Telemetry, Tls};
+use weft_proxy::record::{self, Direction, Edge, EdgeSpec, PeerSpec, Shard, Telemetry, Tls};
 use weft_proxy::route::matcher::RouteTable;
 use weft_proxy::route::template::{Cache, Kind, Learner};
-use weft_proxy::xds::{Cluster, ClusterSpec};
+use weft_proxy::xds::{Cluster, ClusterSpec, Endpoint};
 
 const REQUEST: &[u8] =
     b"GET /orders/42 HTTP/1.1\r\nHost: orders:8080\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n";
@@ -47,7 +52,44 @@ fn routing(criterion: &mut Criterion) {
     }
 }
 
-fn edge() -> Rc<Edge> {
+/// Choosing one of ten endpoints that have some work, as each policy does.
+fn balancing(criterion: &mut Criterion) {
+    let policies = [
+        ("peak_ewma", Algorithm::PeakEwma),
+        ("least_request", Algorithm::LeastRequest { choices: 2, bias: 1.0 }),
+        ("round_robin", Algorithm::RoundRobin),
+        ("random", Algorithm::Random),
+        ("ring_hash", Algorithm::RingHash { minimum: 1024, maximum: 8192 }),
+        ("maglev", Algorithm::Maglev { size: 65_537 }),
+    ];
+    for (name, algorithm) in policies {
+        for (kind, weights) in [("", [1; 10]), ("/weighted", [1, 2, 3, 4, 5, 1, 2, 3, 4, 5])] {
+            let clusters = Clusters::new(shard(), Circuits::new(), None);
+            let balancing = Policy { algorithm, ..Policy::default() };
+            let spec = ClusterSpec { balancing, ..ClusterSpec::new("orders.shop:8080") };
+            let endpoints = weights.iter().zip(0..).map(|(&weight, last)| Endpoint {
+                weight,
+                ..Endpoint::new(SocketAddr::from(([10, 0, 0, last], 80)))
+            });
+            let cluster = clusters.of(&Cluster::new(spec, endpoints.collect()));
+            let mut working = Vec::new();
+            for _ in 0..20 {
+                let chosen = clusters.choose(&cluster, Ask::any()).expect("ten are ready").start();
+                chosen.observe(Instant::now(), Duration::from_millis(5));
+                working.push(chosen);
+            }
+            let mut hash = 0_u64;
+            criterion.bench_function(&format!("balance/{name}{kind}"), |bencher| {
+                bencher.iter(|| {
+                    hash = hash.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                    clusters.choose(&cluster, Ask { tried: &[], hash: Some(hash) })
+                });
+            });
+        }
+    }
+}
+
+fn shard() -> Rc<Shard> {
     let config = record::Config::standard();
     let identity = record::Identity {
         workload: "shop/web".parse().expect("a valid name"),
@@ -55,8 +97,11 @@ fn edge() -> Rc<Edge> {
         pod: None,
         instance: "bench".into(),
     };
-    let shard = Telemetry::new(config, identity).shard();
-    shard.edge(&EdgeSpec {
+    Telemetry::new(config, identity).shard()
+}
+
+fn edge() -> Rc<Edge> {
+    shard().edge(&EdgeSpec {
         direction: Direction::Outbound,
         service: "orders.shop".parse().ok(),
         server_address: "orders".into(),
@@ -91,5 +136,5 @@ fn recording(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, detection, routing, recording);
+criterion_group!(benches, detection, routing, balancing, recording);
 criterion_main!(benches);

@@ -2,7 +2,8 @@
 //!
 //! All in one run, one worker each, pinned to core 0, while load and backend share core 1; rounds alternate between the
 //! peers so that a machine that slows down slows them all. The figure is CPU time per request as the kernel accounts it
-//! for the proxy's process, not throughput: throughput here is limited by core 1.
+//! for the proxy's process, not throughput: throughput here is limited by core 1. `weft-limited` and `weft-policies` are the
+//! same sidecar with 100 routes and every policy; the load takes the last of the routes.
 //!
 //! `cargo bench -p weft-tests --bench sidecar [-- --rounds 5 --seconds 3 --peers weft,envoy --proto h1 --connections 64]`
 
@@ -12,6 +13,8 @@
 mod idle;
 #[path = "sidecar/load.rs"]
 mod load;
+#[path = "sidecar/objects.rs"]
+mod objects;
 #[path = "sidecar/peer.rs"]
 mod peer;
 
@@ -103,6 +106,12 @@ fn compare(plan: &Plan, stage: &Stage, protocol: Protocol, connections: u32) -> 
         for (peer, other) in medians.iter().filter(|(peer, _)| **peer != Peer::Weft) {
             let ratio = weft.cpu_us_per_request / other.cpu_us_per_request;
             println!("ratio weft/{peer}={ratio:.2} proto={protocol} connections={connections}");
+        }
+    }
+    for (peer, configured) in &medians {
+        if let Some((plain, bare)) = peer.plain().and_then(|plain| Some((plain, medians.get(&plain)?))) {
+            let ratio = configured.cpu_us_per_request / bare.cpu_us_per_request;
+            println!("ratio {peer}/{plain}={ratio:.3} proto={protocol} connections={connections}");
         }
     }
     Ok(())

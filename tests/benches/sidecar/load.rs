@@ -19,6 +19,16 @@ pub(crate) enum Protocol {
     H2,
 }
 
+impl Protocol {
+    /// As a port declares it to Weft.
+    pub(crate) fn declared(self) -> &'static str {
+        match self {
+            Self::H1 => "http",
+            Self::H2 => "http2",
+        }
+    }
+}
+
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -15,6 +15,7 @@ use weft_tests::process::{self, Guarded};
 use weft_tests::{package, poll};
 
 use crate::load::Protocol;
+use crate::objects::{self, Setting};
 
 /// The core that every proxy is pinned to.
 const PROXY_CORE: &str = "0";
@@ -24,14 +25,49 @@ const START: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Peer {
+    /// The callee's sidecar, nothing configured.
     Weft,
+    /// The callee's sidecar with 100 routes and rate limits.
+    WeftLimited,
+    /// The caller's sidecar, nothing configured.
+    WeftOutbound,
+    /// The caller's sidecar with 100 routes and every policy there is.
+    WeftPolicies,
     Envoy,
     Haproxy,
     Nginx,
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 4] = [Self::Weft, Self::Envoy, Self::Haproxy, Self::Nginx];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Weft,
+        Self::WeftLimited,
+        Self::WeftOutbound,
+        Self::WeftPolicies,
+        Self::Envoy,
+        Self::Haproxy,
+        Self::Nginx,
+    ];
+
+    /// The same without what the other has configured, for those that have something.
+    pub(crate) fn plain(self) -> Option<Self> {
+        match self {
+            Self::WeftLimited => Some(Self::Weft),
+            Self::WeftPolicies => Some(Self::WeftOutbound),
+            _ => None,
+        }
+    }
+
+    /// What a sidecar's control plane is told of its service; `None`: this is no sidecar.
+    fn setting(self) -> Option<Setting> {
+        match self {
+            Self::Weft => Some(Setting::InboundPlain),
+            Self::WeftLimited => Some(Setting::InboundLimited),
+            Self::WeftOutbound => Some(Setting::OutboundPlain),
+            Self::WeftPolicies => Some(Setting::OutboundPolicies),
+            Self::Envoy | Self::Haproxy | Self::Nginx => None,
+        }
+    }
 
     /// Whether it can speak the protocol on both sides; nginx speaks only HTTP/1 to a plain backend.
     pub(crate) fn speaks(self, protocol: Protocol) -> bool {
@@ -43,6 +79,9 @@ impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Weft => "weft",
+            Self::WeftLimited => "weft-limited",
+            Self::WeftOutbound => "weft-outbound",
+            Self::WeftPolicies => "weft-policies",
             Self::Envoy => "envoy",
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx",
@@ -55,7 +94,9 @@ impl FromStr for Peer {
     fn from_str(text: &str) -> anyhow::Result<Self> {
         match Self::ALL.into_iter().find(|peer| peer.to_string() == text) {
             Some(peer) => Ok(peer),
-            None => bail!("unknown peer {text}; known: weft, envoy, haproxy, nginx"),
+            None => {
+                bail!("unknown peer {text}; known: {}", Self::ALL.map(|peer| peer.to_string()).join(", "))
+            }
         }
     }
 }
@@ -93,11 +134,12 @@ struct ControlPlane {
 }
 
 impl ControlPlane {
-    fn start(folder: &Path) -> anyhow::Result<Self> {
+    fn start(folder: &Path, objects: &str) -> anyhow::Result<Self> {
         let program = binary::build("weft-control-plane", "weft-control-plane", Profile::Release);
         let (control, api) = (free_port()?, free_port()?);
         let source = folder.join("source");
         fs::create_dir(&source)?;
+        fs::write(source.join("bench.yaml"), objects)?;
         let process = Guarded::spawn(
             pinned(LOAD_CORE, &program)
                 .args(["--insecure", "--otlp-grpc-listen", "off", "--otlp-http-listen", "off", "--source"])
@@ -115,7 +157,7 @@ impl Stage {
     pub(crate) fn set_up(peers: &[Peer]) -> anyhow::Result<Self> {
         raise_open_files()?;
         let target = binary::target();
-        let with_weft = peers.contains(&Peer::Weft);
+        let with_weft = peers.iter().any(|peer| peer.setting().is_some());
         let programs = Programs {
             weft: with_weft.then(|| binary::build("weft-proxy", "weft-proxy", Profile::Release)),
             envoy: peers.contains(&Peer::Envoy).then(|| package::envoy(&target)).transpose()?,
@@ -132,7 +174,8 @@ impl Stage {
         let backend = Guarded::spawn(nginx(LOAD_CORE, &programs.nginx, &conf).stderr(Stdio::null()))?;
         listening(backend_h1)?;
 
-        let control = with_weft.then(|| ControlPlane::start(folder.path())).transpose()?;
+        let objects = objects::all(backend_h1, backend_h2);
+        let control = with_weft.then(|| ControlPlane::start(folder.path(), &objects)).transpose()?;
         Ok(Self { programs, backend_h1, backend_h2, control, _backend: backend, _folder: folder })
     }
 
@@ -147,7 +190,9 @@ impl Stage {
         // The ending tells Envoy that it is YAML; the others do not mind.
         let conf = folder.path().join("peer.yaml");
         let mut command = match peer {
-            Peer::Weft => self.weft(port, backend)?,
+            Peer::Weft | Peer::WeftLimited | Peer::WeftOutbound | Peer::WeftPolicies => {
+                self.weft(peer.setting().context("a sidecar has a setting")?, port, backend, protocol)?
+            }
             Peer::Envoy => {
                 fs::write(&conf, envoy_conf(port, backend, protocol))?;
                 let mut command =
@@ -182,7 +227,7 @@ impl Stage {
     }
 
     /// Everything on: telemetry, trace headers, access-log policy, reports to a live control plane.
-    fn weft(&self, port: u16, backend: u16) -> anyhow::Result<Command> {
+    fn weft(&self, setting: Setting, port: u16, backend: u16, protocol: Protocol) -> anyhow::Result<Command> {
         let program = self.programs.weft.as_deref().context("weft was not set up")?;
         let control = self.control.as_ref().context("the control plane was not set up")?;
         let mut command = pinned(PROXY_CORE, program);
@@ -191,11 +236,26 @@ impl Stage {
             .env("WEFT_WORKLOAD", "bench")
             .env("WEFT_POD_IPS", "127.0.0.1")
             .env("WEFT_CONTROL_PLANE", &control.url)
-            .env("WEFT_INBOUND_LISTEN", format!("127.0.0.1:{port}"))
-            .env("WEFT_INBOUND_FORWARD", format!("127.0.0.1:{backend}"))
-            .env("WEFT_OUTBOUND_LISTEN", "off")
             .env("WEFT_METRICS_LISTEN", "127.0.0.1:0")
             .env("WEFT_ADMIN_LISTEN", "127.0.0.1:0");
+        let service = objects::service(setting, protocol);
+        match setting {
+            // An address that no service has, so that nothing is configured for it.
+            Setting::InboundPlain => command
+                .env("WEFT_INBOUND_LISTEN", format!("127.0.0.1:{port}"))
+                .env("WEFT_INBOUND_FORWARD", format!("127.0.0.1:{backend}"))
+                .env("WEFT_OUTBOUND_LISTEN", "off"),
+            // Registered: its inbound listener is an endpoint of the service with the limits.
+            Setting::InboundLimited => command
+                .env("WEFT_INBOUND_LISTEN", format!("127.0.0.1:{port}"))
+                .env("WEFT_INBOUND_FORWARD", format!("127.0.0.1:{backend}"))
+                .env("WEFT_REGISTER", format!("{service}/{}", protocol.declared()))
+                .env("WEFT_OUTBOUND_LISTEN", "off"),
+            Setting::OutboundPlain | Setting::OutboundPolicies => command
+                .env("WEFT_INBOUND_LISTEN", "off")
+                .env("WEFT_OUTBOUND_LISTEN", "127.0.0.1:0")
+                .env("WEFT_OUTBOUND_FORWARD", format!("127.0.0.1:{port}={service}")),
+        };
         Ok(command)
     }
 }
