@@ -3,12 +3,14 @@
  *
  *   WEFT_URL           the dashboard; without it the dashboard's mock server is started on the built dist/
  *   WEFT_TRAFFIC_URL   asked again and again to make traffic; the first call must cause an edge that was not there
+ *   WEFT_BREAK_URL     asked (GET) to make one of three replicas fail, and WEFT_HEAL_URL to make it well again
  *   WEFT_EXPECT_EDGE   `source>target` by name: the edge that must appear (default: any new one)
  *   WEFT_SCREENSHOT    where to put a PNG; the dark one goes beside it as `…-dark.png`
  *   WEFT_CHROMIUM      default /usr/bin/chromium
  *
  * It asserts what the page promises: an edge appears without a reload, nothing that stands moves, the panel shows
- * routes, both themes are drawn, and the browser has nothing to complain about.
+ * routes, an open circuit is on the graph and on the wall with its reason until it closes, both themes are drawn, and
+ * the browser has nothing to complain about.
  */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
@@ -21,6 +23,8 @@ import { chromium } from 'playwright-core';
 
 /** From the first request to the line on the screen; DESIGN says about two seconds, CI machines are slow. */
 const EDGE_DEADLINE_MS = 20_000;
+/** Failures in a row open a circuit; after its time it is tried again, at a slower pace if it was still ill. */
+const CIRCUIT_DEADLINE_MS = 60_000;
 const TRAFFIC_PERIOD_MS = 200;
 const FLAGS = [
   '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
@@ -30,6 +34,8 @@ const FLAGS = [
 let mock;
 let url = process.env.WEFT_URL;
 let traffic = process.env.WEFT_TRAFFIC_URL;
+let breakUrl = process.env.WEFT_BREAK_URL;
+let healUrl = process.env.WEFT_HEAL_URL;
 let profile;
 let context;
 let page;
@@ -43,6 +49,8 @@ before(async () => {
     });
     url = String(await new Promise((resolve) => mock.stdout.once('data', resolve))).trim();
     traffic = `${url}/mock/traffic`;
+    breakUrl = `${url}/mock/break`;
+    healUrl = `${url}/mock/heal`;
   }
   profile = await mkdtemp(join(tmpdir(), 'weft-browser-'));
   context = await chromium.launchPersistentContext(profile, {
@@ -78,6 +86,9 @@ function makeTraffic() {
   void once();
   load = setInterval(once, TRAFFIC_PERIOD_MS);
 }
+
+/** The mock is told by POST, the mesh's app by GET. */
+const told = (address) => fetch(address, { method: mock ? 'POST' : 'GET', signal: AbortSignal.timeout(5_000) });
 
 async function until(what, check, deadline = EDGE_DEADLINE_MS) {
   const started = Date.now();
@@ -181,6 +192,41 @@ test('the keyboard reaches a node and the find box', async () => {
   await page.keyboard.type('rps>1000000');
   await until('nothing is found', async () => /No edge matches/.test(await page.locator('#tab-panel').innerText()));
   await page.keyboard.press('Escape');
+});
+
+test('a failing replica opens a circuit: on the graph, and on the wall with its reason', { skip: process.env.WEFT_URL && !process.env.WEFT_BREAK_URL ? 'no WEFT_BREAK_URL' : false }, async () => {
+  await page.locator('#search').fill('');
+  await told(breakUrl);
+  const badge = page.locator('[data-node] [data-breaker="open"]').first();
+  await badge.waitFor({ timeout: CIRCUIT_DEADLINE_MS });
+  await picture('breaker');
+  await page.locator('[data-screen="circuits"]').click();
+  assert.match(page.url(), /view=circuits/, 'the address names the wall');
+  const tile = page.locator('[data-circuit][data-state="open"]').first();
+  await tile.waitFor();
+  assert.match(await tile.locator('[data-why]').innerText(), /in a row|failed|errors/, 'it says why');
+  const probe = await until('a countdown', async () => /probe/.test(await tile.locator('[data-probe]').innerText()) && (await tile.locator('[data-probe]').innerText()));
+  await until('the countdown ticks', async () => (await tile.count()) === 0 || (await tile.locator('[data-probe]').innerText()) !== probe);
+  assert.match(await page.locator('[data-transitions]').innerText(), /open/, 'the opening is in the list of transitions');
+  await picture('circuits');
+});
+
+test('the wall shows the circuit closed after recovery, and finds it by name', { skip: process.env.WEFT_URL && !process.env.WEFT_HEAL_URL ? 'no WEFT_HEAL_URL' : false }, async () => {
+  await told(healUrl);
+  const open = page.locator('[data-circuit]:not([data-state="closed"])');
+  await until('every circuit is closed', async () => (await open.count()) === 0 && (await page.locator('[data-circuit]').count()) >= 3, CIRCUIT_DEADLINE_MS);
+  await page.reload();
+  const tiles = page.locator('[data-circuit]');
+  await until('the wall is back after a reload', async () => (await tiles.count()) >= 3);
+  const all = await tiles.count();
+  const address = (await tiles.first().getAttribute('data-circuit')).split('|').at(-1);
+  await page.locator('#search').fill(address);
+  await until('the filter narrows the wall', async () => (await tiles.count()) >= 1 && (await tiles.count()) < all);
+  await page.locator('[data-count="open"]').click();
+  await until('nothing is open', async () => (await tiles.count()) === 0);
+  await page.locator('[data-screen="topology"]').click();
+  await page.locator('[data-settled="true"]').waitFor();
+  await until('the badge is gone', async () => (await page.locator('[data-breaker]').count()) === 0, CIRCUIT_DEADLINE_MS);
 });
 
 test('both themes are drawn', async () => {

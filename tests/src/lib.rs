@@ -4,7 +4,11 @@
 //! The scenarios themselves are in `tests/tests/`, one file per theme; benches are in `tests/benches/`.
 //! Invariant: nothing here sleeps to wait for something; [`poll`] asks again until a deadline.
 
+pub mod backend;
 pub mod binary;
+pub mod client;
+pub mod embedded;
+pub mod envoy;
 pub mod mesh;
 pub mod package;
 pub mod poll;

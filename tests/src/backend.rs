@@ -1,0 +1,302 @@
+//! Apps that say what they were asked and do as they are told: answer, fail, wait, hang, break.
+//!
+//! In: requests over HTTP/1.1 or HTTP/2. Out: what arrived, as JSON in the answer and in a log that tests read. What
+//! a backend does is the [`Step`] that the request's `x-plan` names for this attempt, else the backend's own. Invariant:
+//! attempts are counted per `x-key` over all backends of one [`Troupe`], so that a plan goes on when a retry goes elsewhere.
+//! Surprise: all backends of a process share one runtime that outlives the tests, so that no test's end cuts
+//! another's answers.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::AbortHandle;
+
+/// Names a request over all its attempts.
+pub const KEY: &str = "x-key";
+/// What to do, one [`Step`] for each attempt, comma separated; the last one stays.
+pub const PLAN: &str = "x-plan";
+
+/// Answers are padded to a multiple of this, so that a header more or less does not change their length.
+const LENGTH: usize = 8192;
+
+/// What a backend does with one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Answers with this status: `503`.
+    Status(u16),
+    /// Answers 200 after this long: `delay=100` (milliseconds).
+    Delay(Duration),
+    /// Answers with this gRPC status: `grpc=14`.
+    Grpc(u8),
+    /// Breaks the connection without an answer: `reset`.
+    Reset,
+    /// Never answers: `hang`.
+    Hang,
+}
+
+impl FromStr for Step {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        Ok(match text.split_once('=') {
+            None if text == "reset" => Self::Reset,
+            None if text == "hang" => Self::Hang,
+            None => Self::Status(text.parse().with_context(|| format!("{text:?} is not a step"))?),
+            Some(("delay", time)) => Self::Delay(Duration::from_millis(time.parse()?)),
+            Some(("grpc", status)) => Self::Grpc(status.parse()?),
+            Some(_) => bail!("{text:?} is not a step"),
+        })
+    }
+}
+
+/// A request as a backend saw it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arrival {
+    /// Which backend.
+    pub backend: String,
+    /// The method.
+    pub method: String,
+    /// Path and query.
+    pub path: String,
+    /// `Host` or `:authority`.
+    pub authority: String,
+    /// `HTTP/1.1` or `HTTP/2.0`.
+    pub version: String,
+    /// Header fields except `Host`; a repeated name's values are in order.
+    pub headers: Vec<(String, String)>,
+    /// Bytes in the body.
+    pub body: usize,
+}
+
+impl Arrival {
+    /// The first value of a header field.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// Backends that share one log.
+pub struct Troupe {
+    /// In the order of their names.
+    pub backends: Vec<Backend>,
+    stage: Arc<Stage>,
+}
+
+#[derive(Default)]
+struct Stage {
+    arrivals: Mutex<Vec<(Instant, Arrival)>>,
+    attempts: Mutex<HashMap<String, usize>>,
+}
+
+/// One backend; it stops with this value.
+pub struct Backend {
+    /// Its name in the log and in answers.
+    pub name: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    role: Arc<Role>,
+    task: AbortHandle,
+}
+
+/// What a backend's connections share.
+struct Role {
+    name: String,
+    step: Mutex<Step>,
+    stage: Arc<Stage>,
+}
+
+impl Backend {
+    /// What it does with requests that have no plan, from now on.
+    pub fn does(&self, step: Step) {
+        *lock(&self.role.step) = step;
+    }
+
+    /// Stops listening; connections that are open stay.
+    pub fn stop(&self) {
+        self.task.abort();
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Troupe {
+    /// Starts `count` backends on loopback, named `b0`, `b1`, ….
+    ///
+    /// # Errors
+    /// When there is no free port.
+    pub fn start(count: usize) -> anyhow::Result<Self> {
+        let stage = Arc::new(Stage::default());
+        let backends = (0..count).map(|number| stage.backend(format!("b{number}")));
+        Ok(Self { backends: backends.collect::<anyhow::Result<_>>()?, stage: Arc::clone(&stage) })
+    }
+
+    /// What arrived under this key, in order.
+    #[must_use]
+    pub fn arrivals(&self, key: &str) -> Vec<Arrival> {
+        self.timed(key).into_iter().map(|(_, arrival)| arrival).collect()
+    }
+
+    /// As [`arrivals`](Self::arrivals), with the time of each.
+    #[must_use]
+    pub fn timed(&self, key: &str) -> Vec<(Instant, Arrival)> {
+        let arrivals = lock(&self.stage.arrivals);
+        arrivals.iter().filter(|(_, arrival)| arrival.header(KEY) == Some(key)).cloned().collect()
+    }
+
+    /// How many requests arrived, whatever their key.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        lock(&self.stage.arrivals).len()
+    }
+}
+
+impl Stage {
+    fn backend(self: &Arc<Self>, name: String) -> anyhow::Result<Backend> {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let step = Mutex::new(Step::Status(200));
+        let role = Arc::new(Role { name: name.clone(), step, stage: Arc::clone(self) });
+        let shared = Arc::clone(&role);
+        let task = runtime().spawn(async move {
+            let Ok(listener) = TcpListener::from_std(listener) else { return };
+            loop {
+                // Out of descriptors is the only way accepting fails here; the test then fails by itself.
+                let Ok((stream, _)) = listener.accept().await else { continue };
+                tokio::spawn(serve(Arc::clone(&shared), stream));
+            }
+        });
+        Ok(Backend { name, address, role, task: task.abort_handle() })
+    }
+
+    /// Notes what arrived and says what to do with it.
+    fn next(&self, own: &Mutex<Step>, arrival: &Arrival) -> Step {
+        lock(&self.arrivals).push((Instant::now(), arrival.clone()));
+        let attempt = arrival.header(KEY).map_or(0, |key| {
+            let mut attempts = lock(&self.attempts);
+            let count = attempts.entry(key.to_owned()).or_default();
+            *count += 1;
+            *count - 1
+        });
+        let plan = arrival.header(PLAN).map(|plan| plan.split(',').collect::<Vec<_>>());
+        let planned = plan.and_then(|plan| plan.get(attempt).or(plan.last())?.trim().parse().ok());
+        planned.unwrap_or_else(|| *lock(own))
+    }
+}
+
+async fn serve(role: Arc<Role>, stream: TcpStream) {
+    stream.set_nodelay(true).ok();
+    let service = service_fn(move |request| answer(Arc::clone(&role), request));
+    // How the connection ends is what proxies are tested on, so every end is a good one.
+    auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await.ok();
+}
+
+type Body = BoxBody<Bytes, Infallible>;
+
+/// Told to break off.
+#[derive(Debug, thiserror::Error)]
+#[error("told to break the connection")]
+struct Break;
+
+async fn answer(role: Arc<Role>, request: Request<Incoming>) -> Result<Response<Body>, Break> {
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.map_err(|_| Break)?.to_bytes();
+    let grpc = head.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/grpc");
+    let arrival = arrival(&role.name, &head, body.len());
+    let (mut status, mut grpc_status) = (StatusCode::OK, 0);
+    match role.stage.next(&role.step, &arrival) {
+        Step::Status(code) => status = StatusCode::from_u16(code).map_err(|_| Break)?,
+        Step::Delay(time) => tokio::time::sleep(time).await,
+        Step::Grpc(code) => grpc_status = code,
+        Step::Reset => return Err(Break),
+        Step::Hang => std::future::pending::<()>().await,
+    }
+    let mut text = serde_json::to_vec(&arrival).map_err(|_| Break)?;
+    text.resize(text.len().next_multiple_of(LENGTH), b' ');
+    let mut response = if grpc && status == StatusCode::OK {
+        in_grpc(&text, grpc_status)
+    } else {
+        Response::new(Full::new(text.into()).boxed())
+    };
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    if !grpc {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    // For response header modifiers to work on.
+    for (name, value) in [("x-app", "one"), ("x-app", "two"), ("x-internal", "secret")] {
+        headers.append(name, HeaderValue::from_static(value));
+    }
+    Ok(response)
+}
+
+/// One message and the status: in trailers, or without a message in the header where that is what servers do.
+fn in_grpc(text: &[u8], status: u8) -> Response<Body> {
+    let number = HeaderValue::from(u16::from(status));
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", number.clone());
+    let mut response = if status == 0 {
+        let mut message = BytesMut::new();
+        message.put_u8(0);
+        message.put_u32(u32::try_from(text.len()).unwrap_or(u32::MAX));
+        message.extend_from_slice(text);
+        let body = Full::new(message.freeze());
+        Response::new(body.with_trailers(async { Some(Ok(trailers)) }).boxed())
+    } else {
+        let mut response = Response::new(Full::default().boxed());
+        response.headers_mut().insert("grpc-status", number);
+        response
+    };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
+fn arrival(name: &str, head: &http::request::Parts, body: usize) -> Arrival {
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let host = head.headers.get(header::HOST).map(text);
+    let authority = head.uri.authority().map(ToString::to_string).or(host).unwrap_or_default();
+    let path = head.uri.path_and_query().map_or("", |path| path.as_str()).to_owned();
+    let headers = head.headers.iter().filter(|(name, _)| *name != header::HOST);
+    Arrival {
+        backend: name.to_owned(),
+        method: head.method.to_string(),
+        path,
+        authority,
+        version: format!("{:?}", head.version),
+        headers: headers.map(|(name, value)| (name.to_string(), text(value))).collect(),
+        body,
+    }
+}
+
+fn runtime() -> &'static tokio::runtime::Runtime {
+    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let built = builder.worker_threads(1).thread_name("backends").enable_all().build();
+        built.expect("a runtime needs a thread and a descriptor")
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Plain data, whole after any panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,241 @@
+//! A real Envoy on the mesh's own configuration: static listeners that each follow one route table of a control plane,
+//! clusters and endpoints over the same incremental ADS stream.
+//!
+//! In: the names of route tables. Out: an address for each, and what Envoy says about its configuration. Invariant: it
+//! ends with this value, and never listens but on loopback. Surprise: it is up only when it has every route table
+//! and cluster, because its listeners wait for them. Non-goal: listeners over xDS; a sidecar's are answers to
+//! questions that Envoy does not ask.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+
+use crate::client::{self, Ask};
+use crate::process::Guarded;
+use crate::{binary, package, poll};
+
+/// Longest wait for the first configuration: Envoy itself gives up on a resource after 15 s.
+const START: Duration = Duration::from_secs(30);
+/// How much of its log is shown.
+const LOG_LINES: usize = 40;
+
+/// A running Envoy.
+pub struct Envoy {
+    // The process first: it ends before its directory does.
+    _process: Guarded,
+    directory: tempfile::TempDir,
+    admin: SocketAddr,
+    listeners: Vec<SocketAddr>,
+}
+
+/// What a static listener follows.
+#[derive(Debug, Clone)]
+pub struct Follow {
+    /// The route table's name.
+    pub routes: String,
+    /// Clusters that the table names and the control plane's wildcard does not cover, each with its one address.
+    pub clusters: Vec<(String, SocketAddr)>,
+}
+
+impl From<String> for Follow {
+    fn from(routes: String) -> Self {
+        Self { routes, clusters: Vec::new() }
+    }
+}
+
+/// Envoy's binary, or `None` where this machine cannot have one: the reason is printed, and CI fails.
+///
+/// # Panics
+/// When there is none although `CI` is set.
+#[must_use]
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+pub fn available() -> Option<&'static Path> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    match FOUND.get_or_init(|| package::envoy(&binary::target()).map_err(|error| format!("{error:#}"))) {
+        Ok(path) => Some(path),
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none(), "CI must be able to run this: {error}");
+            eprintln!("skipped: no Envoy on this machine: {error}");
+            None
+        }
+    }
+}
+
+impl Envoy {
+    /// Starts one that follows the control plane at `control`, and waits until its listeners serve.
+    ///
+    /// # Errors
+    /// When it does not come up in time; the message has its log.
+    pub async fn start(binary: &Path, control: SocketAddr, follow: &[Follow]) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let file = |name: &str| directory.path().join(name);
+        fs::write(file("envoy.json"), bootstrap(control, follow).to_string())?;
+        let log = fs::File::create(file("log"))?;
+        let mut command = Command::new(binary);
+        command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]);
+        command.arg("-c").arg(file("envoy.json")).arg("--admin-address-path").arg(file("admin"));
+        let process = Guarded::spawn(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log))?;
+        let unplaced = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut envoy = Self { _process: process, directory, admin: unplaced, listeners: Vec::new() };
+        envoy.come_up(follow.len()).await.with_context(|| envoy.log())?;
+        Ok(envoy)
+    }
+
+    async fn come_up(&mut self, listeners: usize) -> anyhow::Result<()> {
+        let file = self.directory.path().join("admin");
+        self.admin = poll::until("Envoy's admin listens", START, async || {
+            anyhow::Ok(fs::read_to_string(&file)?.trim().parse()?)
+        })
+        .await?;
+        poll::until("Envoy has its configuration", START, async || {
+            let answer = client::once(self.admin, &Ask::get("/ready", "localhost")).await?;
+            let text = String::from_utf8_lossy(&answer.body);
+            ensure!(answer.status.is_success(), "{text}");
+            anyhow::Ok(())
+        })
+        .await?;
+        let said = client::json(self.admin, "/listeners?format=json").await?;
+        let said = said["listener_statuses"].as_array().context("no listeners")?;
+        let address = |index: usize| {
+            let name = format!("listener-{index}");
+            let status = said.iter().find(|status| status["name"] == name.as_str());
+            let socket = &status.with_context(|| format!("no {name}"))?["local_address"]["socket_address"];
+            let port = socket["port_value"].as_u64().context("no port")?;
+            anyhow::Ok(SocketAddr::from(([127, 0, 0, 1], u16::try_from(port)?)))
+        };
+        self.listeners = (0..listeners).map(address).collect::<anyhow::Result<_>>()?;
+        Ok(())
+    }
+
+    /// Where the listener that follows the table with this index serves.
+    #[must_use]
+    pub fn listener(&self, index: usize) -> SocketAddr {
+        self.listeners[index]
+    }
+
+    /// Asks the admin interface for JSON.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn admin(&self, path: &str) -> anyhow::Result<Value> {
+        client::json(self.admin, path).await
+    }
+
+    /// Makes sure that Envoy took everything it was sent, and has every table it follows.
+    ///
+    /// # Errors
+    /// What it refused, in its words.
+    pub async fn accepted(&self) -> anyhow::Result<()> {
+        let stats =
+            self.admin("/stats?format=json&filter=(update_rejected|config_reload|update_success)$").await?;
+        let stats = stats["stats"].as_array().context("no stats")?;
+        let value = |stat: &Value| stat["value"].as_u64().unwrap_or_default();
+        let name = |stat: &Value| stat["name"].as_str().unwrap_or_default().to_owned();
+        let refused: Vec<String> = stats
+            .iter()
+            .filter(|stat| name(stat).ends_with("update_rejected") && value(stat) > 0)
+            .map(name)
+            .collect();
+        ensure!(refused.is_empty(), "Envoy refused configuration: {refused:?}\n{}", self.log());
+        let tables = stats.iter().filter(|stat| name(stat).contains(".rds."));
+        let missing: Vec<String> = tables
+            .filter(|stat| name(stat).ends_with("update_success") && value(stat) == 0)
+            .map(name)
+            .collect();
+        ensure!(missing.is_empty(), "Envoy never got {missing:?}\n{}", self.log());
+        Ok(())
+    }
+
+    /// The end of its log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let text = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        format!("Envoy's log:\n{}", lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"))
+    }
+}
+
+fn bootstrap(control: SocketAddr, follow: &[Follow]) -> Value {
+    let listeners: Vec<Value> =
+        follow.iter().enumerate().map(|(index, follow)| listener(index, &follow.routes)).collect();
+    let http2 = json!({
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}},
+        },
+    });
+    let mut plane = cluster("control_plane", control);
+    plane["typed_extension_protocol_options"] = http2;
+    let named = follow.iter().flat_map(|follow| &follow.clusters);
+    let clusters: Vec<Value> =
+        std::iter::once(plane).chain(named.map(|(name, address)| cluster(name, *address))).collect();
+    json!({
+        "node": {"id": "envoy", "cluster": "shop/envoy"},
+        "admin": {"address": socket(([127, 0, 0, 1], 0).into())},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "DELTA_GRPC",
+                "transport_api_version": "V3",
+                "grpc_services": [{"envoy_grpc": {"cluster_name": "control_plane"}}],
+            },
+            "cds_config": ads(),
+        },
+        "static_resources": {"listeners": listeners, "clusters": clusters},
+    })
+}
+
+/// As the control plane's own outbound listeners are, but bound and following its table by name.
+fn listener(index: usize, routes: &str) -> Value {
+    let empty = |name: &str, kind: &str| {
+        let kind = format!("type.googleapis.com/envoy.extensions.filters.http.{kind}");
+        json!({"name": format!("envoy.filters.http.{name}"), "typed_config": {"@type": kind}})
+    };
+    let mut limit = empty("local_ratelimit", "local_ratelimit.v3.LocalRateLimit");
+    limit["typed_config"]["stat_prefix"] = "local_rate_limiter".into();
+    let manager = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": format!("listener-{index}"),
+        "codec_type": "AUTO",
+        "rds": {"route_config_name": routes, "config_source": ads()},
+        "stream_idle_timeout": "0s",
+        "server_header_transformation": "PASS_THROUGH",
+        "http_filters": [
+            empty("cors", "cors.v3.Cors"),
+            empty("fault", "fault.v3.HTTPFault"),
+            limit,
+            empty("router", "router.v3.Router"),
+        ],
+        "upgrade_configs": [{"upgrade_type": "websocket"}],
+    });
+    json!({
+        "name": format!("listener-{index}"),
+        "address": socket(([127, 0, 0, 1], 0).into()),
+        "filter_chains": [{
+            "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}],
+        }],
+    })
+}
+
+fn cluster(name: &str, address: SocketAddr) -> Value {
+    let endpoint = json!({"endpoint": {"address": socket(address)}});
+    json!({
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "5s",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+    })
+}
+
+fn socket(address: SocketAddr) -> Value {
+    json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
+}
+
+fn ads() -> Value {
+    json!({"ads": {}, "resource_api_version": "V3"})
+}

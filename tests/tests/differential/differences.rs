@@ -1,0 +1,137 @@
+//! What may differ between Envoy and Weft, and nothing else: the rows of `docs/envoy-differences.md` as code.
+//!
+//! In: what one request became at each of the two. Out: what differs beyond the rows. Invariant: whatever is left out of
+//! a comparison is named by a [`Row`], and every row stands in the page under the same heading.
+
+use std::collections::BTreeMap;
+
+use http::{HeaderMap, StatusCode};
+use weft_tests::backend::Arrival;
+use weft_tests::client::Answer;
+
+/// An intended difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Row {
+    /// What each proxy adds to requests about itself.
+    RequestHeaders,
+    /// What each proxy adds to responses about itself.
+    ResponseHeaders,
+    /// What a proxy that answers by itself writes in the body.
+    OwnBody,
+}
+
+impl Row {
+    pub(crate) const ALL: [Self; 3] = [Self::RequestHeaders, Self::ResponseHeaders, Self::OwnBody];
+
+    /// The row's first column.
+    pub(crate) const fn heading(self) -> &'static str {
+        match self {
+            Self::RequestHeaders => "Request headers of the proxy's own",
+            Self::ResponseHeaders => "Response headers of the proxy's own",
+            Self::OwnBody => "Body of an answer of the proxy's own",
+        }
+    }
+
+    /// The header fields that the row is about; a name that ends in `-` stands for all that begin with it.
+    const fn fields(self) -> &'static [&'static str] {
+        match self {
+            Self::RequestHeaders => {
+                &["x-envoy-", "x-forwarded-proto", "x-request-id", "traceparent", "tracestate", "x-weft-"]
+            }
+            Self::ResponseHeaders => &["x-envoy-", "x-weft-", "date"],
+            Self::OwnBody => &["content-type", "content-length"],
+        }
+    }
+
+    fn covers(self, name: &str) -> bool {
+        self.fields().iter().any(|field| match field.strip_suffix('-') {
+            Some(_) => name.starts_with(field),
+            None => name == *field,
+        })
+    }
+}
+
+/// What one request became: as far as both proxies must agree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    status: StatusCode,
+    grpc_status: Option<String>,
+    headers: BTreeMap<String, Vec<String>>,
+    /// The request as the backend saw it; `None` when the proxy answered by itself.
+    arrival: Option<Arrived>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Arrived {
+    backend: String,
+    method: String,
+    path: String,
+    authority: String,
+    version: String,
+    headers: BTreeMap<String, Vec<String>>,
+    body: usize,
+}
+
+impl Outcome {
+    /// Leaves the rows out.
+    pub(crate) fn of(answer: &Answer) -> Self {
+        let arrival = arrival(answer);
+        let own = arrival.is_none();
+        let compared = |name: &str| !(Row::ResponseHeaders.covers(name) || own && Row::OwnBody.covers(name));
+        Self {
+            status: answer.status,
+            grpc_status: answer.grpc_status().map(str::to_owned),
+            headers: collect(&answer.headers, compared),
+            arrival: arrival.map(Arrived::of),
+        }
+    }
+
+    /// The backend that was chosen, if one was.
+    pub(crate) fn backend(&self) -> Option<&str> {
+        self.arrival.as_ref().map(|arrival| arrival.backend.as_str())
+    }
+}
+
+impl Arrived {
+    fn of(arrival: Arrival) -> Self {
+        let mut headers: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (name, value) in arrival.headers {
+            if !Row::RequestHeaders.covers(&name) {
+                headers.entry(name).or_default().push(value);
+            }
+        }
+        let Arrival { backend, method, path, authority, version, headers: _, body } = arrival;
+        Self { backend, method, path, authority, version, headers, body }
+    }
+}
+
+/// What the backend saw, when the answer is a backend's.
+pub(crate) fn arrival(answer: &Answer) -> Option<Arrival> {
+    // A gRPC message has five bytes before it; JSON begins with a brace.
+    let text = match answer.body.first() {
+        Some(0) => answer.body.get(5..)?,
+        _ => &answer.body[..],
+    };
+    serde_json::from_slice(text).ok()
+}
+
+fn collect(headers: &HeaderMap, compared: impl Fn(&str) -> bool) -> BTreeMap<String, Vec<String>> {
+    let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (name, value) in headers.iter().filter(|(name, _)| compared(name.as_str())) {
+        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+        all.entry(name.to_string()).or_default().push(value);
+    }
+    all
+}
+
+#[test]
+fn the_page_and_the_rows_say_the_same() {
+    let page = weft_tests::binary::workspace().join("docs/envoy-differences.md");
+    let page = std::fs::read_to_string(page).expect("the page exists");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let mut written: Vec<&str> = rows.filter(|heading| *heading != "What").collect();
+    let mut known: Vec<&str> = Row::ALL.iter().map(|row| row.heading()).collect();
+    written.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(written, known);
+}
