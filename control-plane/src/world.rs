@@ -307,7 +307,7 @@ impl World {
         };
         // Limits of a route are kept where its backends are.
         let backends = [old.as_ref(), self.traffic.get(id)].into_iter().flatten().flat_map(Traffic::backends);
-        for backend in backends.collect::<BTreeSet<_>>() {
+        for backend in backends {
             self.inbound_touched(&backend.service, touched);
         }
     }

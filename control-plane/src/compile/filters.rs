@@ -83,7 +83,7 @@ pub(super) fn rate_limit(limit: &RateLimit) -> LocalRateLimit {
     };
     let all = LocalRateLimit {
         stat_prefix: stat_prefix(),
-        token_bucket: Some(bucket.clone()),
+        token_bucket: Some(bucket),
         filter_enabled: Some(runtime_fraction(1, 1)),
         filter_enforced: Some(runtime_fraction(1, 1)),
         rate_limited_as_resource_exhausted: true,

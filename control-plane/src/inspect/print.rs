@@ -82,7 +82,7 @@ pub fn diff(old: &[String], new: &[String], max: usize) -> Vec<String> {
 #[derive(Debug, Default)]
 struct Node {
     head: String,
-    children: Vec<Node>,
+    children: Vec<Self>,
     /// Whether it is a constructor around its children: `Some(…)`, a one-of's variant.
     wraps: bool,
 }
@@ -190,7 +190,7 @@ impl Node {
     }
 
     /// What is packed inside an `Any`.
-    fn unpacked(&self, depth: usize) -> Option<Vec<Node>> {
+    fn unpacked(&self, depth: usize) -> Option<Vec<Self>> {
         if !self.head.ends_with("Any") {
             return None;
         }

@@ -66,7 +66,7 @@ pub(super) fn circuit_breaker(
         let reason = "a circuit belongs to a Service: a route has no endpoints";
         return Err((path!["spec", "targetRefs", at, "kind"], reason.into()));
     }
-    let settings = circuit_breaker::settings(&manifest.spec, &path!["spec"])?;
+    let settings = circuit_breaker::settings(&manifest.spec, &[Segment::from("spec")])?;
     Ok(Some(policy(PolicyKind::CircuitBreaker, &manifest.metadata, name, targets, settings)))
 }
 
@@ -76,7 +76,8 @@ pub(super) fn traffic_policy(
     let name = object_name(&manifest.metadata)?;
     let targets = targets(&manifest.spec.target_refs, &name)?;
     let on_route = targets.iter().any(|target| matches!(target, Target::Route(..)));
-    let settings = traffic_policy::settings(&manifest.spec, &name.namespace, on_route, &path!["spec"])?;
+    let settings =
+        traffic_policy::settings(&manifest.spec, &name.namespace, on_route, &[Segment::from("spec")])?;
     Ok(Some(policy(PolicyKind::TrafficPolicy, &manifest.metadata, name, targets, settings)))
 }
 

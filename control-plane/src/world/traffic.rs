@@ -213,7 +213,7 @@ impl World {
         conflicts: &mut BTreeSet<Conflict>,
     ) -> Table {
         only_one_kind(&mut routes);
-        routes.sort_by(|a, b| order::seniority(a).cmp(&order::seniority(b)));
+        routes.sort_by_key(|route| order::seniority(route));
         let mut rules = Vec::new();
         for route in routes {
             let layers = self.route_layers(&route.id);

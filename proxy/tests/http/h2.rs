@@ -279,9 +279,9 @@ fn a_host_that_disagrees_with_the_authority_is_refused() {
 
 /// What a gRPC app says to the first call of all, and to every other.
 async fn wavering(first: impl Fn(h2::server::SendResponse<Bytes>) + Copy + 'static) -> App {
-    let fresh = std::rc::Rc::new(std::cell::Cell::new(true));
+    let fresh = Rc::new(Cell::new(true));
     app(move |raw, _| {
-        let fresh = std::rc::Rc::clone(&fresh);
+        let fresh = Rc::clone(&fresh);
         async move {
             let mut connection = h2::server::handshake(raw.stream).await.unwrap();
             while let Some(Ok((request, mut respond))) = connection.accept().await {

@@ -90,7 +90,7 @@ fn call_part(kind: ValueKind, text: String, at: &[Segment]) -> Result<Pattern, R
 }
 
 fn headers(shapes: Vec<ValueShape>, at: &[Segment]) -> Result<Vec<ValueMatch>, Refusal> {
-    values(shapes, at, |name, at| super::filter::header_name(name, at))
+    values(shapes, at, super::filter::header_name)
 }
 
 /// Header and query matches. Of several for one name the first counts, as the API has it.

@@ -381,7 +381,6 @@ impl H1 {
     }
 
     /// The socket and what was read too far: after a switch of protocols, or to keep it without its buffers.
-    #[must_use]
     pub fn into_parts(self: Box<Self>) -> (TcpStream, Bytes, Open) {
         (self.stream, self.input.freeze(), self.open)
     }

@@ -79,7 +79,7 @@ fn by_enum(cluster: &Cluster) -> Result<Policy, Invalid> {
         Ok(LbPolicy::Random) => (Algorithm::Random, None),
         Ok(LbPolicy::RingHash) => {
             let config = match config {
-                Some(LbConfig::RingHashLbConfig(config)) => config.clone(),
+                Some(LbConfig::RingHashLbConfig(config)) => *config,
                 _ => RingHashLbConfig::default(),
             };
             if config.hash_function != HashFunction::XxHash as i32 {
