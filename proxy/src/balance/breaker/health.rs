@@ -22,8 +22,14 @@ pub struct Settings {
     pub interval: Duration,
     /// From one check to the next while the endpoint is unhealthy.
     pub unhealthy_interval: Duration,
-    /// From one check to the next while the cluster has no traffic.
+    /// After a success that does not yet make an unhealthy endpoint healthy.
+    pub healthy_edge_interval: Duration,
+    /// After a failure that does not yet make a healthy endpoint unhealthy.
+    pub unhealthy_edge_interval: Duration,
+    /// From one check to the next while the cluster has no traffic …
     pub no_traffic_interval: Duration,
+    /// … and the endpoint is healthy.
+    pub no_traffic_healthy_interval: Duration,
     /// The first check waits up to this long.
     pub initial_jitter: Duration,
     /// Every interval is up to this much longer.
@@ -123,10 +129,14 @@ impl Settings {
     /// How long until the next check. `chance` is uniform in `[0, 1)`.
     #[must_use]
     pub fn pause(&self, verdict: Verdict, traffic: bool, chance: f64) -> Duration {
-        let interval = match (traffic, verdict.is_healthy()) {
-            (false, _) => self.no_traffic_interval,
-            (true, true) => self.interval,
-            (true, false) => self.unhealthy_interval,
+        // A streak contradicts the verdict: the latest check said otherwise, but it was not enough.
+        let interval = match (traffic, verdict.is_healthy(), verdict.streak > 0) {
+            (false, true, false) | (false, false, true) => self.no_traffic_healthy_interval,
+            (false, ..) => self.no_traffic_interval,
+            (true, true, false) => self.interval,
+            (true, true, true) => self.unhealthy_edge_interval,
+            (true, false, false) => self.unhealthy_interval,
+            (true, false, true) => self.healthy_edge_interval,
         };
         let jitter = self.interval_jitter + interval.mul_f64(f64::from(self.interval_jitter_percent) / 100.0);
         interval + jitter.mul_f64(chance)

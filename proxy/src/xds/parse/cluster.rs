@@ -45,7 +45,7 @@ pub(in crate::xds) fn cluster(name: &str, any: &Any) -> Result<ClusterDraft, Inv
         protocol: labels.protocol()?,
         http2: speaks_http2(&cluster)?,
         connect_timeout: connect_timeout(&cluster)?,
-        breaking: breaking::settings(&cluster)?,
+        breaking: breaking::settings(&cluster, &labels)?,
         balancing: balancing::policy(&cluster, &labels)?,
         absent: false,
     };
