@@ -20,12 +20,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 mod cluster;
 mod endpoint;
 mod journal;
+mod limit;
 mod permit;
+mod view;
 mod window;
 
 pub use super::breaker::Outcome;
@@ -33,6 +35,7 @@ pub use cluster::ClusterState;
 pub use endpoint::EndpointState;
 pub use journal::Transition;
 pub use permit::{Admission, ConnectionPermit, PendingPermit, RetryPermit};
+pub use view::{Callee, Change, Circuit, SHOWN_MAX, View};
 
 use cluster::Core;
 use journal::Journal;
@@ -98,6 +101,25 @@ impl Circuits {
     /// Every cluster, in no order.
     pub(crate) fn all(&self) -> Vec<Arc<ClusterState>> {
         lock(&self.clusters).values().cloned().collect()
+    }
+
+    /// Sees which limits bite, and tells of those that begin or cease to: once a second, from one thread.
+    pub(crate) fn look_at_limits(&self, now: Instant) {
+        let now = self.shared.clock.millis(now);
+        for cluster in self.all() {
+            let core = cluster.core();
+            core.limit.look(core, now);
+        }
+    }
+
+    /// What transitions are told to, once.
+    pub(crate) fn listen(&self) -> Option<mpsc::Receiver<Transition>> {
+        self.shared.journal.listen()
+    }
+
+    /// Transitions that found no room on their way to whoever listens.
+    pub(crate) fn untold(&self) -> u64 {
+        self.shared.journal.dropped()
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {

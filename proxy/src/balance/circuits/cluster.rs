@@ -15,6 +15,7 @@ use super::super::breaker::window::Tally;
 use super::super::breaker::{Cause, Kind, Outcome, Position};
 use super::endpoint::EndpointState;
 use super::journal::Transition;
+use super::limit::Limit;
 use super::permit::{Admission, ConnectionPermit, Held, PendingPermit, RetryPermit};
 use super::window::Window;
 use super::{Shared, lock};
@@ -185,6 +186,8 @@ pub(crate) struct Core {
     pub(super) ejected: AtomicU32,
     generation: AtomicU64,
     pub(crate) circuit: Service,
+    /// Whether its limits bite.
+    pub(crate) limit: Limit,
     /// Second of the circuits' clock in which somebody last called, plus one; 0 = never.
     used: AtomicU64,
     /// Transitions by kind and new position.
@@ -202,6 +205,7 @@ impl Core {
             ejected: AtomicU32::new(0),
             generation: AtomicU64::new(0),
             circuit: Service::default(),
+            limit: Limit::default(),
             used: AtomicU64::new(0),
             transitions: Default::default(),
         }

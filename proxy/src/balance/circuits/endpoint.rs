@@ -182,6 +182,10 @@ impl EndpointState {
         }
     }
 
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
