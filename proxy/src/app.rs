@@ -118,10 +118,13 @@ async fn serve(
     };
     telemetry.registry().register(Box::new(directory.metrics())).context("metrics of the same name")?;
 
+    let circuits = Circuits::new();
+
     // What the control plane, and whoever reads logs, is told.
     let (flush, flushing) = oneshot::channel::<()>();
     let reporting = tokio::spawn(report::run(
         Arc::clone(&telemetry),
+        Arc::clone(&circuits),
         config.control_plane.clone().map(|address| report::channel(address, dialer(&config))),
         async { drop(flushing.await) },
     ));
@@ -130,7 +133,6 @@ async fn serve(
     let logging = tokio::spawn(async move { log.write_access_log(async { drop(closing_log.await) }).await });
 
     // Traffic.
-    let circuits = Circuits::new();
     let (event, mut events) = mpsc::channel(2 * workers.len().max(1));
     for (index, listeners) in workers.into_iter().enumerate() {
         let seed = Seed {

@@ -300,7 +300,12 @@ impl Telemetry {
 
     /// Counts a bound that bit outside a worker (xDS, reports, admin).
     pub fn limit(&self, limit: Limit) {
-        self.limits[limit as usize].fetch_add(1, Ordering::Relaxed);
+        self.limits_reached(limit, 1);
+    }
+
+    /// As [`limit`](Self::limit), so many times at once.
+    pub(crate) fn limits_reached(&self, limit: Limit, times: u64) {
+        self.limits[limit as usize].fetch_add(times, Ordering::Relaxed);
     }
 
     /// Where other modules register their own metrics (the state of the xDS stream, for instance); they appear

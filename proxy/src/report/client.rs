@@ -1,6 +1,7 @@
-//! `MetricsService/Export` with a message that is already encoded.
+//! `MetricsService/Export` and `LogsService/Export` with a message that is already encoded.
 
-use bytes::{BufMut as _, Bytes};
+use bytes::{Buf as _, BufMut as _, Bytes};
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use prost::Message as _;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -8,24 +9,42 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-const PATH: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
+use super::queue::Signal;
 
-/// Exports one encoded `ExportMetricsServiceRequest`.
-pub(super) async fn export(channel: Channel, request: Request<Bytes>) -> Result<(), Status> {
+const METRICS: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
+const LOGS: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
+
+/// Exports one encoded request.
+pub(super) async fn export(channel: Channel, signal: Signal, request: Request<Bytes>) -> Result<(), Status> {
     let mut grpc = tonic::client::Grpc::new(channel);
     grpc.ready().await.map_err(|error| Status::unavailable(chain(&error)))?;
-    let answer = grpc.unary(request, PathAndQuery::from_static(PATH), Encoded).await?.into_inner();
-    if let Some(partial) = answer.partial_success
-        && partial.rejected_data_points > 0
-    {
+    let path = match signal {
+        Signal::Metrics => METRICS,
+        Signal::Transitions(_) => LOGS,
+    };
+    let answer = grpc.unary(request, PathAndQuery::from_static(path), Encoded).await?.into_inner();
+    let (rejected, message) = rejected(signal, answer)?;
+    if rejected > 0 {
         // Rejected for good: sending the same again would change nothing.
-        tracing::warn!(
-            points = partial.rejected_data_points,
-            message = partial.error_message,
-            "control plane rejected part of a report"
-        );
+        tracing::warn!(rejected, message, "control plane rejected part of a report");
     }
     Ok(())
+}
+
+/// What an answer says was not taken, and why.
+fn rejected(signal: Signal, answer: Bytes) -> Result<(i64, String), Status> {
+    let invalid = |error: prost::DecodeError| Status::internal(error.to_string());
+    let said = match signal {
+        Signal::Metrics => {
+            let answer = ExportMetricsServiceResponse::decode(answer).map_err(invalid)?;
+            answer.partial_success.map(|partial| (partial.rejected_data_points, partial.error_message))
+        }
+        Signal::Transitions(_) => {
+            let answer = ExportLogsServiceResponse::decode(answer).map_err(invalid)?;
+            answer.partial_success.map(|partial| (partial.rejected_log_records, partial.error_message))
+        }
+    };
+    Ok(said.unwrap_or_default())
 }
 
 /// An error and its causes: a transport error alone says "transport error".
@@ -40,13 +59,13 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Passes bytes through on the way out.
+/// Passes bytes through, both ways.
 #[derive(Debug, Clone, Copy)]
 struct Encoded;
 
 impl Codec for Encoded {
     type Encode = Bytes;
-    type Decode = ExportMetricsServiceResponse;
+    type Decode = Bytes;
     type Encoder = Self;
     type Decoder = Self;
 
@@ -70,13 +89,10 @@ impl Encoder for Encoded {
 }
 
 impl Decoder for Encoded {
-    type Item = ExportMetricsServiceResponse;
+    type Item = Bytes;
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
-        match ExportMetricsServiceResponse::decode(buffer) {
-            Ok(answer) => Ok(Some(answer)),
-            Err(error) => Err(Status::internal(error.to_string())),
-        }
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
     }
 }

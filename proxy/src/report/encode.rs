@@ -5,13 +5,14 @@ use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequ
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value};
 use opentelemetry_proto::tonic::metrics::v1::exponential_histogram_data_point::Buckets;
 use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, ExponentialHistogram, ExponentialHistogramDataPoint, Metric, NumberDataPoint,
-    ResourceMetrics, ScopeMetrics, Sum, metric, number_data_point,
+    AggregationTemporality, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Metric,
+    NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, metric, number_data_point,
 };
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message as _;
 use weft_wire::{attribute, histogram};
 
+use super::circuit;
 use super::snapshot::Snapshot;
 use crate::record::cell::Growth;
 use crate::record::rules::RuleLabels;
@@ -27,19 +28,23 @@ const DELTA: i32 = AggregationTemporality::Delta as i32;
 pub(super) fn encode(snapshot: &Snapshot, identity: &Identity) -> Vec<Bytes> {
     let points = points(snapshot);
     let message = |points: &[(Name, Point)]| {
-        let scope = InstrumentationScope {
-            name: "weft-proxy".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            ..InstrumentationScope::default()
-        };
         let metrics = metrics(points);
-        let scope_metrics = vec![ScopeMetrics { scope: Some(scope), metrics, ..ScopeMetrics::default() }];
+        let scope_metrics = vec![ScopeMetrics { scope: Some(scope()), metrics, ..ScopeMetrics::default() }];
         let resource = Some(resource(identity));
         let resource_metrics =
             vec![ResourceMetrics { resource, scope_metrics, ..ResourceMetrics::default() }];
         ExportMetricsServiceRequest { resource_metrics }.encode_to_vec().into()
     };
     points.chunks(POINTS_MAX).map(message).collect()
+}
+
+/// Who speaks.
+pub(super) fn scope() -> InstrumentationScope {
+    InstrumentationScope {
+        name: "weft-proxy".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        ..InstrumentationScope::default()
+    }
 }
 
 /// A metric's name and unit.
@@ -49,6 +54,7 @@ type Name = (&'static str, &'static str);
 enum Point {
     Histogram(ExponentialHistogramDataPoint),
     Sum(NumberDataPoint),
+    Gauge(NumberDataPoint),
 }
 
 /// All points, those of one metric next to each other.
@@ -115,6 +121,10 @@ fn points(snapshot: &Snapshot) -> Vec<(Name, Point)> {
     }
     let dropped = at.sum(Vec::new(), snapshot.dropped);
     points.extend(dropped.map(|point| ((attribute::REPORT_DROPPED, "{point}"), point)));
+    for circuit in &snapshot.circuits {
+        let point = at.gauge(circuit::attributes(circuit), circuit.position as i64);
+        points.push(((attribute::CIRCUIT_STATE, "{state}"), point));
+    }
     // Stable: points of one metric stay in order.
     points.sort_by_key(|((name, _), _)| *name);
     points
@@ -127,25 +137,24 @@ fn metrics(points: &[(Name, Point)]) -> Vec<Metric> {
         .map(|group| {
             let (name, unit) = group[0].0;
             let mut histograms = Vec::new();
-            let mut sums = Vec::new();
+            let mut numbers = Vec::new();
             for (_, point) in group {
                 match point {
                     Point::Histogram(point) => histograms.push(point.clone()),
-                    Point::Sum(point) => sums.push(point.clone()),
+                    Point::Sum(point) | Point::Gauge(point) => numbers.push(point.clone()),
                 }
             }
-            let data = if sums.is_empty() {
-                let aggregation_temporality = DELTA;
-                metric::Data::ExponentialHistogram(ExponentialHistogram {
+            let data = match &group[0].1 {
+                Point::Histogram(_) => metric::Data::ExponentialHistogram(ExponentialHistogram {
                     data_points: histograms,
-                    aggregation_temporality,
-                })
-            } else {
-                metric::Data::Sum(Sum {
-                    data_points: sums,
+                    aggregation_temporality: DELTA,
+                }),
+                Point::Sum(_) => metric::Data::Sum(Sum {
+                    data_points: numbers,
                     aggregation_temporality: DELTA,
                     is_monotonic: true,
-                })
+                }),
+                Point::Gauge(_) => metric::Data::Gauge(Gauge { data_points: numbers }),
             };
             Metric { name: name.into(), unit: unit.into(), data: Some(data), ..Metric::default() }
         })
@@ -172,6 +181,15 @@ impl At {
         })
     }
 
+    fn gauge(&self, attributes: Vec<KeyValue>, value: i64) -> Point {
+        Point::Gauge(NumberDataPoint {
+            attributes,
+            time_unix_nano: self.end,
+            value: Some(number_data_point::Value::AsInt(value)),
+            ..NumberDataPoint::default()
+        })
+    }
+
     fn sum(&self, attributes: Vec<KeyValue>, value: u64) -> Option<Point> {
         if value == 0 {
             return None;
@@ -187,17 +205,17 @@ impl At {
     }
 }
 
-fn text(key: &str, value: &str) -> KeyValue {
+pub(super) fn text(key: &str, value: &str) -> KeyValue {
     let value = AnyValue { value: Some(any_value::Value::StringValue(value.to_owned())) };
     KeyValue { key: key.to_owned(), value: Some(value), ..KeyValue::default() }
 }
 
-fn number(key: &str, value: impl Into<i64>) -> KeyValue {
+pub(super) fn number(key: &str, value: impl Into<i64>) -> KeyValue {
     let value = AnyValue { value: Some(any_value::Value::IntValue(value.into())) };
     KeyValue { key: key.to_owned(), value: Some(value), ..KeyValue::default() }
 }
 
-fn resource(identity: &Identity) -> Resource {
+pub(super) fn resource(identity: &Identity) -> Resource {
     let mut attributes = vec![
         text(attribute::SERVICE_NAME, identity.workload.name()),
         text(attribute::SERVICE_NAMESPACE, identity.workload.namespace()),

@@ -17,8 +17,19 @@ const PAUSE_MAX: Duration = Duration::from_secs(4);
 pub(super) struct Report {
     /// Its place among this instance's reports, from 1.
     pub(super) sequence: u64,
+    /// What it tells of.
+    pub(super) signal: Signal,
     /// The encoded message.
     pub(super) bytes: Bytes,
+}
+
+/// What a report tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Signal {
+    /// What was measured.
+    Metrics,
+    /// This many transitions of circuits.
+    Transitions(usize),
 }
 
 #[derive(Debug, Default)]
@@ -34,10 +45,10 @@ impl Queue {
         self.reports.len() < QUEUE_MAX && self.bytes < QUEUE_BYTES_MAX
     }
 
-    pub(super) fn push(&mut self, bytes: Bytes) {
+    pub(super) fn push(&mut self, signal: Signal, bytes: Bytes) {
         self.last_sequence += 1;
         self.bytes += bytes.len();
-        self.reports.push_back(Report { sequence: self.last_sequence, bytes });
+        self.reports.push_back(Report { sequence: self.last_sequence, signal, bytes });
     }
 
     /// The report to send: the oldest, however often it has been sent.
@@ -83,12 +94,12 @@ mod tests {
     #[test]
     fn a_lost_acknowledgement_sends_the_same_report_again() {
         let mut queue = Queue::default();
-        queue.push(Bytes::from_static(b"a"));
-        queue.push(Bytes::from_static(b"b"));
+        queue.push(Signal::Metrics, Bytes::from_static(b"a"));
+        queue.push(Signal::Metrics, Bytes::from_static(b"b"));
         let first = queue.next().expect("waits");
         assert_eq!(first.sequence, 1);
         queue.failed(0.0);
-        queue.push(Bytes::from_static(b"c"));
+        queue.push(Signal::Metrics, Bytes::from_static(b"c"));
         assert_eq!(queue.next(), Some(first));
         queue.acknowledged(1);
         assert_eq!(queue.next().map(|report| report.sequence), Some(2));
@@ -114,11 +125,11 @@ mod tests {
         let mut queue = Queue::default();
         for _ in 0..QUEUE_MAX {
             assert!(queue.has_room());
-            queue.push(Bytes::new());
+            queue.push(Signal::Metrics, Bytes::new());
         }
         assert!(!queue.has_room());
         let mut queue = Queue::default();
-        queue.push(vec![0; QUEUE_BYTES_MAX].into());
+        queue.push(Signal::Metrics, vec![0; QUEUE_BYTES_MAX].into());
         assert!(!queue.has_room());
     }
 }

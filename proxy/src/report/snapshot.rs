@@ -1,5 +1,6 @@
 //! The differences since the last time: what one report says.
 
+use crate::balance::circuits::Circuit;
 use crate::record::cell::{Growth, Totals};
 use crate::record::rules::RuleLabels;
 use crate::record::series::{ConnectionLabels, FlowLabels, FlowTotals, RequestLabels};
@@ -17,7 +18,9 @@ pub(super) struct Snapshot {
     pub(super) connections: Vec<(ConnectionLabels, Growth)>,
     pub(super) rules: Vec<(RuleLabels, Growth)>,
     pub(super) detected: Vec<(Detected, Growth)>,
-    /// Label sets lost to the ledger's bound.
+    /// How circuits stand at the end.
+    pub(super) circuits: Vec<Circuit>,
+    /// Label sets lost to the ledger's bound, and transitions of circuits that nobody will be told of.
     pub(super) dropped: u64,
 }
 

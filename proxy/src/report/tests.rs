@@ -13,6 +13,8 @@ use crate::record::{
     Config, Detected, Direction, Edge, EdgeSpec, Identity, PeerSpec, Protocol, Shard, Tls, access_log,
 };
 
+mod circuits;
+
 fn reporter() -> (Reporter, Rc<Shard>) {
     let identity = Identity {
         workload: "shop/web".parse().expect("valid"),
@@ -24,7 +26,7 @@ fn reporter() -> (Reporter, Rc<Shard>) {
     let telemetry = Telemetry::new(config, identity);
     telemetry.report_differences();
     let shard = telemetry.shard();
-    (Reporter::new(telemetry), shard)
+    (Reporter::new(telemetry, Watch::new(Circuits::new())), shard)
 }
 
 fn edge(shard: &Shard, service: &str) -> Rc<Edge> {
