@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::TcpListener as StdListener;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 
 use crate::accept::Bound;
 use crate::app::LogLevel;
+use crate::balance::Circuits;
 use crate::config::Config;
 use crate::drain::{Phase, Trigger};
 use crate::record::{Limit, Telemetry};
@@ -58,6 +59,8 @@ pub struct Admin {
     pub bound: Arc<Bound>,
     /// What the control plane said.
     pub directory: Arc<Directory>,
+    /// What is open, and why.
+    pub circuits: Arc<Circuits>,
     /// The numbers.
     pub telemetry: Arc<Telemetry>,
     /// Starts a drain.
@@ -130,6 +133,7 @@ impl Admin {
             (_, &Method::GET, "/metrics") => self.metrics(),
             (Face::Admin, &Method::GET, "/") => text(StatusCode::OK, INDEX),
             (Face::Admin, &Method::GET, "/config") => self.dump(),
+            (Face::Admin, &Method::GET, "/circuits") => document(&self.circuits.dump(Instant::now())),
             (Face::Admin, &Method::POST, "/log-level") => self.log_level(body).await,
             (Face::Admin, &Method::POST, "/drain") => {
                 self.trigger.advance(Phase::Draining);
@@ -172,10 +176,7 @@ impl Admin {
             "settings": self.config.describe(),
             "directory": self.directory.dump(),
         });
-        let mut answer = text(StatusCode::OK, "");
-        *answer.body_mut() = Full::new(format!("{dump:#}\n").into());
-        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        answer
+        document(&dump)
     }
 
     async fn log_level(&self, body: Incoming) -> Answer {
@@ -210,9 +211,17 @@ GET  /live       alive
 GET  /ready      fit for traffic, or why not
 GET  /metrics    Prometheus text format
 GET  /config     settings, listeners and what the control plane said, as JSON
+GET  /circuits   circuits that are open or in use, and what counts against limits, as JSON
 POST /log-level  the body is the filter: info, debug, weft_proxy::xds=debug,info
 POST /drain      finish what is in flight, then exit
 ";
+
+fn document(json: &serde_json::Value) -> Answer {
+    let mut answer = text(StatusCode::OK, "");
+    *answer.body_mut() = Full::new(format!("{json:#}\n").into());
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
 
 fn text(status: StatusCode, body: &'static str) -> Answer {
     let mut answer = Response::new(Full::new(Bytes::from_static(body.as_bytes())));

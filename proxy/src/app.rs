@@ -119,6 +119,7 @@ async fn serve(
     telemetry.registry().register(Box::new(directory.metrics())).context("metrics of the same name")?;
 
     let circuits = Circuits::new();
+    telemetry.registry().register(Box::new(circuits.metrics())).context("metrics of the same name")?;
 
     // What the control plane, and whoever reads logs, is told.
     let (flush, flushing) = oneshot::channel::<()>();
@@ -158,6 +159,7 @@ async fn serve(
         config: Arc::clone(&config),
         bound: Arc::clone(&bound),
         directory: Arc::clone(&directory),
+        circuits: Arc::clone(&circuits),
         telemetry: Arc::clone(&telemetry),
         trigger: trigger.clone(),
         level,

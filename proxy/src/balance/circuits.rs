@@ -26,6 +26,7 @@ mod cluster;
 mod endpoint;
 mod journal;
 mod limit;
+mod metrics;
 mod permit;
 mod view;
 mod window;
@@ -34,6 +35,7 @@ pub use super::breaker::Outcome;
 pub use cluster::ClusterState;
 pub use endpoint::EndpointState;
 pub use journal::Transition;
+pub use metrics::Metrics;
 pub use permit::{Admission, ConnectionPermit, PendingPermit, RetryPermit};
 pub use view::{Callee, Change, Circuit, SHOWN_MAX, View};
 

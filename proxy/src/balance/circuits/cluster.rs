@@ -12,7 +12,7 @@ use weft_wire::Reason;
 
 use super::super::breaker::circuit::{self, Era, Verdict};
 use super::super::breaker::window::Tally;
-use super::super::breaker::{Cause, Kind, Outcome, Position};
+use super::super::breaker::{Cause, Kind, Outcome, Position, limits};
 use super::endpoint::EndpointState;
 use super::journal::Transition;
 use super::limit::Limit;
@@ -39,6 +39,19 @@ impl Gauge {
             Self::Pending => Cause::MaxPendingRequests,
             Self::Requests => Cause::MaxRequests,
             Self::Retries => Cause::MaxRetries,
+        }
+    }
+
+    /// How much is allowed now.
+    pub(crate) fn max(self, core: &Core, limits: &limits::Settings) -> u32 {
+        match self {
+            Self::Connections => limits.max_connections,
+            Self::Pending => limits.max_pending_requests,
+            Self::Requests => limits.max_requests,
+            Self::Retries => {
+                let in_progress = core.held(Self::Requests).saturating_add(core.held(Self::Pending));
+                limits.retries.allowed(in_progress)
+            }
         }
     }
 }

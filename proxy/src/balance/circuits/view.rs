@@ -250,13 +250,10 @@ fn threshold(core: &Core, cause: Cause) -> Option<u64> {
     match cause {
         Cause::ErrorRatio => settings.circuit.map(|circuit| circuit.error_percent.into()),
         Cause::SlowCalls => settings.circuit?.slow.map(|slow| slow.percent.into()),
-        Cause::MaxConnections => Some(limits.max_connections.into()),
-        Cause::MaxPendingRequests => Some(limits.max_pending_requests.into()),
-        Cause::MaxRequests => Some(limits.max_requests.into()),
-        Cause::MaxRetries => {
-            let in_progress = core.held(Gauge::Requests).saturating_add(core.held(Gauge::Pending));
-            Some(limits.retries.allowed(in_progress).into())
-        }
+        Cause::MaxConnections => Some(Gauge::Connections.max(core, limits).into()),
+        Cause::MaxPendingRequests => Some(Gauge::Pending.max(core, limits).into()),
+        Cause::MaxRequests => Some(Gauge::Requests.max(core, limits).into()),
+        Cause::MaxRetries => Some(Gauge::Retries.max(core, limits).into()),
         _ => endpoint_threshold(settings, cause),
     }
 }
