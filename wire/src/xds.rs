@@ -51,6 +51,10 @@ pub mod field {
     pub const CIRCUIT_PROBES: &str = "circuit_probes";
 }
 
+/// Bytes of a request's body that are kept to send it again. Route tables say so, lest an Envoy keep more than a sidecar and
+/// retry what a sidecar does not; a table that says something else is refused.
+pub const REPLAY_BYTES: u64 = 64 * 1024;
+
 /// Value of [`field::BALANCER`]: power of two choices on peak EWMA. A client that does not know it uses the cluster's
 /// `lb_policy`.
 pub const PEAK_EWMA: &str = "peak_ewma";

@@ -13,6 +13,8 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::route::v3::{
     Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action, route_match,
 };
+use envoy_types::pb::google::protobuf::UInt64Value;
+use weft_wire::xds::REPLAY_BYTES;
 
 use super::proto::{PerFilter, duration};
 use super::{Resource, Target, direct, filters, finish, inbound, provisional};
@@ -51,8 +53,13 @@ pub(super) fn compile(world: &World, name: &str, namespace: &str) -> Option<Reso
 /// A table with one virtual host, which says `filters` to all its entries.
 pub(super) fn table(name: &str, filters: PerFilter, entries: Vec<Entry>, provisional: bool) -> Resource {
     let (routes, said): (Vec<Route>, Vec<PerFilter>) = entries.into_iter().unzip();
-    let host =
-        VirtualHost { name: name.to_owned(), domains: vec!["*".to_owned()], routes, ..Default::default() };
+    let host = VirtualHost {
+        name: name.to_owned(),
+        domains: vec!["*".to_owned()],
+        routes,
+        request_body_buffer_limit: Some(UInt64Value { value: REPLAY_BYTES }),
+        ..Default::default()
+    };
     let table = RouteConfiguration { name: name.to_owned(), virtual_hosts: vec![host], ..Default::default() };
     let put = |table: &mut RouteConfiguration, at: usize, said: PerFilter| {
         let Some(host) = table.virtual_hosts.first_mut() else { return };

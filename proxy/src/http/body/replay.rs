@@ -19,7 +19,7 @@ use super::request::Client;
 
 /// Bytes of a body that are kept. Larger ones than most calls between services have; with every request that a worker
 /// may have in flight (8192) keeping as much it is 512 MB, but then the kernel's and the engines' buffers are twice that.
-pub const REPLAY_MAX: usize = 64 * 1024;
+pub const REPLAY_MAX: usize = weft_wire::xds::REPLAY_BYTES as usize;
 
 /// What keeping one piece costs besides its bytes; a body in many small pieces must not cost more than a large one.
 const PIECE_COST: usize = 64;

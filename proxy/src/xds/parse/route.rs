@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::route::v3::{self as proto, virtual_host::TlsRequirementType};
 use envoy_types::pb::google::protobuf::Any;
+use weft_wire::xds::REPLAY_BYTES;
 
 use super::super::model::{Cluster, ClusterSpec};
 use super::{Invalid, decode, same_name};
@@ -141,10 +142,6 @@ pub(super) fn table(config: &proto::RouteConfiguration) -> Result<TableDraft, In
 /// Largest body of a direct response where the table names no other; Envoy's default.
 const BODY_MAX: usize = 4096;
 
-/// Bytes of a body that are kept for another attempt. Where the configuration names a bound it must be this one, so that
-/// both sides give up at the same body.
-const REPLAY_MAX: u64 = 64 * 1024;
-
 /// What a table, and then a virtual host, says for all its routes.
 #[derive(Clone)]
 struct Inherited {
@@ -259,12 +256,13 @@ fn refuse(place: &str, fields: &[(bool, &str, &str)]) -> Result<(), Invalid> {
     }
 }
 
+/// Where the configuration names a bound it must be this one, so that both sides give up at the same body.
 fn replay_bound(bound: Option<u64>, place: &str) -> Result<(), Invalid> {
     match bound {
-        None | Some(REPLAY_MAX) => Ok(()),
+        None | Some(REPLAY_BYTES) => Ok(()),
         Some(_) => Err(Invalid::unsupported(
             format!("{place}.request_body_buffer_limit"),
-            format!("keeping another number of bytes than {REPLAY_MAX} for a retry"),
+            format!("keeping another number of bytes than {REPLAY_BYTES} for a retry"),
         )),
     }
 }
