@@ -7,7 +7,6 @@
 //! another's answers.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -15,9 +14,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
-use hyper::body::Incoming;
+use futures_util::{StreamExt as _, stream};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -30,6 +30,8 @@ pub const KEY: &str = "x-key";
 /// What to do, one [`Step`] for each attempt, comma separated; the last one stays.
 pub const PLAN: &str = "x-plan";
 
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
 /// Answers are padded to a multiple of this, so that a header more or less does not change their length.
 const LENGTH: usize = 8192;
 
@@ -40,8 +42,14 @@ pub enum Step {
     Status(u16),
     /// Answers 200 after this long: `delay=100` (milliseconds).
     Delay(Duration),
-    /// Answers with this gRPC status: `grpc=14`.
+    /// Answers with this gRPC status, and nothing else: `grpc=14`.
     Grpc(u8),
+    /// Answers with a message and then this gRPC status: `trailed=14`.
+    Trailed(u8),
+    /// Begins to answer 200 and goes on after this long: `slow=100` (milliseconds).
+    Slow(Duration),
+    /// Begins to answer 200 and breaks off: `broken`.
+    Broken,
     /// Breaks the connection without an answer: `reset`.
     Reset,
     /// Never answers: `hang`.
@@ -55,9 +63,12 @@ impl FromStr for Step {
         Ok(match text.split_once('=') {
             None if text == "reset" => Self::Reset,
             None if text == "hang" => Self::Hang,
+            None if text == "broken" => Self::Broken,
             None => Self::Status(text.parse().with_context(|| format!("{text:?} is not a step"))?),
             Some(("delay", time)) => Self::Delay(Duration::from_millis(time.parse()?)),
+            Some(("slow", time)) => Self::Slow(Duration::from_millis(time.parse()?)),
             Some(("grpc", status)) => Self::Grpc(status.parse()?),
+            Some(("trailed", status)) => Self::Trailed(status.parse()?),
             Some(_) => bail!("{text:?} is not a step"),
         })
     }
@@ -210,10 +221,10 @@ async fn serve(role: Arc<Role>, stream: TcpStream) {
     auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await.ok();
 }
 
-type Body = BoxBody<Bytes, Infallible>;
+type Body = BoxBody<Bytes, Break>;
 
 /// Told to break off.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("told to break the connection")]
 struct Break;
 
@@ -222,50 +233,76 @@ async fn answer(role: Arc<Role>, request: Request<Incoming>) -> Result<Response<
     let body = body.collect().await.map_err(|_| Break)?.to_bytes();
     let grpc = head.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/grpc");
     let arrival = arrival(&role.name, &head, body.len());
-    let (mut status, mut grpc_status) = (StatusCode::OK, 0);
+    let (mut status, mut trailer, mut interruption) = (StatusCode::OK, Some(0), None);
+    let mut text = serde_json::to_vec(&arrival).map_err(|_| Break)?;
     match role.stage.next(&role.step, &arrival) {
         Step::Status(code) => status = StatusCode::from_u16(code).map_err(|_| Break)?,
         Step::Delay(time) => tokio::time::sleep(time).await,
-        Step::Grpc(code) => grpc_status = code,
+        Step::Grpc(0) => {}
+        Step::Grpc(code) => return Ok(signed(trailers_only(code))),
+        Step::Trailed(code) => trailer = Some(code),
+        Step::Slow(time) => interruption = Some(Ok(time)),
+        Step::Broken => interruption = Some(Err(Break)),
         Step::Reset => return Err(Break),
         Step::Hang => std::future::pending::<()>().await,
     }
-    let mut text = serde_json::to_vec(&arrival).map_err(|_| Break)?;
     text.resize(text.len().next_multiple_of(LENGTH), b' ');
-    let mut response = if grpc && status == StatusCode::OK {
-        in_grpc(&text, grpc_status)
+    let mut kind = "application/json";
+    if grpc && status == StatusCode::OK {
+        kind = "application/grpc";
+        text = message(&text);
     } else {
-        Response::new(Full::new(text.into()).boxed())
-    };
+        trailer = None;
+    }
+    let mut response = Response::new(written(text.into(), interruption, trailer));
     *response.status_mut() = status;
-    let headers = response.headers_mut();
-    if !grpc {
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    }
-    // For response header modifiers to work on.
-    for (name, value) in [("x-app", "one"), ("x-app", "two"), ("x-internal", "secret")] {
-        headers.append(name, HeaderValue::from_static(value));
-    }
-    Ok(response)
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    Ok(signed(response))
 }
 
-/// One message and the status: in trailers, or without a message in the header where that is what servers do.
-fn in_grpc(text: &[u8], status: u8) -> Response<Body> {
-    let number = HeaderValue::from(u16::from(status));
-    let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", number.clone());
-    let mut response = if status == 0 {
-        let mut message = BytesMut::new();
-        message.put_u8(0);
-        message.put_u32(u32::try_from(text.len()).unwrap_or(u32::MAX));
-        message.extend_from_slice(text);
-        let body = Full::new(message.freeze());
-        Response::new(body.with_trailers(async { Some(Ok(trailers)) }).boxed())
-    } else {
-        let mut response = Response::new(Full::default().boxed());
-        response.headers_mut().insert("grpc-status", number);
-        response
+/// With what response header modifiers work on, and what tells an app's answer from a proxy's.
+fn signed(mut response: Response<Body>) -> Response<Body> {
+    for (name, value) in [("x-app", "one"), ("x-app", "two"), ("x-internal", "secret")] {
+        response.headers_mut().append(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// A body in one piece; or in two, with a pause or the end in between.
+fn written(text: Bytes, interruption: Option<Result<Duration, Break>>, trailer: Option<u8>) -> Body {
+    let status =
+        trailer.map(|code| HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from(u16::from(code)))]));
+    let Some(interruption) = interruption else {
+        let body = Full::new(text).map_err(|never| match never {});
+        return match status {
+            Some(status) => body.with_trailers(async { Some(Ok(status)) }).boxed(),
+            None => body.boxed(),
+        };
     };
+    let (early, late) = (text.slice(..text.len() / 2), text.slice(text.len() / 2..));
+    let rest = async move {
+        tokio::time::sleep(interruption?).await;
+        Ok(Frame::data(late))
+    };
+    let pieces = stream::iter([Ok(Frame::data(early))]).chain(stream::once(rest));
+    BodyExt::boxed(StreamBody::new(
+        pieces.chain(stream::iter(status.map(|status| Ok(Frame::trailers(status))))),
+    ))
+}
+
+/// A gRPC message.
+fn message(text: &[u8]) -> Vec<u8> {
+    let mut message = BytesMut::new();
+    message.put_u8(0);
+    message.put_u32(u32::try_from(text.len()).unwrap_or(u32::MAX));
+    message.extend_from_slice(text);
+    message.into()
+}
+
+/// A status where servers put it that have nothing else to say.
+fn trailers_only(status: u8) -> Response<Body> {
+    let mut response = Response::new(Full::default().map_err(|never| match never {}).boxed());
+    response.headers_mut().insert(GRPC_STATUS, HeaderValue::from(u16::from(status)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
 }

@@ -4,13 +4,17 @@
 //! demands. Surprise: a connection that the server closed between two requests is opened again, because a proxy may
 //! close one at any time; a request that was begun is never repeated.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
@@ -31,9 +35,13 @@ pub struct Ask {
     pub headers: Vec<(String, String)>,
     /// The body; none when empty.
     pub body: Bytes,
+    /// Pause in the middle of sending the body.
+    pub pause: Duration,
     /// Whether over HTTP/2.
     pub h2: bool,
 }
+
+type Body = BoxBody<Bytes, Infallible>;
 
 impl Ask {
     /// `GET path`, with the name of the service as authority.
@@ -45,6 +53,7 @@ impl Ask {
             authority: authority.to_owned(),
             headers: Vec::new(),
             body: Bytes::new(),
+            pause: Duration::ZERO,
             h2: false,
         }
     }
@@ -56,8 +65,8 @@ impl Ask {
         self
     }
 
-    fn request(&self) -> anyhow::Result<Request<Full<Bytes>>> {
-        let mut request = Request::new(Full::new(self.body.clone()));
+    fn request(&self) -> anyhow::Result<Request<Body>> {
+        let mut request = Request::new(self.sent());
         *request.method_mut() = self.method.clone();
         let headers = request.headers_mut();
         for (name, value) in &self.headers {
@@ -72,6 +81,20 @@ impl Ask {
             *request.uri_mut() = Uri::try_from(&self.path)?;
         }
         Ok(request)
+    }
+
+    fn sent(&self) -> Body {
+        if self.pause.is_zero() {
+            return Full::new(self.body.clone()).boxed();
+        }
+        let (early, late) = self.body.split_at(self.body.len() / 2);
+        let (early, late) = (Bytes::copy_from_slice(early), Bytes::copy_from_slice(late));
+        let pause = self.pause;
+        let rest = async move {
+            tokio::time::sleep(pause).await;
+            Ok(Frame::data(late))
+        };
+        BodyExt::boxed(StreamBody::new(stream::iter([Ok(Frame::data(early))]).chain(stream::once(rest))))
     }
 }
 
@@ -104,8 +127,8 @@ impl Answer {
 }
 
 enum Sender {
-    H1(http1::SendRequest<Full<Bytes>>),
-    H2(http2::SendRequest<Full<Bytes>>),
+    H1(http1::SendRequest<Body>),
+    H2(http2::SendRequest<Body>),
 }
 
 /// Connections to one address, one for each version.
