@@ -13,4 +13,5 @@ mod differential {
     mod objects;
     mod pair;
     mod plain;
+    mod policies;
 }
