@@ -3,7 +3,8 @@
 //! Closed, every call passes and is counted; when the calls of a rolling window fail or are slow too often, it opens.
 //! Open, every call is refused for a while. Then it is half open: exactly as many probes pass as the settings say. All
 //! of them must succeed to close it; the first that fails opens it again, for twice as long, up to a maximum. A probe
-//! that is cancelled gives its place to another.
+//! that is cancelled gives its place to another; one that neither ends nor is cancelled for as long as a circuit may be
+//! open has failed.
 //!
 //! In: what happened and `now`. Out: the next [`State`], a value of 64 bits. Surprise: a probe carries the era of the
 //! half-open phase that let it through; what it says after that phase has ended counts for nothing.
@@ -140,7 +141,8 @@ pub struct State {
     issued: u8,
     /// Probes that succeeded.
     passed: u8,
-    /// While open: when it will be half open. Milliseconds of the caller's clock.
+    /// While open: when it will be half open. While half open: when probes that have not ended by then have failed.
+    /// Milliseconds of the caller's clock.
     pub until: u64,
 }
 
@@ -158,28 +160,44 @@ impl State {
             Position::Closed => (self, Verdict::Pass),
             Position::Open if now < self.until => (self, Verdict::Refuse),
             Position::Open => self.half_open().admit(settings, now),
+            // Fewer suffice than did when the phase began.
+            Position::HalfOpen if self.passed >= settings.probes => (self.close(), Verdict::Pass),
             Position::HalfOpen if self.issued < settings.probes => {
-                (Self { issued: self.issued + 1, ..self }, Verdict::Probe(Era(self.era)))
+                let until = now.saturating_add(millis(settings.open_max.max(settings.open))).min(UNTIL_MAX);
+                (Self { issued: self.issued + 1, until, ..self }, Verdict::Probe(Era(self.era)))
             }
             Position::HalfOpen => (self, Verdict::Refuse),
         }
     }
 
-    /// What time alone changes: an open circuit becomes half open.
+    /// What time alone changes: an open circuit becomes half open, and probes that hang have failed.
     #[must_use]
-    pub fn tick(self, now: u64) -> Self {
-        if self.position == Position::Open && now >= self.until { self.half_open() } else { self }
+    pub fn tick(self, settings: &Settings, now: u64) -> Self {
+        match self.position {
+            Position::Open if now >= self.until => self.half_open(),
+            Position::HalfOpen if self.passed >= settings.probes => self.close(),
+            Position::HalfOpen if now >= self.until && self.issued > self.passed => self.open(settings, now),
+            _ => self,
+        }
+    }
+
+    /// When [`tick`](Self::tick) may change something; `None`: never, as it stands.
+    #[must_use]
+    pub fn due(self) -> Option<u64> {
+        match self.position {
+            Position::Closed => None,
+            Position::Open => Some(self.until),
+            Position::HalfOpen => (self.issued > self.passed).then_some(self.until),
+        }
     }
 
     fn half_open(self) -> Self {
-        Self {
-            position: Position::HalfOpen,
-            era: (self.era + 1) % ERAS,
-            issued: 0,
-            passed: 0,
-            until: self.until,
-            ..self
-        }
+        let era = (self.era + 1) % ERAS;
+        Self { position: Position::HalfOpen, era, issued: 0, passed: 0, until: 0, ..self }
+    }
+
+    fn close(self) -> Self {
+        Self { era: self.era, ..Self::default() }
     }
 
     /// Opens a closed circuit; any other stays as it is.
@@ -203,7 +221,7 @@ impl State {
         match outcome.failed() {
             None => Self { issued: self.issued.saturating_sub(1), ..self },
             Some(failed) if failed || slow => self.open(settings, now),
-            Some(_) if self.passed + 1 >= settings.probes => Self { era: self.era, ..Self::default() },
+            Some(_) if self.passed + 1 >= settings.probes => self.close(),
             Some(_) => Self { passed: self.passed + 1, ..self },
         }
     }

@@ -337,6 +337,12 @@ impl State {
         Self { backoff: self.backoff.saturating_sub(1), ..self }
     }
 
+    /// What was held against it is forgotten.
+    #[must_use]
+    pub fn acquit(self) -> Self {
+        Self { ejected: false, until: 0, backoff: 0, ..self }
+    }
+
     /// What active checks say.
     #[must_use]
     pub fn checked(self, healthy: bool) -> Self {

@@ -37,6 +37,10 @@ impl Tally {
 const BITS: u32 = 16;
 const FULL: u64 = (1 << BITS) - 1;
 
+/// Turns that a call may be late by: threads look at the clock one after the other. Whatever is further off is not late, but
+/// from so long ago that turns have come round.
+const LATE: u16 = 8;
+
 /// Other threads may add between a look and an add; this many places are left for them.
 const SPARE: u64 = 512;
 
@@ -83,12 +87,12 @@ pub enum Change {
 pub fn count(bucket: u64, now: Epoch, failed: bool, slow: bool) -> Change {
     let one = 1 | u64::from(failed) << BITS | u64::from(slow) << (2 * BITS);
     let turn = (bucket >> (3 * BITS)) as u16;
-    match now.turn().wrapping_sub(turn) as i16 {
+    match now.turn().wrapping_sub(turn) {
         0 if bucket & FULL < FULL - SPARE => Change::Add(one),
         0 => Change::Add(0),
         // A late call must not bring back what is over.
-        ..0 => Change::Add(0),
-        1.. => Change::Replace(one | u64::from(now.turn()) << (3 * BITS)),
+        behind if behind.wrapping_neg() <= LATE => Change::Add(0),
+        _ => Change::Replace(one | u64::from(now.turn()) << (3 * BITS)),
     }
 }
 
@@ -131,6 +135,21 @@ mod tests {
         let window = Duration::from_secs(10);
         let bucket = apply(0, Epoch::at(15_000, window), true, false);
         assert_eq!(apply(bucket, Epoch::at(5_000, window), true, false), bucket);
+    }
+
+    #[test]
+    fn a_window_counts_again_after_any_pause() {
+        let window = Duration::from_secs(10);
+        let second = 1000;
+        let first = apply(0, Epoch::at(15 * second, window), true, false);
+        for windows in [2, 100, 32_767, 32_768, 50_000, 65_000] {
+            let later = Epoch::at((15 + 10 * windows) * second, window);
+            for bucket in [0, first] {
+                let bucket = apply(bucket, later, false, false);
+                let expected = Tally { calls: 1, errors: 0, slow: 0 };
+                assert_eq!(tally(bucket, later.position(), later), expected, "after {windows} windows");
+            }
+        }
     }
 
     proptest! {
