@@ -133,6 +133,10 @@ async fn serve(
     let log = Arc::clone(&telemetry);
     let logging = tokio::spawn(async move { log.write_access_log(async { drop(closing_log.await) }).await });
 
+    // What time changes in circuits.
+    let (rest, resting) = oneshot::channel::<()>();
+    let tending = tokio::spawn(Arc::clone(&circuits).tend(async { drop(resting.await) }));
+
     // Traffic.
     let (event, mut events) = mpsc::channel(2 * workers.len().max(1));
     for (index, listeners) in workers.into_iter().enumerate() {
@@ -178,8 +182,8 @@ async fn serve(
         return Ok(());
     }
     // The last numbers first, while the control plane still knows who sends them.
-    drop((flush, close_log));
-    drop(tokio::time::timeout(GOODBYE, async { drop(tokio::join!(reporting, logging)) }).await);
+    drop((rest, flush, close_log));
+    drop(tokio::time::timeout(GOODBYE, async { drop(tokio::join!(tending, reporting, logging)) }).await);
     drop(stop);
     if let Some(asking) = asking {
         drop(tokio::time::timeout(GOODBYE, asking).await);

@@ -12,13 +12,14 @@ use std::cell::Cell;
 use std::io;
 use std::net::Shutdown;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use weft_wire::Reason;
 
+use crate::balance::Outcome;
 use crate::detect::Prefixed;
 use crate::record::{self, ConnectionRecord, EdgeSpec, Limit};
 use crate::worker::Worker;
@@ -54,6 +55,10 @@ pub async fn serve(worker: Rc<Worker>, client: Prefixed<TcpStream>, scope: Scope
     match opened {
         Ok(Upstream { stream, peer, working, permit, address: _ }) => {
             record.peer(peer);
+            // Whether what follows goes well, nobody can tell from bytes.
+            if let Some(working) = &working {
+                working.endpoint().report(Outcome::Success, Duration::ZERO, Instant::now());
+            }
             let end = forward(&worker, client, Prefixed::new(stream, Bytes::new()), record).await;
             tracing::debug!(?end, "opaque connection ended");
             drop((working, permit));

@@ -28,11 +28,12 @@ mod journal;
 mod limit;
 mod metrics;
 mod permit;
+mod sweep;
 mod view;
 mod window;
 
 pub use super::breaker::Outcome;
-pub use cluster::ClusterState;
+pub use cluster::{ClusterState, Gauge};
 pub use endpoint::EndpointState;
 pub use journal::Transition;
 pub use metrics::Metrics;

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::circuits::{EndpointState, Outcome};
+use super::circuits::{ClusterState, EndpointState, Outcome};
 use super::load::Load;
 use crate::pool::Pool;
 use crate::record::PeerIndex;
@@ -80,6 +80,14 @@ impl Endpoint {
         self.place.set(Place::of(spec, zone));
         self.hash_key.replace(spec.hash_key.clone());
         self.peer.set(peer);
+    }
+
+    /// Takes part again in what all workers know, should it have been forgotten there: when two lists were about at once,
+    /// the older one may have been believed last.
+    pub(super) fn renew(&self, cluster: &ClusterState) {
+        if self.circuit.borrow().is_gone() {
+            self.circuit.replace(cluster.endpoint(self.address));
+        }
     }
 
     /// The load now.

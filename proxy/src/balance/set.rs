@@ -133,6 +133,9 @@ impl Set {
             }
             None => Endpoint::new(new, view.zone, peer(new), view.circuit.endpoint(new.address)),
         }));
+        if !known.is_empty() {
+            view.circuit.shrunk();
+        }
         for gone in known.into_values() {
             gone.pool.close();
         }
@@ -147,6 +150,7 @@ impl Set {
         self.availability = view.circuit.generation();
         let mut levels: BTreeMap<u32, (Level, Vec<Rc<Endpoint>>)> = BTreeMap::new();
         for endpoint in &self.all {
+            endpoint.renew(view.circuit);
             let place = endpoint.place();
             let available = endpoint.judge(view.now);
             let (level, members) = levels.entry(place.priority).or_default();

@@ -4,12 +4,13 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::net::TcpStream;
 use weft_wire::Reason;
 
 use crate::balance::circuits::ConnectionPermit;
-use crate::balance::{Ask, Working};
+use crate::balance::{Ask, Outcome, Working};
 use crate::connect::connect;
 use crate::record::PeerIndex;
 use crate::worker::Worker;
@@ -83,7 +84,7 @@ async fn open_cluster(worker: &Worker, cluster: &Arc<Cluster>) -> Result<Upstrea
     for _ in 0..ATTEMPTS_MAX {
         let endpoint = worker.clusters.choose(&state, Ask::except(failed.as_slice()))?;
         let working = endpoint.start();
-        let address = endpoint.address;
+        let (address, begun) = (endpoint.address, Instant::now());
         match connect(address, &options).await {
             Ok(stream) => {
                 let peer = endpoint.peer.get();
@@ -92,6 +93,9 @@ async fn open_cluster(worker: &Worker, cluster: &Arc<Cluster>) -> Result<Upstrea
             Err(error) => {
                 tracing::debug!(%address, %error, cluster = %cluster.name, "upstream connection");
                 reason = error.reason();
+                let now = Instant::now();
+                let elapsed = now.saturating_duration_since(begun);
+                endpoint.report(Outcome::LocalOrigin(reason), elapsed, now);
                 failed = Some(endpoint);
             }
         }

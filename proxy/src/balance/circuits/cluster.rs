@@ -1,6 +1,6 @@
 //! One cluster: what is in progress, the service's circuit, its endpoints.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -23,15 +23,20 @@ use crate::xds;
 
 /// What is limited; also the position in [`Core::held`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Gauge {
+pub enum Gauge {
+    /// Open connections.
     Connections,
+    /// Requests that wait for a connection.
     Pending,
+    /// Requests in progress.
     Requests,
+    /// Attempts beyond the first.
     Retries,
 }
 
 impl Gauge {
-    pub(crate) const ALL: [Self; 4] = [Self::Connections, Self::Pending, Self::Requests, Self::Retries];
+    /// All of them, in declaration order.
+    pub const ALL: [Self; 4] = [Self::Connections, Self::Pending, Self::Requests, Self::Retries];
 
     pub(crate) fn cause(self) -> Cause {
         match self {
@@ -60,11 +65,12 @@ impl Gauge {
 pub struct ClusterState {
     core: Arc<Core>,
     endpoints: Mutex<HashMap<SocketAddr, Arc<EndpointState>>>,
+    pub(super) swept: Swept,
 }
 
 impl ClusterState {
     pub(super) fn new(core: Core) -> Self {
-        Self { core: Arc::new(core), endpoints: Mutex::default() }
+        Self { core: Arc::new(core), endpoints: Mutex::default(), swept: Swept::default() }
     }
 
     /// Takes over a cluster's settings and list of endpoints; what was learned stays. Without it nothing is limited and
@@ -73,6 +79,11 @@ impl ClusterState {
         self.core.origin.store(Some(Arc::clone(cluster)));
         // New settings may make somebody available.
         self.core.availability_changed();
+        self.core.shared.changed.notify_one();
+    }
+
+    /// Endpoints have left the cluster's list: what is known of them can be forgotten.
+    pub fn shrunk(&self) {
         self.core.shared.changed.notify_one();
     }
 
@@ -153,6 +164,18 @@ impl ClusterState {
         Held::take(&self.core, Gauge::Connections, u32::MAX).map(ConnectionPermit)
     }
 
+    /// How many of a limited kind are held.
+    #[must_use]
+    pub fn held(&self, gauge: Gauge) -> u32 {
+        self.core.held(gauge)
+    }
+
+    /// Endpoints that are ejected.
+    #[must_use]
+    pub fn ejected(&self) -> u32 {
+        self.core.ejected.load(Ordering::Acquire)
+    }
+
     /// Position of the service's circuit.
     #[must_use]
     pub fn position(&self) -> Position {
@@ -168,15 +191,29 @@ impl ClusterState {
         lock(&self.endpoints).values().cloned().collect()
     }
 
-    /// Forgets endpoints that are not in the cluster any more.
-    pub(crate) fn retain(&self, keep: impl Fn(SocketAddr) -> bool) {
-        lock(&self.endpoints).retain(|address, endpoint| {
-            let kept = keep(*address);
-            if !kept {
-                endpoint.leave();
+    /// Forgets endpoints that are not in the cluster any more; returns the others.
+    pub(super) fn retain(&self) -> Vec<Arc<EndpointState>> {
+        let mut endpoints = lock(&self.endpoints);
+        // Read under the lock: whoever asked for an endpoint before had seen a list that is seen here, or an older one.
+        let Some(origin) = self.core.origin().clone() else {
+            return endpoints.values().cloned().collect();
+        };
+        let list = origin.endpoints();
+        if self.swept.list.swap(list.generation, Ordering::Relaxed) != list.generation {
+            let listed: HashSet<SocketAddr> = list.list.iter().map(|endpoint| endpoint.address).collect();
+            let before = endpoints.len();
+            endpoints.retain(|address, endpoint| {
+                let kept = listed.contains(address);
+                if !kept {
+                    endpoint.leave();
+                }
+                kept
+            });
+            if endpoints.len() < before {
+                self.core.availability_changed();
             }
-            kept
-        });
+        }
+        endpoints.values().cloned().collect()
     }
 }
 
@@ -184,6 +221,15 @@ impl fmt::Debug for ClusterState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClusterState").field("name", &self.core.name).finish_non_exhaustive()
     }
+}
+
+/// Where the admin thread's sweeps of a cluster stand.
+#[derive(Debug, Default)]
+pub(super) struct Swept {
+    /// Millisecond in which the outlier detection's current interval began, plus one; 0 = none has.
+    pub(super) interval: AtomicU64,
+    /// Generation of the list whose leavers are forgotten.
+    list: AtomicU64,
 }
 
 /// What a cluster's guards and endpoints refer to.
@@ -388,7 +434,7 @@ impl Service {
 
     /// What time alone changes.
     pub(crate) fn tick(&self, core: &Arc<Core>, settings: &circuit::Settings, now: u64) {
-        self.change(core, settings, now, None, |state| state.tick(now));
+        self.change(core, settings, now, Some(Cause::ProbeFailed), |state| state.tick(settings, now));
         self.judge(core, settings, now);
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use super::super::breaker::outlier::{Answer, Origin, Sample, Settings, State};
@@ -140,7 +140,9 @@ impl EndpointState {
         if !changed {
             self.core.ejected.fetch_sub(1, Ordering::AcqRel);
         }
-        // It may have left the cluster meanwhile, and then nobody else gives its place back.
+        // It may have left the cluster meanwhile, and then nobody else gives its place back. Of this and `leave`, each
+        // first writes and then reads what the other writes; with fences one of them at least sees the other.
+        fence(Ordering::SeqCst);
         if changed && self.gone.load(Ordering::Acquire) {
             self.uneject(now);
         }
@@ -162,6 +164,24 @@ impl EndpointState {
         self.change(now, |state| (state.failed_check == healthy).then(|| state.checked(healthy)));
     }
 
+    /// An active check has passed, and the endpoint is healthy by it: ends an ejection, where the settings say so.
+    pub(crate) fn passed(&self, now: u64) {
+        let settings = self.core.origin().as_ref().and_then(|origin| origin.breaking.outlier);
+        let state = self.state();
+        if state.ejected
+            && !state.failed_check
+            && settings.is_some_and(|settings| settings.health_check_unejects)
+        {
+            self.uneject(now);
+        }
+    }
+
+    /// Nobody judges endpoints any more.
+    pub(super) fn acquit(&self, now: u64) {
+        self.uneject(now);
+        self.change(now, |state| (state.backoff() > 0).then(|| state.acquit()));
+    }
+
     /// A healthy interval has passed.
     pub(crate) fn calm(&self, now: u64) {
         self.change(now, |state| (!state.ejected && state.backoff() > 0).then(|| state.calm()));
@@ -177,6 +197,7 @@ impl EndpointState {
     /// The address is in the cluster no more.
     pub(super) fn leave(&self) {
         self.gone.store(true, Ordering::Release);
+        fence(Ordering::SeqCst);
         if self.state().ejected {
             self.uneject(self.since());
         }
@@ -184,6 +205,17 @@ impl EndpointState {
 
     pub(crate) fn core(&self) -> &Arc<Core> {
         &self.core
+    }
+
+    /// Whether the address is in the cluster no more, so that somebody else's failures would be counted here.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// Whether it is ejected.
+    #[must_use]
+    pub fn ejected(&self) -> bool {
+        self.state().ejected
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -48,6 +48,12 @@ impl Admission {
         Self { held, probe, settled: Cell::new(false) }
     }
 
+    /// Whether it is one of the few that a half-open circuit lets through.
+    #[must_use]
+    pub fn is_probe(&self) -> bool {
+        self.probe.is_some()
+    }
+
     /// How the call as a whole ended, retries included, and how long its answer took: once, the first word counts. A
     /// call that nobody settles was cancelled.
     pub fn settle(&self, outcome: Outcome, elapsed: Duration, now: Instant) {

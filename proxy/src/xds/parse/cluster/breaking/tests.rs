@@ -184,7 +184,7 @@ fn thresholds_of_another_priority_are_passed_over() {
         ..Default::default()
     };
     let read = |thresholds| of(&breakers(thresholds)).map(|settings| settings.limits.max_requests);
-    assert_eq!(read(vec![high.clone(), default, later]), Ok(2));
+    assert_eq!(read(vec![high, default, later]), Ok(2));
     assert_eq!(read(vec![high]), Ok(limits::MAX_REQUESTS));
 }
 
