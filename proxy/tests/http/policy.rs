@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use weft_proxy::balance::policy::{Algorithm, Policy};
 use weft_proxy::http::Target;
 use weft_proxy::http::Version::Http1;
 use weft_proxy::http::class::GrpcStatus;
@@ -115,6 +116,22 @@ fn a_failure_is_retried_at_another_endpoint() {
         assert_eq!(asked, [0, 1, 2], "each once");
         mesh.recorded(&["weft_client_retries_total", "outcome=\"sent\""]).await;
         mesh.recorded(&["http_client_request_duration_seconds_count", "\"200\"", " 1"]).await;
+    });
+}
+
+#[test]
+fn endpoints_take_turns_from_the_first_request_on() {
+    story(|mesh| async move {
+        let (one, other) = (answering(OK).await, answering(OK).await);
+        let mut spec = ClusterSpec::new("orders.shop:80");
+        spec.balancing = Policy { algorithm: Algorithm::RoundRobin, ..Policy::default() };
+        let endpoints = [&one, &other].map(|app| Endpoint::new(app.address)).to_vec();
+        let to = Target::Listener(listener(rule(|_| {}), Cluster::new(spec, endpoints), vec![]));
+        let mut client = Raw::connect(mesh.sidecar(Http1, to).await).await;
+        for expected in [1, 2] {
+            assert_eq!(client.call(GET).await.1, "ok");
+            assert_eq!(one.connections() + other.connections(), expected);
+        }
     });
 }
 

@@ -23,8 +23,8 @@ impl Way<'_> {
     pub(super) async fn over_h1(&mut self) -> Result<Answer, Unanswered> {
         self.prepare_h1();
         let (mut endpoint, mut link) = match self.warm_h1()? {
-            Some(warm) => warm,
-            None => Box::pin(self.h1(false)).await?,
+            Ok(warm) => warm,
+            Err(chosen) => Box::pin(self.h1(chosen, false)).await?,
         };
         self.begin_h1(&mut link);
         loop {
@@ -51,7 +51,7 @@ impl Way<'_> {
                 }
                 Some(Err(_)) if link.may_repeat() => {
                     // Closed under us. The pool's others may be just as stale.
-                    let (other, mut fresh) = Box::pin(self.h1(true)).await?;
+                    let (other, mut fresh) = Box::pin(self.h1(None, true)).await?;
                     fresh.inherit(&mut link);
                     (endpoint, link) = (other, fresh);
                     continue;
@@ -91,17 +91,21 @@ impl Way<'_> {
         }
     }
 
-    /// A connection that needs no waiting: what almost every request gets.
-    fn warm_h1(&mut self) -> Result<Option<Link>, Reason> {
+    /// A connection that needs no waiting: what almost every request gets. Otherwise the endpoint that was chosen, if one
+    /// was: choosing again would skip its turn, and with two endpoints in turn one would never be asked.
+    fn warm_h1(&mut self) -> Result<Result<Link, Option<Rc<Endpoint>>>, Reason> {
         if self.opened.borrow().is_some() {
-            return Ok(None);
+            return Ok(Err(None));
         }
         let endpoint = self.choose()?;
-        Ok(endpoint.pool.take_warm().map(|link| (endpoint, link)))
+        Ok(match endpoint.pool.take_warm() {
+            Some(link) => Ok((endpoint, link)),
+            None => Err(Some(endpoint)),
+        })
     }
 
-    /// A connection: from detection's race, from the pool, or a new one.
-    async fn h1(&mut self, fresh: bool) -> Result<Link, Unanswered> {
+    /// A connection: from detection's race, from the pool, or a new one, if possible to the endpoint that was `chosen`.
+    async fn h1(&mut self, mut chosen: Option<Rc<Endpoint>>, fresh: bool) -> Result<Link, Unanswered> {
         if let Some((endpoint, stream, open)) = self.ahead() {
             // It has waited for the client's first bytes, and may have been closed meanwhile.
             return Ok((endpoint, H1::new(stream, open, true)));
@@ -110,7 +114,10 @@ impl Way<'_> {
         let begun = Instant::now();
         let mut count = 1;
         loop {
-            let endpoint = self.choose()?;
+            let endpoint = match chosen.take() {
+                Some(endpoint) => endpoint,
+                None => self.choose()?,
+            };
             let taken = if fresh { None } else { endpoint.pool.take() };
             let open = match taken {
                 Some(Taken::Warm(link)) => return Ok((endpoint, link)),
