@@ -9,6 +9,8 @@
     reason = "a test that cannot go on says where"
 )]
 
+#[path = "http/breaker.rs"]
+mod breaker;
 #[path = "http/deadline.rs"]
 mod deadline;
 #[path = "http/h1.rs"]

@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{LocalSet, spawn_local};
 use weft_proxy::accept::Bound;
+use weft_proxy::balance::Circuits;
 use weft_proxy::config::{Arguments, Config};
 use weft_proxy::detect::Prefixed;
 use weft_proxy::record::{Direction, EdgeSpec, Identity, Telemetry, Tls};
@@ -32,6 +33,7 @@ struct Command {
 pub(crate) struct Mesh {
     pub(crate) worker: Rc<Worker>,
     pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) circuits: Arc<Circuits>,
     /// How often connections' tasks were polled.
     pub(crate) polls: Rc<Cell<usize>>,
 }
@@ -48,17 +50,20 @@ pub(crate) fn story<F: Future<Output = ()>>(story: impl FnOnce(Mesh) -> F) {
             instance: "test".into(),
         };
         let telemetry = Telemetry::new(config.record.clone(), identity);
+        let circuits = Circuits::new();
+        telemetry.registry().register(Box::new(circuits.metrics())).unwrap();
         let worker = Worker::new(
             config.into(),
             Arc::new(Bound::default()),
             xds::Directory::standalone(),
-            weft_proxy::balance::Circuits::new(),
+            Arc::clone(&circuits),
             telemetry.shard(),
             drain::Watch::default(),
             100,
         );
         spawn_local(http::tend(Rc::clone(&worker)));
-        tokio::time::timeout(PATIENCE, story(Mesh { worker, telemetry, polls: Rc::default() }))
+        spawn_local(Arc::clone(&circuits).tend(std::future::pending()));
+        tokio::time::timeout(PATIENCE, story(Mesh { worker, telemetry, circuits, polls: Rc::default() }))
             .await
             .expect("the story ends in time");
     });
