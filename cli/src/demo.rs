@@ -1,7 +1,7 @@
-//! `weft demo`: a whole mesh on one machine, with a shop in it, some load, and three faults to find.
+//! `weft demo`: a whole mesh on one machine, with a shop in it, some load, a canary, and three faults to find.
 //!
-//! In: how long, where the dashboard listens, whether there is load. Out: at most fifteen lines, a dashboard,
-//! and in the end nothing: no process, namespace, rule or file is left behind.
+//! In: how long, where the dashboard listens, whether there is load. Out: a screen of text, a line for each change of
+//! a circuit, a dashboard, and in the end nothing: no process, namespace, rule or file is left behind.
 //!
 //! Invariant: the dashboard's socket is opened first and outside of all namespaces, so a port in use is
 //! reported before anything has been started.
@@ -9,6 +9,7 @@
 pub(crate) mod app;
 mod cast;
 mod manifest;
+mod news;
 mod stage;
 
 use std::collections::HashSet;
@@ -25,6 +26,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::api::Api;
 use crate::fabric::{self, Fabric, Launcher};
 use crate::output;
+use news::News;
 use stage::{Ground, Stage};
 
 /// How long the control plane may take to answer for the first time.
@@ -33,6 +35,8 @@ const CONTROL_PLANE_PATIENCE: Duration = Duration::from_secs(20);
 const PICTURE_PATIENCE: Duration = Duration::from_secs(20);
 /// How often the demo looks whether everything is still running.
 const LOOK: Duration = Duration::from_millis(250);
+/// How often it asks for news: the server writes a new document at most once a second.
+const NEWS: Duration = Duration::from_secs(1);
 
 /// How programs are separated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -97,7 +101,7 @@ async fn play(arguments: DemoArgs) -> anyhow::Result<()> {
         }
         explain(&stage, address, !no_load, duration);
         tokio::select! {
-            result = watch(&stage, duration) => result,
+            result = watch(&stage, address, duration) => result,
             () = interrupts.any() => Ok(()),
         }
     }
@@ -203,21 +207,36 @@ async fn picture(stage: &Stage, api: &Api) -> anyhow::Result<Option<(usize, usiz
 /// What to do now.
 fn explain(stage: &Stage, address: SocketAddr, load: bool, duration: Option<Duration>) {
     let url = format!("http://{}", reachable(address));
-    let key = |text: &'static str| style(text).bold();
+    let key = |text: &str| style(text.to_owned()).bold();
     output::line("");
     output::line(format_args!("  {}  {}", key("Dashboard"), style(&url).cyan().underlined()));
-    output::line(format_args!(
-        "  {}    inventory         slow: 90 ms as a rule, now and then most of a second",
-        key("Look at")
-    ));
-    output::line("             recommendations   failing: one call in five, which no shopper notices");
-    if stage.intercepts() {
-        output::line("             api.bank.example  external, and cron: a caller without a sidecar");
+    let cart = "fails for 8 s in every 45: web leaves it alone, the others serve, it comes back";
+    for (title, name, what) in [
+        ("Look at", "cart-3", cart),
+        ("", "catalog", "a canary: v2 gets 10 % of the calls, and takes longer than v1"),
+        ("", "inventory", "slow: 90 ms as a rule, now and then most of a second"),
+        ("", "recommendations", "failing: one call in five, which no shopper notices"),
+        ("", "api.bank.example", "external, and cron: a caller without a sidecar"),
+    ] {
+        // Without interception nobody else's calls are seen.
+        if stage.intercepts() || !name.starts_with("api.") {
+            output::line(format_args!("  {}  {name:<16}  {what}", key(&format!("{title:<9}"))));
+        }
     }
+    output::line(format_args!(
+        "  {}      weft circuits -w · the wall: {}",
+        key("Watch"),
+        style(format!("{url}/?view=circuits")).cyan().underlined()
+    ));
     let api = if url == crate::api::DEFAULT { String::new() } else { format!("   (each with --api {url})") };
     output::line(format_args!(
-        "  {}        weft graph · weft stat orders · weft stat --routes{api}",
+        "  {}        weft routes catalog · weft graph · weft stat --routes · weft get{api}",
         key("Ask")
+    ));
+    output::line(format_args!(
+        "  {}     {}: other weights count at once",
+        key("Change"),
+        stage.source().join("catalog.yaml").display()
     ));
     if !load {
         output::line(format_args!("  {}      {}", key("Knock"), stage.knock()));
@@ -231,11 +250,21 @@ fn explain(stage: &Stage, address: SocketAddr, load: bool, duration: Option<Dura
     }
 }
 
-/// Until the time is up or something breaks.
-async fn watch(stage: &Stage, duration: Option<Duration>) -> anyhow::Result<()> {
+/// Until the time is up or something breaks. Tells what becomes of circuits meanwhile.
+async fn watch(stage: &Stage, address: SocketAddr, duration: Option<Duration>) -> anyhow::Result<()> {
     let end = duration.map(|duration| Instant::now() + duration);
+    let api = Api::new(&reachable(address).to_string())?;
+    let mut news = News::new(jiff::Timestamp::now());
+    let mut asked = Instant::now();
     while end.is_none_or(|end| Instant::now() < end) {
         stage.check()?;
+        if asked.elapsed() >= NEWS {
+            asked = Instant::now();
+            // An answer that fails is asked for again; whether the control plane lives is checked above.
+            if let Ok(circuits) = api.json("/api/circuits").await {
+                news.fresh(&circuits).iter().for_each(|line| output::line(format_args!("  {line}")));
+            }
+        }
         let left = end.map_or(LOOK, |end| end.saturating_duration_since(Instant::now()).min(LOOK));
         tokio::time::sleep(left).await;
     }

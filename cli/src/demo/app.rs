@@ -38,13 +38,15 @@ const TRACE_HEADERS: [&str; 8] = [
     header::B3_FLAGS,
 ];
 
-/// Where the program finds the few peers that have no HTTP proxy in front, and where it listens.
+/// Where the program finds the few peers that have no HTTP proxy in front, where it listens, and what it is like.
 #[derive(Debug, Clone)]
 struct Places {
     listen: Option<SocketAddr>,
     cache: String,
     payments: String,
     bank: String,
+    version: String,
+    frail: bool,
 }
 
 impl Places {
@@ -59,6 +61,8 @@ impl Places {
             cache: or("WEFT_DEMO_CACHE", "cache:6379"),
             payments: or("WEFT_DEMO_PAYMENTS", "http://payments:50051"),
             bank: or("WEFT_DEMO_BANK", "http://api.bank.example"),
+            version: or("WEFT_DEMO_VERSION", "v1"),
+            frail: std::env::var_os("WEFT_DEMO_FRAIL").is_some(),
         })
     }
 }
@@ -73,9 +77,9 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
         let listen = |port: u16| listen(places.listen, port);
         match name {
             "web" => serve(listen(8080).await?, storefront::web(client)).await,
-            "catalog" => serve(listen(8080).await?, storefront::catalog()).await,
+            "catalog" => serve(listen(8080).await?, storefront::catalog(&places.version)).await,
             "recommendations" => serve(listen(8080).await?, storefront::recommendations()).await,
-            "cart" => serve(listen(8080).await?, basket::cart(&places.cache)).await,
+            "cart" => serve(listen(8080).await?, basket::cart(&places.cache, places.frail)).await,
             "cache" => until_told(basket::cache(listen(6379).await?)).await,
             "orders" => serve(listen(8080).await?, checkout::orders(client, &places.payments)?).await,
             "inventory" => serve(listen(8080).await?, checkout::inventory()).await,

@@ -32,39 +32,44 @@ pub(super) struct Role {
     pub(super) name: &'static str,
     pub(super) part: Part,
     pub(super) port: Option<Port>,
-    pub(super) versions: &'static [&'static str],
+    /// Its versions, and how much of the traffic each gets. More than one make a canary.
+    pub(super) versions: &'static [(&'static str, u32)],
+    /// Copies of each version.
+    pub(super) replicas: u8,
+    /// Whether the last replica fails in regular phases. Its callers are told what to do about it.
+    pub(super) frail: bool,
 }
+
+/// The one version of a program that has no others.
+const ONLY: &[(&str, u32)] = &[("v1", 1)];
 
 const HTTP: Port = Port { number: 8080, name: "http", protocol: Some("http") };
 
+const fn role(name: &'static str, part: Part, port: Option<Port>) -> Role {
+    Role { name, part, port, versions: ONLY, replicas: 1, frail: false }
+}
+
 const fn service(name: &'static str, port: Port) -> Role {
-    Role { name, part: Part::Meshed, port: Some(port), versions: &["v1"] }
+    role(name, Part::Meshed, Some(port))
 }
 
 /// Everyone, callees before callers. `catalog` and `cache` do not say what they speak, so detection has work.
 pub(super) const CAST: &[Role] = &[
-    Role {
-        name: "bank",
-        part: Part::External,
-        port: Some(Port { number: 80, name: "http", protocol: None }),
-        versions: &["v1"],
-    },
+    role("bank", Part::External, Some(Port { number: 80, name: "http", protocol: None })),
     service("cache", Port { number: 6379, name: "data", protocol: None }),
     Role {
-        name: "catalog",
-        part: Part::Meshed,
-        port: Some(Port { number: 8080, name: "main", protocol: None }),
-        versions: &["v1", "v2"],
+        versions: &[("v1", 90), ("v2", 10)],
+        ..service("catalog", Port { number: 8080, name: "main", protocol: None })
     },
     service("inventory", HTTP),
     service("notifications", HTTP),
     service("payments", Port { number: 50051, name: "grpc", protocol: Some("grpc") }),
     service("recommendations", HTTP),
-    service("cart", HTTP),
+    Role { replicas: 3, frail: true, ..service("cart", HTTP) },
     service("orders", HTTP),
     service("web", HTTP),
-    Role { name: "cron", part: Part::Unmeshed, port: None, versions: &["v1"] },
-    Role { name: "shopper", part: Part::Meshed, port: None, versions: &["v1"] },
+    role("cron", Part::Unmeshed, None),
+    role("shopper", Part::Meshed, None),
 ];
 
 /// The bank's name and address: documentation names and addresses that exist nowhere (RFC 2606, RFC 5737).
@@ -90,17 +95,22 @@ impl Copy {
     }
 }
 
-/// Every copy, with the address that `address` gives it.
+/// Every copy: who, which version, and the name of its pod.
 pub(super) fn copies() -> impl Iterator<Item = (&'static Role, &'static str, String)> {
     CAST.iter().flat_map(|role| {
-        role.versions.iter().map(move |version| {
-            let pod = match role.versions {
-                [_] => role.name.to_owned(),
-                _ => format!("{}-{version}", role.name),
-            };
-            (role, *version, pod)
+        role.versions.iter().flat_map(move |(version, _)| {
+            (1..=role.replicas).map(move |replica| {
+                let version_of = if role.versions.len() > 1 { format!("-{version}") } else { String::new() };
+                let number = if role.replicas > 1 { format!("-{replica}") } else { String::new() };
+                (role, *version, format!("{}{version_of}{number}", role.name))
+            })
         })
     })
+}
+
+/// Whether this copy is the one of its program that fails in phases.
+pub(super) fn is_frail(copy: &Copy) -> bool {
+    copy.role.frail && copy.pod == format!("{}-{}", copy.role.name, copy.role.replicas)
 }
 
 /// The service's virtual address: distinct, and routed nowhere, because every call to it is intercepted.

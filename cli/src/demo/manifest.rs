@@ -1,11 +1,12 @@
 //! The shop as Kubernetes would describe it: the files that the demo's control plane reads.
 //!
-//! In: the copies with their addresses. Out: `Service`, `EndpointSlice` and `Pod` documents as YAML. The
-//! bank is in none of them: nobody tells a cluster about the internet.
+//! In: the copies with their addresses. Out: `Service`, `EndpointSlice` and `Pod` documents as YAML, and what tells
+//! callers how to call: an `HTTPRoute` that splits traffic between versions, the policies in front of a service that
+//! fails at times. The bank is in none of them: nobody tells a cluster about the internet.
 
 use serde_json::{Value, json};
 
-use super::cast::{CAST, Copy, NAMESPACE, Part, virtual_address};
+use super::cast::{CAST, Copy, NAMESPACE, Part, Role, virtual_address};
 
 /// One YAML file per program: name and text.
 pub(super) fn manifests(copies: &[Copy]) -> Result<Vec<(String, String)>, serde_yaml::Error> {
@@ -19,12 +20,73 @@ pub(super) fn manifests(copies: &[Copy]) -> Result<Vec<(String, String)>, serde_
         let mut documents: Vec<Value> = copies.iter().map(|copy| pod(copy)).collect();
         if role.port.is_some() {
             documents.push(service(&copies));
-            documents.push(endpoint_slice(&copies));
+            documents.push(endpoint_slice(role.name, &copies));
+        }
+        if role.versions.len() > 1 {
+            documents.extend(canary(role, &copies));
+        }
+        if role.frail {
+            documents.extend(protection(role));
         }
         let texts = documents.iter().map(serde_yaml::to_string).collect::<Result<Vec<_>, _>>()?;
         files.push((format!("{}.yaml", role.name), texts.join("---\n")));
     }
     Ok(files)
+}
+
+/// A service for each version, and the route of the common name that splits traffic between them.
+fn canary(role: &Role, copies: &[&Copy]) -> Vec<Value> {
+    let port = role.port.map(|port| port.number);
+    let (mut documents, mut backends) = (Vec::new(), Vec::new());
+    for (version, weight) in role.versions {
+        let name = format!("{}-{version}", role.name);
+        let of_version: Vec<&Copy> = copies.iter().copied().filter(|copy| copy.version == *version).collect();
+        let mut service = service(&of_version);
+        service["metadata"]["name"] = name.as_str().into();
+        // Nobody calls it by name, so it needs no address of its own.
+        service["spec"]["clusterIP"] = "None".into();
+        service["spec"]["clusterIPs"] = json!(["None"]);
+        service["spec"]["selector"]["app.kubernetes.io/version"] = (*version).into();
+        documents.extend([service, endpoint_slice(&name, &of_version)]);
+        backends.push(json!({ "name": name, "port": port, "weight": weight }));
+    }
+    documents.push(json!({
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": { "name": role.name, "namespace": NAMESPACE },
+        "spec": {
+            "parentRefs": [{ "group": "", "kind": "Service", "name": role.name, "port": port }],
+            "rules": [{ "backendRefs": backends }],
+        },
+    }));
+    documents
+}
+
+/// What callers of a service that fails at times should do. An ejection is shorter than by default, so that its end can
+/// be watched.
+fn protection(role: &Role) -> [Value; 2] {
+    let target = json!([{ "group": "", "kind": "Service", "name": role.name }]);
+    let breaker = json!({
+        "apiVersion": "weft.dev/v1alpha1",
+        "kind": "CircuitBreaker",
+        "metadata": { "name": role.name, "namespace": NAMESPACE },
+        "spec": {
+            "targetRefs": target,
+            "endpoints": { "consecutiveFailures": 5, "interval": "1s", "baseEjectionTime": "10s" },
+        },
+    });
+    // 503 is the answer of somebody who did nothing, so that nothing is done twice.
+    let policy = json!({
+        "apiVersion": "weft.dev/v1alpha1",
+        "kind": "TrafficPolicy",
+        "metadata": { "name": role.name, "namespace": NAMESPACE },
+        "spec": {
+            "targetRefs": target,
+            "timeouts": { "request": "3s" },
+            "retry": { "attempts": 2, "on": ["gateway-error"] },
+        },
+    });
+    [breaker, policy]
 }
 
 fn pod(copy: &Copy) -> Value {
@@ -69,7 +131,7 @@ fn service(copies: &[&Copy]) -> Value {
     })
 }
 
-fn endpoint_slice(copies: &[&Copy]) -> Value {
+fn endpoint_slice(service: &str, copies: &[&Copy]) -> Value {
     let role = copies[0].role;
     let port = role.port.expect("only services are asked");
     let target = copies[0].port.unwrap_or(port.number);
@@ -89,9 +151,9 @@ fn endpoint_slice(copies: &[&Copy]) -> Value {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {
-            "name": format!("{}-1", role.name),
+            "name": format!("{service}-1"),
             "namespace": NAMESPACE,
-            "labels": { "kubernetes.io/service-name": role.name },
+            "labels": { "kubernetes.io/service-name": service },
         },
         "addressType": "IPv4",
         "ports": [declared],
@@ -126,7 +188,12 @@ mod tests {
             .collect();
         let manifests = manifests(&copies).expect("YAML");
         assert_eq!(manifests.len(), CAST.len() - 1);
-        let (_, catalog) = manifests.iter().find(|(name, _)| name == "catalog.yaml").expect("there");
-        insta::assert_snapshot!(catalog);
+        let of = |file: &str| {
+            let found = manifests.iter().find(|(name, _)| name == file);
+            found.map(|(_, text)| text.as_str()).expect("there")
+        };
+        insta::assert_snapshot!("the_canary", of("catalog.yaml"));
+        let policies = of("cart.yaml").split("---\n").filter(|text| text.contains("weft.dev/v1alpha1"));
+        insta::assert_snapshot!("the_protection", policies.collect::<Vec<_>>().join("---\n"));
     }
 }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
-use super::cast::{Copy, NAMESPACE, Part};
+use super::cast::{self, Copy, NAMESPACE, Part};
 use super::manifest;
 use crate::fabric::{Command, Fabric, Isolation, Launcher, Pod, Process};
 
@@ -124,6 +124,11 @@ impl Stage {
         }
     }
 
+    /// Where the objects are that the control plane reads.
+    pub(super) fn source(&self) -> PathBuf {
+        self.directory().join("source")
+    }
+
     pub(super) fn temporary_directory(&self) -> &Path {
         self.directory()
     }
@@ -222,7 +227,12 @@ impl Stage {
                 }
                 Ground::Loopback { launcher, .. } => loopback::program(launcher, &copy, &self.copies),
             };
-            let actor = self.act(&copy.pod, command.arg("demo-app").arg(copy.role.name))?;
+            let mut command = command.arg("demo-app").arg(copy.role.name);
+            command = command.env("WEFT_DEMO_VERSION", copy.version);
+            if cast::is_frail(&copy) {
+                command = command.env("WEFT_DEMO_FRAIL", "1");
+            }
+            let actor = self.act(&copy.pod, command)?;
             if is_load { self.load.push(actor) } else { self.programs.push(actor) }
         }
         Ok(())

@@ -2,6 +2,9 @@
 //!
 //! The cache speaks a protocol of its own over TCP, and it speaks first: a greeting, then one line per
 //! question. A mesh that waits for the client's first byte would wait for ever on it.
+//!
+//! A `cart` that is told to be frail fails in regular phases: it answers 503 at once, as a program does that has lost
+//! what it needs. The other replicas know nothing of it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -27,6 +32,12 @@ const KEYS_MAX: usize = 10_000;
 const ITEMS_MAX: usize = 10;
 /// `cart` opens a new connection to the cache after this long, so that connections come and go.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(4);
+/// A frail cart is well for this long after its start …
+const WELL_FIRST: Duration = Duration::from_secs(12);
+/// … then fails for this long, less than callers leave it alone …
+const FAILING: Duration = Duration::from_secs(8);
+/// … and again after each such period: time to see that all is well again.
+const PERIOD: Duration = Duration::from_secs(45);
 
 // === cart ===
 
@@ -36,9 +47,25 @@ struct Cache {
     connection: Mutex<Option<(BufReader<TcpStream>, Instant)>>,
 }
 
-pub(super) fn cart(cache: &str) -> Router {
+pub(super) fn cart(cache: &str, frail: bool) -> Router {
     let cache = Arc::new(Cache { address: cache.into(), connection: Mutex::default() });
-    Router::new().route("/carts/{user}", get(show)).route("/carts/{user}/items", post(add)).with_state(cache)
+    let router = Router::new()
+        .route("/carts/{user}", get(show))
+        .route("/carts/{user}/items", post(add))
+        .with_state(cache);
+    if frail { router.layer(middleware::from_fn_with_state(Instant::now(), moods)) } else { router }
+}
+
+async fn moods(State(started): State<Instant>, request: Request, next: Next) -> Response {
+    if fails(started.elapsed()) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    next.run(request).await
+}
+
+/// Whether a frail cart fails, so long after its start.
+fn fails(age: Duration) -> bool {
+    age.checked_sub(WELL_FIRST).is_some_and(|age| age.as_millis() % PERIOD.as_millis() < FAILING.as_millis())
 }
 
 async fn show(State(cache): State<Arc<Cache>>, Path(user): Path<String>) -> Result<Json<Value>, StatusCode> {
@@ -133,6 +160,13 @@ async fn line(stream: &mut BufReader<impl AsyncRead + Unpin>) -> anyhow::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_frail_cart_fails_in_regular_phases() {
+        let failing: Vec<u64> = (0..100).filter(|&second| fails(Duration::from_secs(second))).collect();
+        let phase = |from: u64| from..from + FAILING.as_secs();
+        assert_eq!(failing, phase(12).chain(phase(57)).collect::<Vec<_>>());
+    }
 
     #[test]
     fn the_cache_keeps_what_it_was_given() {

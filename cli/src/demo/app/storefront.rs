@@ -1,9 +1,10 @@
 //! What shoppers see: `web`, and the `catalog` and `recommendations` behind it.
 //!
-//! `recommendations` fails about one time in five. `web` shows its page without them, so no shopper notices:
-//! only the graph does.
+//! `recommendations` fails one time in five. `web` shows its page without them, so no shopper notices: only the graph
+//! does. `catalog` has a second version that takes its time.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use axum::Json;
@@ -18,8 +19,8 @@ use super::{Client, trace, work};
 
 /// Products in the catalog.
 const PRODUCTS: u32 = 240;
-/// How often a recommendation fails, in percent.
-const FAILURES_PERCENT: u32 = 22;
+/// Every so manieth recommendation fails. Never several in a row: this is a service to worry about, not one to leave.
+const FAILS_EVERY: u32 = 5;
 /// After this long, `web` opens its stream of notifications again.
 const STREAM_LIFETIME: Duration = Duration::from_secs(20);
 
@@ -127,17 +128,26 @@ async fn follow_notifications(client: Client) {
 
 // === catalog ===
 
-pub(super) fn catalog() -> Router {
-    Router::new().route("/products", get(list)).route("/products/{id}", get(describe))
+/// How long each version takes to find one product.
+fn effort(version: &str) -> Duration {
+    Duration::from_millis(if version == "v1" { 2 } else { 12 })
 }
 
-async fn list() -> Json<Value> {
-    work(Duration::from_millis(4), 0.4).await;
+pub(super) fn catalog(version: &str) -> Router {
+    let effort = effort(version);
+    Router::new().route("/products", get(list)).route("/products/{id}", get(describe)).with_state(effort)
+}
+
+async fn list(State(effort): State<Duration>) -> Json<Value> {
+    work(effort * 2, 0.4).await;
     Json((1..=12).map(|id| json!({ "id": id, "price_cents": price(id) })).collect())
 }
 
-async fn describe(Path(id): Path<u32>) -> Result<Json<Value>, StatusCode> {
-    work(Duration::from_millis(2), 0.4).await;
+async fn describe(
+    State(effort): State<Duration>,
+    Path(id): Path<u32>,
+) -> Result<Json<Value>, StatusCode> {
+    work(effort, 0.4).await;
     if !(1..=PRODUCTS).contains(&id) {
         return Err(StatusCode::NOT_FOUND);
     }
@@ -151,12 +161,15 @@ fn price(id: u32) -> u32 {
 // === recommendations ===
 
 pub(super) fn recommendations() -> Router {
-    Router::new().route("/popular", get(recommend)).route("/products/{id}/similar", get(recommend))
+    Router::new()
+        .route("/popular", get(recommend))
+        .route("/products/{id}/similar", get(recommend))
+        .with_state(Arc::default())
 }
 
-async fn recommend() -> Result<Json<Value>, StatusCode> {
+async fn recommend(State(asked): State<Arc<AtomicU32>>) -> Result<Json<Value>, StatusCode> {
     work(Duration::from_millis(8), 0.5).await;
-    if fastrand::u32(0..100) < FAILURES_PERCENT {
+    if asked.fetch_add(1, Ordering::Relaxed) % FAILS_EVERY == FAILS_EVERY - 1 {
         return Err(StatusCode::SERVICE_UNAVAILABLE);
     }
     Ok(Json((0..4).map(|_| Value::from(fastrand::u32(1..=PRODUCTS))).collect()))
