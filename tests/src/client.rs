@@ -5,7 +5,7 @@
 //! close one at any time; a request that was begun is never repeated.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,7 +17,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 
 /// Longest wait for an answer: no test asks for a longer delay, so only a hang reaches it.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -39,6 +39,8 @@ pub struct Ask {
     pub pause: Duration,
     /// Whether over HTTP/2.
     pub h2: bool,
+    /// The address to call from; a connection that is open already stays.
+    pub from: Option<IpAddr>,
 }
 
 type Body = BoxBody<Bytes, Infallible>;
@@ -55,6 +57,7 @@ impl Ask {
             body: Bytes::new(),
             pause: Duration::ZERO,
             h2: false,
+            from: None,
         }
     }
 
@@ -168,7 +171,7 @@ impl Client {
             None => false,
         };
         if !usable {
-            *slot = Some(connect(self.to, ask.h2).await?);
+            *slot = Some(connect(self.to, ask).await?);
         }
         let response = match slot {
             Some(Sender::H1(sender)) => sender.send_request(request).await?,
@@ -182,11 +185,15 @@ impl Client {
     }
 }
 
-async fn connect(to: SocketAddr, h2: bool) -> anyhow::Result<Sender> {
-    let stream = TcpStream::connect(to).await?;
+async fn connect(to: SocketAddr, ask: &Ask) -> anyhow::Result<Sender> {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if let Some(from) = ask.from {
+        socket.bind((from, 0).into())?;
+    }
+    let stream = socket.connect(to).await?;
     stream.set_nodelay(true)?;
     let io = TokioIo::new(stream);
-    if h2 {
+    if ask.h2 {
         let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
         tokio::spawn(connection);
         Ok(Sender::H2(sender))

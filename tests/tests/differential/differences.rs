@@ -22,11 +22,19 @@ pub(crate) enum Row {
     Unreachable,
     /// The gRPC status that stands for a call that took too long.
     GrpcTimeout,
+    /// The version, headers and size of what mirrors get.
+    Copies,
 }
 
 impl Row {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::RequestHeaders, Self::ResponseHeaders, Self::OwnBody, Self::Unreachable, Self::GrpcTimeout];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::RequestHeaders,
+        Self::ResponseHeaders,
+        Self::OwnBody,
+        Self::Unreachable,
+        Self::GrpcTimeout,
+        Self::Copies,
+    ];
 
     /// The row's first column.
     pub(crate) const fn heading(self) -> &'static str {
@@ -34,6 +42,7 @@ impl Row {
             Self::RequestHeaders => "Request headers of the proxy's own",
             Self::ResponseHeaders => "Response headers of the proxy's own",
             Self::OwnBody => "Body of an answer of the proxy's own",
+            Self::Copies => "Copies of requests",
             Self::GrpcTimeout => "gRPC status of a request that took too long",
             Self::Unreachable => "Nobody accepts, or the connection breaks before an answer",
         }
@@ -64,6 +73,7 @@ impl Row {
             }
             Self::ResponseHeaders => &["x-envoy-", "x-weft-", "date"],
             Self::OwnBody => &["content-type", "content-length"],
+            Self::Copies => &["x-forwarded-for"],
             Self::Unreachable | Self::GrpcTimeout => &[],
         }
     }

@@ -8,7 +8,10 @@
 //!
 //! [`x-plan`]: weft_tests::backend::PLAN
 
+mod choices;
+mod faults;
 mod generated;
 mod retries;
 mod scene;
+mod shares;
 mod timeouts;

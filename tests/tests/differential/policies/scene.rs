@@ -19,7 +19,7 @@ use weft_tests::backend::{KEY, PLAN, Troupe};
 use weft_tests::client::{self, Ask};
 
 use super::super::differences::Row;
-use super::super::objects::{self, NAMESPACE};
+use super::super::objects::{self, NAMESPACE, PORT};
 use super::super::pair::{Pair, Side};
 
 /// Services that are called at once: a busy machine must not make a proxy look slow.
@@ -70,6 +70,10 @@ impl Cast {
         Ok(index)
     }
 
+    pub(super) fn add(&mut self, object: Value) {
+        self.objects.push(object);
+    }
+
     pub(super) async fn enter(self, binary: &Path) -> anyhow::Result<Scene> {
         let pair = Pair::start(binary, &self.objects, &self.services).await?;
         Ok(Scene { pair, troupe: self.troupe, asked: AtomicUsize::new(0) })
@@ -85,6 +89,18 @@ pub(super) fn policy(kind: &str, name: &str, targets: &Value, spec: &str) -> any
         "kind": kind,
         "metadata": {"name": name, "namespace": NAMESPACE},
         "spec": spec,
+    }))
+}
+
+/// An HTTPRoute on the service with this index, with these rules in YAML.
+pub(super) fn route(service: usize, rules: &str) -> anyhow::Result<Value> {
+    let rules: Value = serde_yaml::from_str(rules).with_context(|| rules.to_owned())?;
+    let parent = json!({"group": "", "kind": "Service", "name": format!("s{service}"), "port": PORT});
+    Ok(json!({
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": format!("r{service}"), "namespace": NAMESPACE},
+        "spec": {"parentRefs": [parent], "rules": rules},
     }))
 }
 
