@@ -164,17 +164,13 @@ impl Envoy {
 fn bootstrap(control: SocketAddr, follow: &[Follow]) -> Value {
     let listeners: Vec<Value> =
         follow.iter().enumerate().map(|(index, follow)| listener(index, &follow.routes)).collect();
-    let http2 = json!({
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-            "explicit_http_config": {"http2_protocol_options": {}},
-        },
-    });
-    let mut plane = cluster("control_plane", control);
-    plane["typed_extension_protocol_options"] = http2;
+    let plane =
+        cluster("control_plane", control, json!({"explicit_http_config": {"http2_protocol_options": {}}}));
     let named = follow.iter().flat_map(|follow| &follow.clusters);
-    let clusters: Vec<Value> =
-        std::iter::once(plane).chain(named.map(|(name, address)| cluster(name, *address))).collect();
+    // An app is spoken to as its caller speaks.
+    let alike = json!({"use_downstream_protocol_config": {"http2_protocol_options": {}}});
+    let named = named.map(|(name, address)| cluster(name, *address, alike.clone()));
+    let clusters: Vec<Value> = std::iter::once(plane).chain(named).collect();
     json!({
         "node": {"id": "envoy", "cluster": "shop/envoy"},
         "admin": {"address": socket(([127, 0, 0, 1], 0).into())},
@@ -222,12 +218,15 @@ fn listener(index: usize, routes: &str) -> Value {
     })
 }
 
-fn cluster(name: &str, address: SocketAddr) -> Value {
+fn cluster(name: &str, address: SocketAddr, mut protocol: Value) -> Value {
+    let kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    protocol["@type"] = format!("type.googleapis.com/{kind}").into();
     let endpoint = json!({"endpoint": {"address": socket(address)}});
     json!({
         "name": name,
         "type": "STATIC",
         "connect_timeout": "5s",
+        "typed_extension_protocol_options": {kind: protocol},
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
     })
 }

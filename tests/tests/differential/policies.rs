@@ -11,6 +11,7 @@
 mod choices;
 mod faults;
 mod generated;
+mod limits;
 mod retries;
 mod scene;
 mod shares;

@@ -188,25 +188,7 @@ impl Scene {
     pub(super) async fn told(&self, side: Side, service: usize, ask: &Ask) -> anyhow::Result<Told> {
         let number = self.asked.fetch_add(1, Ordering::Relaxed);
         let key = format!("{service}/{number}/{side:?}");
-        let ask = ask.clone().header(KEY, key.as_str());
-        let to = self.pair.address(side, service)?;
-        let begun = Instant::now();
-        let answer = client::once(to, &ask).await;
-        let took = begun.elapsed();
-        let (mut attempts, mut reached) = (Vec::new(), Vec::new());
-        for (at, arrival) in self.troupe.timed(&key) {
-            reached.push((arrival.backend, at));
-            let (method, path, authority) = (arrival.method, arrival.path, arrival.authority);
-            attempts.push(Attempt { method, path, authority, version: arrival.version, body: arrival.body });
-        }
-        let reason = answer.as_ref().ok().and_then(|answer| answer.header("x-weft-reason"));
-        let reason = reason.and_then(|reason| reason.split(';').next()).map(str::to_owned);
-        let end = answer.map_or(End::Broken, |answer| End::Answer {
-            status: answer.status.as_u16(),
-            grpc: answer.grpc_status().map(str::to_owned),
-            app: answer.headers.contains_key("x-app"),
-        });
-        Ok(Told { end, attempts, reached, took, reason })
+        Ok(witness(&self.troupe, self.pair.address(side, service)?, &key, ask).await)
     }
 
     /// One request to both: Envoy first.
@@ -247,6 +229,27 @@ impl Scene {
     pub(super) async fn exit(self) -> anyhow::Result<()> {
         self.pair.stop().await
     }
+}
+
+/// One request to wherever, under this key.
+pub(super) async fn witness(troupe: &Troupe, to: SocketAddr, key: &str, ask: &Ask) -> Told {
+    let begun = Instant::now();
+    let answer = client::once(to, &ask.clone().header(KEY, key)).await;
+    let took = begun.elapsed();
+    let (mut attempts, mut reached) = (Vec::new(), Vec::new());
+    for (at, arrival) in troupe.timed(key) {
+        reached.push((arrival.backend, at));
+        let (method, path, authority) = (arrival.method, arrival.path, arrival.authority);
+        attempts.push(Attempt { method, path, authority, version: arrival.version, body: arrival.body });
+    }
+    let reason = answer.as_ref().ok().and_then(|answer| answer.header("x-weft-reason"));
+    let reason = reason.and_then(|reason| reason.split(';').next()).map(str::to_owned);
+    let end = answer.map_or(End::Broken, |answer| End::Answer {
+        status: answer.status.as_u16(),
+        grpc: answer.grpc_status().map(str::to_owned),
+        app: answer.headers.contains_key("x-app"),
+    });
+    Told { end, attempts, reached, took, reason }
 }
 
 /// Whether both did the same, rows aside.
