@@ -18,6 +18,7 @@ use weft_wire::node::{NodeMetadata, Registration};
 use crate::accept::{self, Bound, Listeners};
 use crate::admin::{self, Admin};
 use crate::balance::Circuits;
+use crate::check;
 use crate::config::Config;
 use crate::connect::{self, ConnectOptions, Dialer};
 use crate::drain::{Phase, Trigger, Watch};
@@ -129,6 +130,11 @@ async fn serve(
         config.control_plane.clone().map(|address| report::channel(address, dialer(&config))),
         async { drop(flushing.await) },
     ));
+    let (rest_checks, no_more_checks) = oneshot::channel::<()>();
+    let checking =
+        tokio::spawn(check::run(Arc::clone(&circuits), Arc::clone(&telemetry), config.socket_mark, async {
+            drop(no_more_checks.await)
+        }));
     let (close_log, closing_log) = oneshot::channel::<()>();
     let log = Arc::clone(&telemetry);
     let logging = tokio::spawn(async move { log.write_access_log(async { drop(closing_log.await) }).await });
@@ -182,8 +188,9 @@ async fn serve(
         return Ok(());
     }
     // The last numbers first, while the control plane still knows who sends them.
-    drop((rest, flush, close_log));
-    drop(tokio::time::timeout(GOODBYE, async { drop(tokio::join!(tending, reporting, logging)) }).await);
+    drop((rest, rest_checks, flush, close_log));
+    let ends = async { drop(tokio::join!(tending, checking, reporting, logging)) };
+    drop(tokio::time::timeout(GOODBYE, ends).await);
     drop(stop);
     if let Some(asking) = asking {
         drop(tokio::time::timeout(GOODBYE, asking).await);

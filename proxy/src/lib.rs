@@ -3,7 +3,7 @@
 //! In the order a connection meets them: [`accept`] → [`inbound`] or [`outbound`] (each written out top to bottom) →
 //! [`detect`] → [`http`] with [`route`], [`policy`], [`balance`] and [`pool`], or [`tcp`] → [`connect`]. [`record`] is
 //! around all of it and [`report`] behind; [`reply`] is the only table from a reason to what a caller sees. [`xds`]
-//! fills the directory that everything reads; [`worker`] is what one thread owns; [`drain`] ends it, [`admin`] shows
+//! fills the directory that everything reads; [`check`] asks endpoints how they are; [`worker`] is what one thread owns; [`drain`] ends it, [`admin`] shows
 //! it. [`intercept`] is the other program in this binary: it makes the kernel hand connections over.
 
 #![allow(
@@ -15,6 +15,7 @@ pub mod accept;
 pub mod admin;
 pub mod app;
 pub mod balance;
+pub mod check;
 pub mod config;
 pub mod connect;
 pub mod detect;

@@ -59,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) journal: Journal,
     /// Wakes whoever sweeps: something new has an earlier time.
     pub(crate) changed: Notify,
+    /// Wakes whoever checks: a cluster's settings or endpoints are other ones.
+    pub(crate) adopted: Notify,
     /// Clusters and endpoints that found no place.
     pub(crate) overflowed: AtomicU64,
 }
@@ -71,6 +73,7 @@ impl Circuits {
             clock: Clock::start(),
             journal: Journal::new(),
             changed: Notify::new(),
+            adopted: Notify::new(),
             overflowed: AtomicU64::new(0),
         };
         Arc::new(Self { clusters: Mutex::default(), shared: Arc::new(shared) })
@@ -123,6 +126,11 @@ impl Circuits {
     /// Transitions that found no room on their way to whoever listens.
     pub(crate) fn untold(&self) -> u64 {
         self.shared.journal.dropped()
+    }
+
+    /// A cluster's settings or endpoints have become other ones since the last time; for one who waits.
+    pub(crate) async fn clusters_changed(&self) {
+        self.shared.adopted.notified().await;
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {

@@ -198,10 +198,11 @@ impl RequestRecord {
     }
 }
 
-/// The kubelet's probes, and those of load balancers that call themselves health checkers.
+/// The kubelet's probes, other sidecars' checks, and those of load balancers that call themselves health checkers.
 fn is_probe(headers: &HeaderMap) -> bool {
     let agent = headers.get(http::header::USER_AGENT).map(HeaderValue::as_bytes).unwrap_or_default();
-    [&b"kube-probe/"[..], b"GoogleHC/", b"ELB-HealthChecker/"].iter().any(|probe| agent.starts_with(probe))
+    let probes = [&b"kube-probe/"[..], b"weft-health-check/", b"GoogleHC/", b"ELB-HealthChecker/"];
+    probes.iter().any(|probe| agent.starts_with(probe))
 }
 
 /// Reads `circuit_open; by=server_proxy`.

@@ -28,6 +28,8 @@ limits! {
     AccessLog = "access_log",
     /// A request body was larger than what is buffered for a retry.
     BufferedBody = "buffered_body",
+    /// An active check began late or found no place: too many endpoints are checked.
+    Checks = "checks",
     /// A circuit was not told of: too many are in use.
     Circuits = "circuits",
     /// A request was refused: the app has as many as its latency allows.

@@ -125,7 +125,11 @@ fn next(circuit: &Circuit, now: u64) -> String {
     match circuit.next_probe {
         Some(at) => {
             let wait = Duration::from_nanos(at.saturating_sub(now));
-            let what = if circuit.kind == Kind::Service { "probes" } else { "back" };
+            let what = match (circuit.kind, circuit.cause) {
+                (Kind::Service, _) => "probes",
+                (_, Some(Cause::HealthCheck)) => "checked again",
+                _ => "back",
+            };
             format!("{what} in {:.1} s", wait.as_secs_f64())
         }
         None if circuit.kind == Kind::Limit => "as soon as something ends".to_owned(),
@@ -148,7 +152,7 @@ mod tests {
             cause: Some(cause),
             threshold: Some(5),
             since: Some(7),
-            next_probe: (cause != Cause::HealthCheck && kind != Kind::Limit).then_some(30_500_000_000),
+            next_probe: (kind != Kind::Limit).then_some(30_500_000_000),
             tally: Tally { calls: 30, errors: 15, slow: 3 },
         };
         Change { from: Position::Closed, circuit, at: 7 }
@@ -158,7 +162,7 @@ mod tests {
     fn a_line_says_why_and_what_comes_next() {
         let table = [
             (Cause::Consecutive5xx, Kind::Endpoint, "5 server errors in a row", "back in 30.0 s"),
-            (Cause::HealthCheck, Kind::Endpoint, "its health checks fail", "when its health checks pass"),
+            (Cause::HealthCheck, Kind::Endpoint, "its health checks fail", "checked again in 30.0 s"),
             (Cause::ErrorRatio, Kind::Service, "15 of 30 calls failed, 5 % are too many", "probes in 30.0 s"),
             (
                 Cause::MaxRequests,

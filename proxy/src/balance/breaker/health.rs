@@ -98,6 +98,12 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// What is believed of an endpoint that this check has not asked yet: a single success is enough.
+    #[must_use]
+    pub fn assumed(healthy: bool) -> Self {
+        Self { unhealthy: !healthy, ..Self::default() }
+    }
+
     /// Whether it may get requests.
     #[must_use]
     pub fn is_healthy(self) -> bool {

@@ -80,6 +80,7 @@ impl ClusterState {
         // New settings may make somebody available.
         self.core.availability_changed();
         self.core.shared.changed.notify_one();
+        self.core.shared.adopted.notify_one();
     }
 
     /// Endpoints have left the cluster's list: what is known of them can be forgotten.
@@ -92,9 +93,10 @@ impl ClusterState {
     #[must_use]
     pub fn endpoint(&self, address: SocketAddr) -> Arc<EndpointState> {
         let mut endpoints = lock(&self.endpoints);
-        let known = endpoints
-            .entry(address)
-            .or_insert_with(|| Arc::new(EndpointState::new(address, Arc::clone(&self.core))));
+        let known = endpoints.entry(address).or_insert_with(|| {
+            self.core.shared.adopted.notify_one();
+            Arc::new(EndpointState::new(address, Arc::clone(&self.core)))
+        });
         Arc::clone(known)
     }
 
@@ -153,6 +155,7 @@ impl ClusterState {
     /// Leave to open a connection.
     #[must_use]
     pub fn connection(&self) -> Option<ConnectionPermit> {
+        self.core.used_once();
         let max =
             self.core.origin().as_ref().map_or(u32::MAX, |origin| origin.breaking.limits.max_connections);
         Held::take(&self.core, Gauge::Connections, max).map(ConnectionPermit)
@@ -161,6 +164,7 @@ impl ClusterState {
     /// A connection where the limit does not apply: the first of a worker to an endpoint, without which its requests
     /// could never be sent (as in Envoy).
     pub fn first_connection(&self) -> Option<ConnectionPermit> {
+        self.core.used_once();
         Held::take(&self.core, Gauge::Connections, u32::MAX).map(ConnectionPermit)
     }
 
@@ -180,6 +184,11 @@ impl ClusterState {
     #[must_use]
     pub fn position(&self) -> Position {
         self.core.circuit.state().position
+    }
+
+    /// Whether it ever had a call or a connection.
+    pub(crate) fn has_traffic(&self) -> bool {
+        self.core.used.load(Ordering::Relaxed) != 0
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {
@@ -306,6 +315,13 @@ impl Core {
         // Written once a second, not by every request.
         if self.used.load(Ordering::Relaxed) != second {
             self.used.store(second, Ordering::Relaxed);
+        }
+    }
+
+    /// Had a connection. When does not matter, but that it had.
+    fn used_once(&self) {
+        if self.used.load(Ordering::Relaxed) == 0 {
+            self.used.fetch_max(1, Ordering::Relaxed);
         }
     }
 

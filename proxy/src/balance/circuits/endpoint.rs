@@ -30,6 +30,8 @@ pub struct EndpointState {
     /// Attempts and failures since the last sweep: answers, and getting any.
     interval: [AtomicU64; 2],
     window: Window,
+    /// Millisecond of the next active check; 0 = none is planned.
+    next_check: AtomicU64,
     /// Whether it had traffic since somebody last looked.
     touched: AtomicBool,
     /// Whether the address is in the cluster no more.
@@ -48,6 +50,7 @@ impl EndpointState {
             local_failures: AtomicU32::new(0),
             interval: Default::default(),
             window: Window::default(),
+            next_check: AtomicU64::new(0),
             touched: AtomicBool::new(false),
             gone: AtomicBool::new(false),
         }
@@ -159,6 +162,17 @@ impl EndpointState {
         }
     }
 
+    /// When it is checked next; 0 = never.
+    pub(crate) fn checks_again(&self, millis: u64) {
+        self.next_check.store(millis, Ordering::Relaxed);
+    }
+
+    /// When it may get requests again, while it may not.
+    pub(crate) fn next_probe(&self, state: State) -> Option<u64> {
+        let next_check = || Some(self.next_check.load(Ordering::Relaxed)).filter(|next| *next > 0);
+        if state.ejected { Some(state.until) } else { state.failed_check.then(next_check).flatten() }
+    }
+
     /// What active checks say.
     pub(crate) fn checked(&self, healthy: bool, now: u64) {
         self.change(now, |state| (state.failed_check == healthy).then(|| state.checked(healthy)));
@@ -263,7 +277,7 @@ impl EndpointState {
                 to: position(after),
                 cause: after.cause,
                 at: now,
-                next_probe: after.ejected.then_some(after.until),
+                next_probe: self.next_probe(after),
                 tally: self.tally(now),
                 core: Arc::clone(&self.core),
             });

@@ -202,7 +202,7 @@ fn of_endpoint(
         cause: state.cause,
         threshold: state.cause.and_then(|cause| endpoint_threshold(settings, cause)),
         since: at(clock, endpoint.since()),
-        next_probe: state.ejected.then(|| clock.unix_nanos(state.until)),
+        next_probe: endpoint.next_probe(state).map(|millis| clock.unix_nanos(millis)),
         tally,
     }
 }
