@@ -7,10 +7,14 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
+use weft_proxy::balance::policy::Algorithm;
 use weft_proxy::http::Target;
 use weft_proxy::http::Version::Http1;
+use weft_proxy::xds::{Cluster, ClusterSpec, Endpoint};
 
-use crate::harness::{GET, OK, Raw, answering, app, nobody, story, until};
+use crate::policy::{listener, rule};
+
+use crate::harness::{App, GET, OK, Raw, answering, app, nobody, story, until};
 
 #[test]
 fn one_client_connection_needs_one_to_the_app() {
@@ -503,4 +507,21 @@ fn what_has_no_body_needs_no_frame() {
             assert_eq!(app.connections(), 1, "{method} {answer}");
         });
     }
+}
+
+/// An endpoint without a connection must not lose its turn to those that have one.
+#[test]
+fn everybody_gets_a_turn_and_with_it_a_first_connection() {
+    story(|mesh| async move {
+        let apps = [answering(OK).await, answering(OK).await, answering(OK).await];
+        let mut spec = ClusterSpec::new("orders.shop:80");
+        spec.balancing.algorithm = Algorithm::RoundRobin;
+        let endpoints = apps.iter().map(|app| Endpoint::new(app.address)).collect();
+        let to = listener(rule(|_| {}), Cluster::new(spec, endpoints), vec![]);
+        let mut client = Raw::connect(mesh.sidecar(Http1, Target::Listener(to)).await).await;
+        for _ in 0..3 {
+            assert_eq!(client.call(GET).await.1, "ok");
+        }
+        assert_eq!(apps.each_ref().map(App::connections), [1, 1, 1]);
+    });
 }
