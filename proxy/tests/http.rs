@@ -11,6 +11,8 @@
 
 #[path = "http/breaker.rs"]
 mod breaker;
+#[path = "http/checks.rs"]
+mod checks;
 #[path = "http/deadline.rs"]
 mod deadline;
 #[path = "http/h1.rs"]
