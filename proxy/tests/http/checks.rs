@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,7 +108,7 @@ fn an_endpoint_that_fails_its_checks_gets_no_traffic_until_it_passes_again() {
             host: Some("health.example".into()),
             path: "/healthz".into(),
             http2: false,
-            expected: vec![200..201],
+            expected: vec![Range { start: 200, end: 201 }],
             retriable: vec![],
         };
         let addresses = [0, 1, 2].map(|number: usize| replicas[number].app.address);
@@ -206,7 +207,7 @@ fn an_endpoint_that_leaves_is_not_checked_and_one_that_comes_is_at_once() {
             host: Some("health.example".into()),
             path: "/healthz".into(),
             http2: false,
-            expected: vec![200..201],
+            expected: vec![Range { start: 200, end: 201 }],
             retriable: vec![],
         };
         let cluster = checked(probe, &[replicas[0].app.address]);

@@ -32,8 +32,6 @@ pub struct EndpointState {
     window: Window,
     /// Millisecond of the next active check; 0 = none is planned.
     next_check: AtomicU64,
-    /// Whether it had traffic since somebody last looked.
-    touched: AtomicBool,
     /// Whether the address is in the cluster no more.
     gone: AtomicBool,
 }
@@ -51,7 +49,6 @@ impl EndpointState {
             interval: Default::default(),
             window: Window::default(),
             next_check: AtomicU64::new(0),
-            touched: AtomicBool::new(false),
             gone: AtomicBool::new(false),
         }
     }
@@ -70,9 +67,6 @@ impl EndpointState {
         let now = self.core.shared.clock.millis(now);
         let slow = breaking.circuit.is_some_and(|circuit| circuit.is_slow(elapsed));
         self.window.add(now, WINDOW, failed, slow);
-        if !self.touched.load(Ordering::Relaxed) {
-            self.touched.store(true, Ordering::Relaxed);
-        }
         if let Some(outlier) = &breaking.outlier {
             self.charge(outlier, outcome, now);
         }
@@ -246,11 +240,6 @@ impl EndpointState {
 
     pub(crate) fn tally(&self, now: u64) -> Tally {
         self.window.tally(now, WINDOW)
-    }
-
-    /// Whether it had traffic since the last time.
-    pub(crate) fn take_touched(&self) -> bool {
-        self.touched.swap(false, Ordering::Relaxed)
     }
 
     /// Applies `next` atomically and tells if availability changed; whether anything changed.

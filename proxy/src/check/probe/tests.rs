@@ -50,7 +50,7 @@ fn web(path: &str, http2: bool) -> Probe {
         path: path.into(),
         http2,
         expected: vec![200..201, 204..205],
-        retriable: vec![503..504],
+        retriable: vec![Range { start: 503, end: 504 }],
     }
 }
 
