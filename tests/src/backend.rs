@@ -35,6 +35,9 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// Answers are padded to a multiple of this, so that a header more or less does not change their length.
 const LENGTH: usize = 8192;
 
+/// Between the beginning of an answer and where it breaks off: or the beginning would never leave.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// What a backend does with one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -241,8 +244,8 @@ async fn answer(role: Arc<Role>, request: Request<Incoming>) -> Result<Response<
         Step::Grpc(0) => {}
         Step::Grpc(code) => return Ok(signed(trailers_only(code))),
         Step::Trailed(code) => trailer = Some(code),
-        Step::Slow(time) => interruption = Some(Ok(time)),
-        Step::Broken => interruption = Some(Err(Break)),
+        Step::Slow(time) => interruption = Some((time, Ok(()))),
+        Step::Broken => interruption = Some((PAUSE, Err(Break))),
         Step::Reset => return Err(Break),
         Step::Hang => std::future::pending::<()>().await,
     }
@@ -268,11 +271,11 @@ fn signed(mut response: Response<Body>) -> Response<Body> {
     response
 }
 
-/// A body in one piece; or in two, with a pause or the end in between.
-fn written(text: Bytes, interruption: Option<Result<Duration, Break>>, trailer: Option<u8>) -> Body {
+/// A body in one piece; or in two with a pause in between, and perhaps without the second.
+fn written(text: Bytes, interruption: Option<(Duration, Result<(), Break>)>, trailer: Option<u8>) -> Body {
     let status =
         trailer.map(|code| HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from(u16::from(code)))]));
-    let Some(interruption) = interruption else {
+    let Some((pause, end)) = interruption else {
         let body = Full::new(text).map_err(|never| match never {});
         return match status {
             Some(status) => body.with_trailers(async { Some(Ok(status)) }).boxed(),
@@ -281,8 +284,8 @@ fn written(text: Bytes, interruption: Option<Result<Duration, Break>>, trailer: 
     };
     let (early, late) = (text.slice(..text.len() / 2), text.slice(text.len() / 2..));
     let rest = async move {
-        tokio::time::sleep(interruption?).await;
-        Ok(Frame::data(late))
+        tokio::time::sleep(pause).await;
+        end.map(|()| Frame::data(late))
     };
     let pieces = stream::iter([Ok(Frame::data(early))]).chain(stream::once(rest));
     BodyExt::boxed(StreamBody::new(

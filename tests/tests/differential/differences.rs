@@ -24,16 +24,22 @@ pub(crate) enum Row {
     GrpcTimeout,
     /// The version, headers and size of what mirrors get.
     Copies,
+    /// Whether a gRPC status after a message counts for ejection.
+    GrpcEnd,
+    /// Whether an endpoint that accepts and then fails is ejected.
+    AcceptsOnly,
 }
 
 impl Row {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::RequestHeaders,
         Self::ResponseHeaders,
         Self::OwnBody,
         Self::Unreachable,
         Self::GrpcTimeout,
         Self::Copies,
+        Self::GrpcEnd,
+        Self::AcceptsOnly,
     ];
 
     /// The row's first column.
@@ -42,6 +48,10 @@ impl Row {
             Self::RequestHeaders => "Request headers of the proxy's own",
             Self::ResponseHeaders => "Response headers of the proxy's own",
             Self::OwnBody => "Body of an answer of the proxy's own",
+            Self::AcceptsOnly => {
+                "An endpoint that accepts connections, and then resets them or does not answer"
+            }
+            Self::GrpcEnd => "When a gRPC call counts for ejection",
             Self::Copies => "Copies of requests",
             Self::GrpcTimeout => "gRPC status of a request that took too long",
             Self::Unreachable => "Nobody accepts, or the connection breaks before an answer",
@@ -74,7 +84,7 @@ impl Row {
             Self::ResponseHeaders => &["x-envoy-", "x-weft-", "date"],
             Self::OwnBody => &["content-type", "content-length"],
             Self::Copies => &["x-forwarded-for"],
-            Self::Unreachable | Self::GrpcTimeout => &[],
+            Self::Unreachable | Self::GrpcTimeout | Self::GrpcEnd | Self::AcceptsOnly => &[],
         }
     }
 

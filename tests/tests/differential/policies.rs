@@ -9,9 +9,11 @@
 //! [`x-plan`]: weft_tests::backend::PLAN
 
 mod choices;
+mod ejection;
 mod faults;
 mod generated;
 mod limits;
+mod overload;
 mod retries;
 mod scene;
 mod shares;

@@ -143,10 +143,7 @@ async fn list(State(effort): State<Duration>) -> Json<Value> {
     Json((1..=12).map(|id| json!({ "id": id, "price_cents": price(id) })).collect())
 }
 
-async fn describe(
-    State(effort): State<Duration>,
-    Path(id): Path<u32>,
-) -> Result<Json<Value>, StatusCode> {
+async fn describe(State(effort): State<Duration>, Path(id): Path<u32>) -> Result<Json<Value>, StatusCode> {
     work(effort, 0.4).await;
     if !(1..=PRODUCTS).contains(&id) {
         return Err(StatusCode::NOT_FOUND);

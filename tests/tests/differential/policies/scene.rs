@@ -186,9 +186,13 @@ pub(super) fn grpc(plan: &str) -> Ask {
 impl Scene {
     /// One request to one of the two.
     pub(super) async fn told(&self, side: Side, service: usize, ask: &Ask) -> anyhow::Result<Told> {
-        let number = self.asked.fetch_add(1, Ordering::Relaxed);
-        let key = format!("{service}/{number}/{side:?}");
+        let key = self.key(service, side);
         Ok(witness(&self.troupe, self.pair.address(side, service)?, &key, ask).await)
+    }
+
+    /// A key for a request, which no other one has.
+    pub(super) fn key(&self, service: usize, side: Side) -> String {
+        format!("{service}/{}/{side:?}", self.asked.fetch_add(1, Ordering::Relaxed))
     }
 
     /// One request to both: Envoy first.
