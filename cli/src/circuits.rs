@@ -20,6 +20,9 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// What `--check` ends with when a circuit is open: neither success (0), nor failure (1), nor misuse (2).
 const OPEN: u8 = 3;
 
+/// The kind of a circuit that stands for a limit.
+const LIMIT: &str = "limit";
+
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   weft circuits                    all of them, the open ones first
@@ -183,15 +186,26 @@ fn json(body: &[u8], shown: &[&Circuit], lines: bool) -> anyhow::Result<String> 
     Ok(if lines { format!("{document}\n") } else { format!("{document:#}\n") })
 }
 
-/// The answer for people.
+/// The answer for people. Limits that nobody reaches are only counted, unless somebody asks for something in particular.
 fn show(document: &Circuits, shown: &[&Circuit], filter: &Filter, api: &Api) -> String {
     if document.circuits.is_empty() {
         return "no circuits yet: one appears with the first call through a sidecar\n  see one trip, probe and recover: weft demo\n".into();
     }
-    let count = |state| document.circuits.iter().filter(|circuit| circuit.state == state).count();
+    let calm = |circuit: &&Circuit| circuit.kind == LIMIT && circuit.state == State::Closed;
+    let limits = document.circuits.iter().filter(calm).count();
+    let count =
+        |state| document.circuits.iter().filter(|circuit| !calm(circuit) && circuit.state == state).count();
     let states = [State::Open, State::HalfOpen, State::Closed];
     let mut text = states.map(|state| format!("{} {}", count(state), word(state))).join(", ");
+    match limits {
+        0 => {}
+        1 => text.push_str("; 1 limit is not reached"),
+        many => write!(text, "; {many} limits are not reached").unwrap_or_default(),
+    }
     text.push_str("\n\n");
+    let everything = filter.name.is_none() && filter.states.is_empty();
+    let shown: Vec<&Circuit> =
+        shown.iter().copied().filter(|circuit| !(everything && calm(circuit))).collect();
     if shown.is_empty() {
         let what = match (&filter.name, filter.states.as_slice()) {
             (Some(name), []) => format!("no circuit has {name:?} in its name"),
@@ -201,7 +215,7 @@ fn show(document: &Circuits, shown: &[&Circuit], filter: &Filter, api: &Api) -> 
         text.push_str(&what);
         text.push('\n');
     } else {
-        text.push_str(&rows(document.at, shown));
+        text.push_str(&rows(document.at, &shown));
     }
     let wall = format!("{}/?view=circuits", api.base());
     writeln!(text, "\n{} {}", style("on the wall:").dim(), style(wall).dim()).ok();
@@ -239,7 +253,7 @@ fn name(circuit: &Circuit) -> String {
         Some(endpoint) => {
             format!("{} → {}", circuit.service, endpoint.pod.as_deref().unwrap_or(&endpoint.address))
         }
-        None if circuit.kind == "limit" => format!("{} (limit)", circuit.service),
+        None if circuit.kind == LIMIT => format!("{} (limit)", circuit.service),
         None => circuit.service.clone(),
     }
 }
