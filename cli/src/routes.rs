@@ -94,6 +94,16 @@ struct Backend {
     signals: Signals,
     #[serde(default)]
     circuit: Option<State>,
+    #[serde(default)]
+    circuits: Circuits,
+}
+
+/// The circuits of a backend's endpoints.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+struct Circuits {
+    open: usize,
+    half_open: usize,
+    closed: usize,
 }
 
 pub(crate) async fn run(arguments: RoutesArgs) -> anyhow::Result<()> {
@@ -108,7 +118,7 @@ pub(crate) async fn run(arguments: RoutesArgs) -> anyhow::Result<()> {
                 "no service is known: add one with `weft run --name NAME --port PORT -- COMMAND`, or see `weft demo`",
             );
         }
-        Format::Tree => output::text(&tree(&shown, &api)),
+        Format::Tree => output::text(&tree(&shown, service.is_none(), &api)),
         Format::Json => {
             let mut document: serde_json::Value = serde_json::from_slice(&body)?;
             if let Some(all) = document["services"].as_array_mut() {
@@ -138,7 +148,10 @@ fn filter<'a>(routes: &'a Routes, name: Option<&str>) -> anyhow::Result<Vec<&'a 
     Ok(shown)
 }
 
-fn tree(services: &[&Service], api: &Api) -> String {
+/// `brief` says of services of which there is nothing to say only that they exist.
+fn tree(services: &[&Service], brief: bool, api: &Api) -> String {
+    let (quiet, services): (Vec<&Service>, Vec<&Service>) =
+        services.iter().partition(|service| brief && service.is_quiet());
     let header =
         ["", "SHARE", ">SUCCESS", ">RPS", ">LATENCY_P50", ">LATENCY_P99", "TIMEOUT", "RETRIES", "BREAKER"];
     let mut rows = Vec::new();
@@ -147,16 +160,65 @@ fn tree(services: &[&Service], api: &Api) -> String {
         for (index, route) in service.routes.iter().enumerate() {
             let last = index + 1 == service.routes.len();
             let (branch, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
-            rows.push(route_row(branch, route));
-            let itself = route.backends.len() == 1
-                && route.backends.iter().all(|backend| backend.cluster == service.service);
-            if !itself {
-                rows.extend(backend_rows(below, &route.backends));
+            let backends = route.backends_apart(&service.service);
+            let mut row = route_row(branch, route);
+            if backends.is_empty() {
+                // The service itself is not repeated, but its breaker is to be seen.
+                row[8] = route.backends.first().map(Backend::breaker).unwrap_or_default();
             }
+            rows.push(row);
+            rows.extend(backend_rows(below, backends));
         }
     }
+    let mut text = if rows.is_empty() { String::new() } else { table::render(&header, &rows) + "\n" };
+    if !quiet.is_empty() {
+        let names: Vec<&str> = quiet.iter().map(|service| service.service.as_str()).collect();
+        let names =
+            format!("{} {}", style("no HTTP requests by these names, and no rules:").dim(), names.join(", "));
+        text.push_str(&names);
+        text.push('\n');
+    }
     let url = format!("{}/?view=routes", api.base());
-    format!("{}\n{} {}\n", table::render(&header, &rows), style("in the browser:").dim(), style(url).dim())
+    format!("{text}{} {}\n", style("in the browser:").dim(), style(url).dim())
+}
+
+impl Route {
+    /// Its backends, unless the only one is the service itself.
+    fn backends_apart(&self, service: &str) -> &[Backend] {
+        match self.backends.as_slice() {
+            [itself] if itself.cluster == service => &[],
+            backends => backends,
+        }
+    }
+}
+
+impl Service {
+    /// Whether nobody calls it and nobody wrote anything about it.
+    fn is_quiet(&self) -> bool {
+        let plain = |route: &Route| {
+            route.name == weft_wire::attribute::ROUTE_DEFAULT
+                && route.signals.requests_per_second.unwrap_or_default() == 0.0
+        };
+        self.policies.is_empty() && self.routes.iter().all(plain)
+    }
+}
+
+impl Backend {
+    /// Closed, open, or how much of it is open.
+    fn breaker(&self) -> String {
+        let Circuits { open, half_open, closed } = self.circuits;
+        let all = open + half_open + closed;
+        match (self.circuit, open, half_open) {
+            (None, ..) => "-".into(),
+            (Some(_), open, _) if open > 0 && open < all => {
+                style(format!("{open} of {all} open")).yellow().bold().to_string()
+            }
+            (Some(_), 0, probing) if probing > 0 && probing < all => {
+                style(format!("{probing} of {all} half-open")).yellow().bold().to_string()
+            }
+            (Some(state), ..) => coloured(state),
+        }
+    }
 }
 
 fn service_row(service: &Service) -> Vec<String> {
@@ -200,7 +262,7 @@ fn backend_rows(indent: &str, backends: &[Backend]) -> impl Iterator<Item = Vec<
         };
         let mut row = vec![format!("{indent}{branch}{}", backend.cluster), share];
         row.extend(signals(&backend.signals));
-        row.extend([String::new(), String::new(), backend.circuit.map_or_else(|| "-".into(), coloured)]);
+        row.extend([String::new(), String::new(), backend.breaker()]);
         row
     })
 }
@@ -236,7 +298,14 @@ mod tests {
     #[test]
     fn the_tree_shows_rules_shares_and_breakers() {
         let (routes, api) = (shop(), Api::new("127.0.0.1:8080").expect("valid"));
-        insta::assert_snapshot!(tree(&filter(&routes, None).expect("all"), &api));
+        insta::assert_snapshot!(tree(&filter(&routes, None).expect("all"), true, &api));
+    }
+
+    #[test]
+    fn who_asks_for_a_quiet_service_sees_it() {
+        let (routes, api) = (shop(), Api::new("127.0.0.1:8080").expect("valid"));
+        let text = tree(&filter(&routes, Some("labels")).expect("there"), false, &api);
+        assert!(text.contains("labels.shop:8080\n└─ default: /**"), "{text}");
     }
 
     #[test]
