@@ -1,7 +1,9 @@
 //! `weft get`: the mesh's objects and what became of them.
 //!
-//! In: `GET /api/objects`. Out: one row per object with its conditions, as `kubectl get` would show them: whether
-//! it was accepted, whether what it refers to exists, on how many sidecars it works, and what is wrong.
+//! In: `GET /api/objects`, `GET /api/config/errors`. Out: one row per object with its conditions, as `kubectl get` would
+//! show them: whether it was accepted, whether what it refers to exists, on how many sidecars it works, and what is
+//! wrong; below them what could not be read. Surprise: an object whose newest text cannot be read is shown as it is in
+//! force, so the table alone would look well.
 
 use clap::ValueEnum;
 use console::style;
@@ -45,6 +47,9 @@ enum Format {
     /// As the API says it
     Json,
 }
+
+/// What the API calls it when a file's last good state stays in force.
+const KEPT: &str = "file_kept_last_good";
 
 /// Kinds with what else people call them.
 const KINDS: [(&str, &[&str]); 5] = [
@@ -94,6 +99,30 @@ struct Condition {
     message: String,
 }
 
+/// `GET /api/config/errors`.
+#[derive(Debug, Deserialize)]
+struct Problems {
+    #[serde(default)]
+    errors: Vec<Problem>,
+}
+
+/// Something that could not be read.
+#[derive(Debug, Deserialize)]
+struct Problem {
+    #[serde(default)]
+    file: Option<String>,
+    #[serde(default)]
+    line: Option<usize>,
+    /// `Kind namespace/name`, as far as it could be read.
+    #[serde(default)]
+    object: Option<String>,
+    #[serde(default)]
+    field: Option<String>,
+    #[serde(default)]
+    effect: Option<String>,
+    message: String,
+}
+
 pub(crate) async fn run(arguments: GetArgs) -> anyhow::Result<()> {
     let GetArgs { kind, name, namespace, output: format, api } = arguments;
     let api = Api::new(&api.api)?;
@@ -114,6 +143,10 @@ pub(crate) async fn run(arguments: GetArgs) -> anyhow::Result<()> {
         }
         Format::Table => output::text(&show(&shown, false)),
         Format::Wide => output::text(&show(&shown, true)),
+    }
+    if !matches!(format, Format::Json) {
+        let problems: Problems = api.json("/api/config/errors").await?;
+        output::text(&trouble(&problems, &filter));
     }
     Ok(())
 }
@@ -142,6 +175,21 @@ impl Filter {
             anyhow::bail!("there is no {kind} {name:?}\n  there are: {there}");
         }
         Ok(named)
+    }
+
+    /// Whether a problem may be with one of the objects that were asked for.
+    fn concerns(&self, problem: &Problem) -> bool {
+        let Some((kind, rest)) = problem.object.as_deref().and_then(|label| label.split_once(' ')) else {
+            // Nobody knows whose it is.
+            return true;
+        };
+        let (namespace, name) = match rest.split_once('/') {
+            Some((namespace, name)) => (Some(namespace), name),
+            None => (None, rest),
+        };
+        self.kind.is_none_or(|wanted| kind == wanted)
+            && self.name.as_deref().is_none_or(|wanted| name == wanted)
+            && (self.namespace.is_none() || self.namespace.as_deref() == namespace)
     }
 
     fn words(&self) -> String {
@@ -188,6 +236,31 @@ impl Condition {
         let (done, all) = (words.get(at.checked_sub(1)?)?, words.get(at + 1)?);
         let number = |word: &str| word.parse::<u32>().is_ok();
         (number(done) && number(all)).then(|| format!("{done} of {all}"))
+    }
+}
+
+/// What could not be read, one a line, and what became of it.
+fn trouble(problems: &Problems, filter: &Filter) -> String {
+    let concerned: Vec<&Problem> =
+        problems.errors.iter().filter(|problem| filter.concerns(problem)).collect();
+    let lines: Vec<String> = concerned.iter().map(|problem| problem.line()).collect();
+    let kept = concerned.iter().any(|problem| problem.effect.as_deref() == Some(KEPT));
+    match lines.as_slice() {
+        [] => String::new(),
+        lines if kept => format!("\n{}\nwhat was in these files before stays in force\n", lines.join("\n")),
+        lines => format!("\n{}\n", lines.join("\n")),
+    }
+}
+
+impl Problem {
+    fn line(&self) -> String {
+        let place = match (&self.file, self.line) {
+            (Some(file), Some(line)) => Some(format!("{file}:{line}")),
+            (file, _) => file.clone(),
+        };
+        let parts = [place.as_ref(), self.object.as_ref(), self.field.as_ref()];
+        let parts: Vec<&str> = parts.into_iter().flatten().map(String::as_str).collect();
+        format!("{} {}: {}", style("problem").red().bold(), parts.join(" "), self.message)
     }
 }
 
@@ -253,6 +326,23 @@ mod tests {
         let objects = shop();
         let routes = filter(Some("HTTPRoute"), None, Some("shop")).objects(&objects).expect("some");
         insta::assert_snapshot!(show(&routes, true));
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_below_what_is_in_force() {
+        console::set_colors_enabled(false);
+        let problems = r#"{"errors": [
+            {"file": "orders.yaml", "line": 24, "object": "TrafficPolicy shop/orders", "field": "spec.timeouts.reqest",
+             "effect": "file_kept_last_good", "message": "unknown field"},
+            {"file": "broken.yaml", "line": 1, "effect": "object_ignored", "message": "is not YAML"}]}"#;
+        let problems: Problems = serde_json::from_str(problems).expect("the API's JSON");
+        assert_eq!(
+            trouble(&problems, &filter(Some("TrafficPolicy"), None, Some("shop"))),
+            "\nproblem orders.yaml:24 TrafficPolicy shop/orders spec.timeouts.reqest: unknown field\n\
+             problem broken.yaml:1: is not YAML\nwhat was in these files before stays in force\n"
+        );
+        let other = trouble(&problems, &filter(Some("HTTPRoute"), None, None));
+        assert_eq!(other, "\nproblem broken.yaml:1: is not YAML\n");
     }
 
     #[test]
