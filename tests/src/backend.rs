@@ -45,6 +45,8 @@ pub enum Step {
     Status(u16),
     /// Answers 200 after this long: `delay=100` (milliseconds).
     Delay(Duration),
+    /// Answers with this status after this long: `late=50/503` (milliseconds, status).
+    Late(Duration, u16),
     /// Answers with this gRPC status, and nothing else: `grpc=14`.
     Grpc(u8),
     /// Answers with a message and then this gRPC status: `trailed=14`.
@@ -70,6 +72,10 @@ impl FromStr for Step {
             None => Self::Status(text.parse().with_context(|| format!("{text:?} is not a step"))?),
             Some(("delay", time)) => Self::Delay(Duration::from_millis(time.parse()?)),
             Some(("slow", time)) => Self::Slow(Duration::from_millis(time.parse()?)),
+            Some(("late", both)) => {
+                let (time, status) = both.split_once('/').context("late=<milliseconds>/<status>")?;
+                Self::Late(Duration::from_millis(time.parse()?), status.parse()?)
+            }
             Some(("grpc", status)) => Self::Grpc(status.parse()?),
             Some(("trailed", status)) => Self::Trailed(status.parse()?),
             Some(_) => bail!("{text:?} is not a step"),
@@ -241,6 +247,10 @@ async fn answer(role: Arc<Role>, request: Request<Incoming>) -> Result<Response<
     match role.stage.next(&role.step, &arrival) {
         Step::Status(code) => status = StatusCode::from_u16(code).map_err(|_| Break)?,
         Step::Delay(time) => tokio::time::sleep(time).await,
+        Step::Late(time, code) => {
+            tokio::time::sleep(time).await;
+            status = StatusCode::from_u16(code).map_err(|_| Break)?;
+        }
         Step::Grpc(0) => {}
         Step::Grpc(code) => return Ok(signed(trailers_only(code))),
         Step::Trailed(code) => trailer = Some(code),
