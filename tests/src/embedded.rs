@@ -40,9 +40,14 @@ impl Plane {
         let source = directory.path().join("source");
         std::fs::create_dir(&source)?;
         std::fs::write(source.join("objects.yaml"), objects)?;
-        let flags = ["--insecure", "--control-listen=127.0.0.1:0", "--api-listen=127.0.0.1:0"];
+        Self::run(directory, "127.0.0.1:0").await
+    }
+
+    async fn run(directory: tempfile::TempDir, control: &str) -> anyhow::Result<Self> {
+        let control = format!("--control-listen={control}");
+        let flags = ["--insecure", &control, "--api-listen=127.0.0.1:0"];
         let off = ["--otlp-grpc-listen=off", "--otlp-http-listen=off", "--drain-deadline=1s"];
-        let source = format!("--source={}", source.display());
+        let source = format!("--source={}", directory.path().join("source").display());
         let program = ["weft-control-plane", &source];
         let words = program.iter().chain(&flags).chain(&off);
         let app = App::start(weft_control_plane::config::Config::try_parse_from(words)?).await?;
@@ -70,6 +75,29 @@ impl Plane {
     /// Drains it.
     pub async fn stop(self) {
         self.app.stop(std::future::pending()).await;
+    }
+
+    /// Drains it and says how it is started again: where sidecars know it, with the same objects and an empty memory.
+    pub async fn pause(self) -> Paused {
+        let Self { app, directory, control, api: _ } = self;
+        app.stop(std::future::pending()).await;
+        Paused { directory, control }
+    }
+}
+
+/// A control plane that is not there for a while.
+pub struct Paused {
+    directory: tempfile::TempDir,
+    control: SocketAddr,
+}
+
+impl Paused {
+    /// Starts it again; the API may be elsewhere.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn resume(self) -> anyhow::Result<Plane> {
+        Plane::run(self.directory, &self.control.to_string()).await
     }
 }
 
