@@ -1,15 +1,11 @@
 //! Failures made on purpose.
 
-use std::time::Duration;
-
 use anyhow::ensure;
 use serde_json::json;
 use weft_tests::client::Ask;
 use weft_tests::envoy;
 
 use super::scene::{Cast, compare, get, grpc, policy, post, route};
-
-const LATE: Duration = Duration::from_secs(4);
 
 /// A policy, a request, whether it arrives, and how long it takes at least.
 type Case = (&'static str, Ask, bool, u64);
@@ -103,10 +99,9 @@ async fn faults_are_made_alike() -> anyhow::Result<()> {
         .all(cases, async |service, (_, ask, arrives, least)| {
             let told = scene.both(service, ask).await?;
             compare(&told)?;
-            let least = Duration::from_millis(*least);
             for told in &told {
                 ensure!(told.attempts.len() == usize::from(*arrives), "{told:?}");
-                ensure!(told.took >= least && told.took < least + LATE, "{told:?}");
+                ensure!(told.took_about(*least), "{told:?}");
             }
             Ok(())
         })

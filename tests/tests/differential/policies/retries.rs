@@ -110,7 +110,7 @@ async fn attempts_are_as_many_and_go_elsewhere() -> anyhow::Result<()> {
 }
 
 /// An address where nobody listens: bound, so that nobody else gets it, but never listened on.
-fn nobody() -> anyhow::Result<(socket2::Socket, SocketAddr)> {
+pub(super) fn nobody() -> anyhow::Result<(socket2::Socket, SocketAddr)> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
     let address = socket.local_addr()?.as_socket().ok_or_else(|| anyhow::anyhow!("no address"))?;

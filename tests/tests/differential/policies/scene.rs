@@ -25,6 +25,11 @@ use super::super::pair::{Pair, Side};
 /// Services that are called at once: a busy machine must not make a proxy look slow.
 const TOGETHER: usize = 16;
 
+/// Envoy counts from when its event loop last woke up, so it may be early by that.
+const EARLY: Duration = Duration::from_millis(50);
+/// A busy machine may be late by this much.
+const LATE: Duration = Duration::from_secs(4);
+
 /// A circuit that never opens, where circuits are not the matter.
 pub(super) const NO_EJECTION: &str = "endpoints: {consecutiveFailures: 0, consecutiveLocalOriginFailures: 0}";
 
@@ -158,6 +163,19 @@ pub(super) struct Told {
 impl Told {
     pub(super) fn backends(&self) -> Vec<&str> {
         self.reached.iter().map(|(backend, _)| backend.as_str()).collect()
+    }
+
+    /// Whether it took as many milliseconds, neither less nor much more.
+    pub(super) fn took_about(&self, millis: u64) -> bool {
+        let least = Duration::from_millis(millis);
+        self.took + EARLY >= least && self.took < least + LATE
+    }
+
+    pub(super) fn grpc(&self) -> Option<&str> {
+        match &self.end {
+            End::Answer { grpc, .. } => grpc.as_deref(),
+            End::Broken => None,
+        }
     }
 
     pub(super) fn status(&self) -> Option<u16> {
