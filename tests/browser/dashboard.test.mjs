@@ -5,7 +5,9 @@
  *   WEFT_TRAFFIC_URL   asked again and again to make traffic; the first call must cause an edge that was not there
  *   WEFT_BREAK_URL     asked (GET) to make one of three replicas fail, and WEFT_HEAL_URL to make it well again
  *   WEFT_EXPECT_EDGE   `source>target` by name: the edge that must appear (default: any new one)
- *   WEFT_SCREENSHOT    where to put a PNG; the dark one goes beside it as `…-dark.png`
+ *   WEFT_EXPECT_SPLIT  the service whose traffic is split between two backends
+ *   WEFT_SCREENSHOT    where to put a PNG; others go beside it: `…-dark.png`, `…-breaker.png`, `…-circuits.png`,
+ *                      `…-routes.png`, and dark ones of those
  *   WEFT_CHROMIUM      default /usr/bin/chromium
  *
  * It asserts what the page promises: an edge appears without a reload, nothing that stands moves, the panel shows
@@ -106,6 +108,16 @@ async function picture(name) {
   if (path) await page.screenshot({ path: name ? path.replace(/(\.png)?$/, `-${name}.png`) : path });
 }
 
+/** The same in both themes. */
+async function pictures(name) {
+  if (!process.env.WEFT_SCREENSHOT) return;
+  await picture(name);
+  await page.emulateMedia({ colorScheme: 'dark' });
+  await page.waitForTimeout(300);
+  await picture(`${name}-dark`);
+  await page.emulateMedia({ colorScheme: 'light' });
+}
+
 test('an edge appears without a reload when traffic starts', async () => {
   await page.goto(url);
   await page.locator('[data-link="live"]').waitFor();
@@ -199,7 +211,7 @@ test('a failing replica opens a circuit: on the graph, and on the wall with its 
   await told(breakUrl);
   const badge = page.locator('[data-node] [data-breaker="open"]').first();
   await badge.waitFor({ timeout: CIRCUIT_DEADLINE_MS });
-  await picture('breaker');
+  await pictures('breaker');
   await page.locator('[data-screen="circuits"]').click();
   assert.match(page.url(), /view=circuits/, 'the address names the wall');
   const tile = page.locator('[data-circuit][data-state="open"]').first();
@@ -208,13 +220,14 @@ test('a failing replica opens a circuit: on the graph, and on the wall with its 
   const probe = await until('a countdown', async () => /probe/.test(await tile.locator('[data-probe]').innerText()) && (await tile.locator('[data-probe]').innerText()));
   await until('the countdown ticks', async () => (await tile.count()) === 0 || (await tile.locator('[data-probe]').innerText()) !== probe);
   assert.match(await page.locator('[data-transitions]').innerText(), /open/, 'the opening is in the list of transitions');
-  await picture('circuits');
+  await pictures('circuits');
 });
 
 test('the wall shows the circuit closed after recovery, and finds it by name', { skip: process.env.WEFT_URL && !process.env.WEFT_HEAL_URL ? 'no WEFT_HEAL_URL' : false }, async () => {
   await told(healUrl);
   const open = page.locator('[data-circuit]:not([data-state="closed"])');
   await until('every circuit is closed', async () => (await open.count()) === 0 && (await page.locator('[data-circuit]').count()) >= 3, CIRCUIT_DEADLINE_MS);
+  assert.match(await page.locator('[data-transitions]').innerText(), /closed[^]*open/, 'the newest transition closed it');
   await page.reload();
   const tiles = page.locator('[data-circuit]');
   await until('the wall is back after a reload', async () => (await tiles.count()) >= 3);
@@ -227,6 +240,24 @@ test('the wall shows the circuit closed after recovery, and finds it by name', {
   await page.locator('[data-screen="topology"]').click();
   await page.locator('[data-settled="true"]').waitFor();
   await until('the badge is gone', async () => (await page.locator('[data-breaker]').count()) === 0, CIRCUIT_DEADLINE_MS);
+});
+
+test('a traffic split shows what is configured beside what is observed', { skip: process.env.WEFT_URL && process.env.WEFT_EXPECT_SPLIT ? false : 'no WEFT_EXPECT_SPLIT' }, async () => {
+  await page.locator('[data-screen="routes"]').click();
+  assert.match(page.url(), /view=routes/, 'the address names the view');
+  const service = page.locator(`[data-service="${process.env.WEFT_EXPECT_SPLIT}"]`);
+  await service.waitFor();
+  const backends = service.locator('[data-backend]');
+  assert.equal(await backends.count(), 2);
+  const [most, least] = await until('both backends have traffic', async () => {
+    const parts = await service.locator('[data-split="observed"] i').evaluateAll((all) => all.map((part) => Number(part.style.flexGrow)));
+    return parts.length === 2 && parts;
+  });
+  assert.ok(most > least && Math.abs(most + least - 1) < 0.02, `${most} and ${least} of all calls`);
+  assert.match(await service.innerText(), /HTTPRoute\/shop\//, 'it names the route');
+  await pictures('routes');
+  await page.locator('[data-screen="topology"]').click();
+  await page.locator('[data-settled="true"]').waitFor();
 });
 
 test('both themes are drawn', async () => {

@@ -1,17 +1,22 @@
-//! The dashboard in a real browser, over a real mesh on loopback: the control plane with its embedded pages, two
-//! sidecars, and traffic that starts while the page is open.
+//! The dashboard in a real browser, over a real mesh on loopback: the control plane with its embedded pages, a caller, three
+//! replicas of `orders` and a canary of it, and traffic that starts while the page is open.
 //!
 //! `tests/browser` holds what is asserted; here is what it looks at. The traffic's URL is a forward through the
-//! caller's sidecar, so each of the browser test's fetches is a request of `web` to `orders`.
+//! caller's sidecar, so each of the browser test's fetches is a request of `web` to `orders`. Two more URLs make one of the
+//! replicas fail, and heal it.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use axum::Router;
-use axum::routing::any;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::{any, get};
 use serde_json::Value;
 use weft_tests::binary;
 use weft_tests::poll;
@@ -20,7 +25,35 @@ use weft_tests::process::Guarded;
 /// Debug builds on a busy machine.
 const START: Duration = Duration::from_secs(30);
 /// The browser test's own deadlines come long before.
-const ENDS: Duration = Duration::from_secs(180);
+const ENDS: Duration = Duration::from_secs(300);
+
+/// One call in five goes to the canary. Ejections are short, so that their end can be awaited, and replicas take turns, so
+/// that each has its share of few calls.
+const OBJECTS: &str = "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: orders, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: orders, port: 8080}]
+  rules:
+  - backendRefs:
+    - {name: orders, port: 8080, weight: 80}
+    - {name: orders-v2, port: 8080, weight: 20}
+---
+apiVersion: weft.dev/v1alpha1
+kind: CircuitBreaker
+metadata: {name: orders, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: orders}]
+  endpoints: {consecutiveFailures: 5, interval: 1s, baseEjectionTime: 8s, maxEjectionTime: 8s}
+---
+apiVersion: weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: orders, namespace: shop}
+spec:
+  targetRefs: [{group: '', kind: Service, name: orders}]
+  loadBalancer: {type: RoundRobin}
+";
 
 /// Why the test cannot run here, unless this is CI, where that is a failure.
 #[expect(clippy::print_stderr, reason = "a skipped test says so")]
@@ -40,7 +73,7 @@ fn possible() -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn people_see_an_edge_appear() -> anyhow::Result<()> {
+async fn people_see_an_edge_appear_and_a_circuit_open() -> anyhow::Result<()> {
     if !possible() {
         return Ok(());
     }
@@ -48,31 +81,40 @@ async fn people_see_an_edge_appear() -> anyhow::Result<()> {
     let home = directory.path();
     let off = ["--otlp-grpc-listen=off", "--otlp-http-listen=off"];
     let listen = ["--insecure", "--control-listen=127.0.0.1:0", "--api-listen=127.0.0.1:0"];
-    let (plane, _plane) = start(home, "control-plane", &[&listen[..], &off].concat()).await?;
+    std::fs::create_dir(home.join("source"))?;
+    std::fs::write(home.join("source/orders.yaml"), OBJECTS)?;
+    let source = format!("--source={}", home.join("source").display());
+    let (plane, _plane) = start(home, "control-plane", &[&listen[..], &off, &[&source]].concat()).await?;
 
-    let orders = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let app = orders.local_addr()?;
-    let answer = Router::new().route("/{*path}", any(async || "an order\n"));
-    tokio::spawn(async move { axum::serve(orders, answer).await });
-
+    let broken = Arc::new(AtomicBool::new(false));
     let control = format!("--control-plane=http://{}", address(&plane, "/control")?);
     let sidecar = ["--namespace=shop", &control, "--metrics-listen=127.0.0.1:0", "--admin-listen=off"];
-    let callee = [
-        "--workload=orders",
-        "--register=orders.shop:8080/http",
-        "--inbound-listen=127.0.0.1:0",
-        "--outbound-listen=off",
-    ];
-    let forward = format!("--inbound-forward={app}");
-    let callee = [&sidecar[..], &callee, &[&forward]].concat();
-    let (_, _callee) = start(home, "orders", &callee).await?;
+    let mut callees = Vec::new();
+    for (pod, version, service) in [
+        ("orders-1", "v1", "orders"),
+        ("orders-2", "v1", "orders"),
+        ("orders-3", "v1", "orders"),
+        ("orders-v2", "v2", "orders-v2"),
+    ] {
+        let own = if pod == "orders-3" { Arc::clone(&broken) } else { Arc::default() };
+        let forward = format!("--inbound-forward={}", app(own).await?);
+        let register = format!("--register={service}.shop:8080/http");
+        let (pod, version) = (format!("--pod={pod}"), format!("--workload-version={version}"));
+        let callee = ["--workload=orders", "--inbound-listen=127.0.0.1:0", "--outbound-listen=off"];
+        let callee = [&sidecar[..], &callee, &[&forward, &register, &pod, &version]].concat();
+        callees.push(start(home, pod.trim_start_matches("--pod="), &callee).await?);
+    }
     let caller = [
         "--workload=web",
         "--inbound-listen=off",
         "--outbound-listen=off",
         "--outbound-forward=127.0.0.1:0=orders.shop:8080",
+        // The first request waits for its configuration, however busy this machine is.
+        "--discovery-timeout=20s",
     ];
     let (caller, _caller) = start(home, "web", &[&sidecar[..], &caller].concat()).await?;
+
+    let switch = switch(broken).await?;
 
     let browser = binary::workspace().join("tests/browser");
     if !browser.join("node_modules").exists() {
@@ -83,11 +125,39 @@ async fn people_see_an_edge_appear() -> anyhow::Result<()> {
     test.args(["test", "--silent"])
         .env("WEFT_URL", format!("http://{}", address(&plane, "/api")?))
         .env("WEFT_TRAFFIC_URL", format!("http://{}/orders/42", address(&caller, "/forwards/0")?))
-        .env("WEFT_EXPECT_EDGE", "web>orders");
+        .env("WEFT_BREAK_URL", format!("{switch}/break"))
+        .env("WEFT_HEAL_URL", format!("{switch}/heal"))
+        .env("WEFT_EXPECT_EDGE", "web>orders")
+        .env("WEFT_EXPECT_SPLIT", "orders.shop:8080");
     // The browser takes its time; the app must go on meanwhile.
     let status = tokio::task::spawn_blocking(move || Guarded::spawn(&mut test)?.wait(ENDS)).await??;
     ensure!(status.success(), "the browser test: {status}\n{}", logs(home));
     Ok(())
+}
+
+/// A replica: well, unless it is broken.
+async fn app(broken: Arc<AtomicBool>) -> anyhow::Result<SocketAddr> {
+    let answer = any(async |State(broken): State<Arc<AtomicBool>>| {
+        let broken = broken.load(Ordering::Relaxed);
+        if broken { (StatusCode::INTERNAL_SERVER_ERROR, "no\n") } else { (StatusCode::OK, "an order\n") }
+    });
+    serve(Router::new().route("/{*path}", answer).with_state(broken)).await
+}
+
+/// Where the browser test breaks the replica and heals it.
+async fn switch(broken: Arc<AtomicBool>) -> anyhow::Result<String> {
+    let to = |value: bool| {
+        get(async move |State(broken): State<Arc<AtomicBool>>| broken.store(value, Ordering::Relaxed))
+    };
+    let routes = Router::new().route("/break", to(true)).route("/heal", to(false));
+    Ok(format!("http://{}", serve(routes.with_state(broken)).await?))
+}
+
+async fn serve(routes: Router) -> anyhow::Result<SocketAddr> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    Ok(address)
 }
 
 fn npm(folder: &Path) -> Command {
