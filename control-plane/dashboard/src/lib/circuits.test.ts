@@ -67,8 +67,10 @@ describe('the order of the wall', () => {
     expect(ids(ordered(moved, 'worst'))).toEqual(ids(ordered(list, 'worst')));
   });
 
-  it('counts by state', () => {
-    expect(counts(list)).toEqual({ open: 3, half_open: 1, closed: 2 });
+  it('counts by state, without limits that nobody reaches', () => {
+    const limit = { kind: 'limit', endpoint: null };
+    const all = [...list, circuit({ ...limit, id: 'calm limit', state: 'closed' }), circuit({ ...limit, id: 'reached' })];
+    expect(counts(all)).toEqual({ open: 4, half_open: 1, closed: 2 });
   });
 });
 
