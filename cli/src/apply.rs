@@ -21,6 +21,8 @@ const MISUSE: u8 = 2;
 const INPUT_MAX: u64 = 4 * 1024 * 1024;
 /// Lines of one resource's difference that are shown.
 const DIFF_MAX: usize = 40;
+/// What the API calls it when an object is there already, as it is.
+const UNCHANGED: &str = "unchanged";
 /// Sidecars that are named; the others are counted.
 const SIDECARS_MAX: usize = 20;
 
@@ -195,8 +197,15 @@ fn show(plan: &Plan, input: &Input) -> String {
         return text;
     }
     text.push_str("objects\n");
-    for ObjectChange { object, change } in &plan.objects {
+    let (same, changed): (Vec<_>, Vec<_>) =
+        plan.objects.iter().partition(|object| object.change == UNCHANGED);
+    for ObjectChange { object, change } in changed {
         text.push_str(&format!("  {} {object}\n", verb(change)));
+    }
+    match same.as_slice() {
+        [] => {}
+        [one] => text.push_str(&format!("  {} {}\n", verb(UNCHANGED), one.object)),
+        many => text.push_str(&format!("  {} {} objects\n", verb(UNCHANGED), many.len())),
     }
     if plan.resources.is_empty() {
         text.push_str("no sidecar would get anything else than now\nnothing was applied\n");
