@@ -45,15 +45,23 @@ pub(super) fn rank(one: &Match) -> Rank {
     (first, second, one.method.is_none(), Reverse(one.headers.len()), Reverse(one.query.len()))
 }
 
-/// Puts rules, which come by seniority, and all their matches in order.
-pub(super) fn table(mut rules: Vec<EffectiveRule>) -> Table {
-    // Sorts are stable: what is equal stays in order of seniority, rule and match.
-    rules.sort_by_key(|rule| rule.rule.matches.iter().map(rank).min());
-    let matches =
-        |(at, rule): (usize, &EffectiveRule)| (0..rule.rule.matches.len()).map(move |one| (at, one));
-    let mut order: Vec<(usize, usize)> = rules.iter().enumerate().flat_map(matches).collect();
-    order.sort_by_key(|(at, one)| rules.get(*at).and_then(|rule| rule.rule.matches.get(*one)).map(rank));
-    Table { attached: true, rules, order }
+/// Puts rules, which come by seniority, and all their matches in order. A rule stands where its best match does; between
+/// equal matches seniority decides, whatever else their rules match.
+pub(super) fn table(rules: Vec<EffectiveRule>) -> Table {
+    // Sorts are stable: what is equal stays in order of seniority.
+    let mut rules: Vec<(usize, EffectiveRule)> = rules.into_iter().enumerate().collect();
+    rules.sort_by_key(|(_, rule)| rule.rule.matches.iter().map(rank).min());
+    let mut order = Vec::new();
+    for (at, (seniority, rule)) in rules.iter().enumerate() {
+        let matches = rule.rule.matches.iter().enumerate();
+        order.extend(matches.map(|(index, one)| (rank(one), *seniority, index, at)));
+    }
+    order.sort_unstable();
+    Table {
+        attached: true,
+        rules: rules.into_iter().map(|(_, rule)| rule).collect(),
+        order: order.into_iter().map(|(_, _, index, at)| (at, index)).collect(),
+    }
 }
 
 #[cfg(test)]

@@ -198,6 +198,17 @@ fn among_equal_matches_the_older_route_comes_first_then_the_first_by_name() {
 }
 
 #[test]
+fn seniority_is_between_equal_matches_whatever_else_their_rules_match() {
+    let matches = "    matches: [{path: {type: Exact, value: /a}}, {path: {value: /}}]\n";
+    let world = world(&format!("{}{}", route("a", "", ""), route("b", "", matches)));
+    let table = &world.port_traffic(&"orders.shop:8080".parse().unwrap()).unwrap().table;
+    let order: Vec<_> =
+        table.order.iter().map(|(rule, one)| (table.rules[*rule].name.to_string(), *one)).collect();
+    let expected = [("HTTPRoute/shop/b/0", 0), ("HTTPRoute/shop/a/0", 0), ("HTTPRoute/shop/b/0", 1)];
+    assert_eq!(order, expected.map(|(name, one)| (name.to_owned(), one)));
+}
+
+#[test]
 fn events_in_any_order_give_the_same_traffic() {
     let objects = format!(
         "{SERVICES}{}{}{}",
