@@ -58,8 +58,9 @@ fn headers() {
     let none = &[][..];
     for (matcher, sent, expected) in [
         (team(ValueMatch::Exact("blue".into())), blue, true),
-        (team(ValueMatch::Exact("blue".into())), &[("x-team", "red"), ("x-team", "blue")], false),
-        (team(ValueMatch::Exact("red,blue".into())), &[("x-team", "red"), ("x-team", "blue")], true),
+        (team(ValueMatch::Exact("blue".into())), &[("x-team", "red"), ("x-team", "blue")], true),
+        (team(ValueMatch::Exact("red,blue".into())), &[("x-team", "red"), ("x-team", "blue")], false),
+        (team(ValueMatch::Exact("red,blue".into())), &[("x-team", "red,blue"), ("x-team", "red")], true),
         (team(ValueMatch::Exact("BLUE".into())), blue, false),
         (team(ValueMatch::Exact(loud("BLUE"))), blue, true),
         (team(ValueMatch::Prefix("bl".into())), blue, true),
