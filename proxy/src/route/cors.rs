@@ -98,6 +98,8 @@ impl Cors {
                 header::ACCESS_CONTROL_ALLOW_HEADERS,
                 granted(&self.headers, asked(header::ACCESS_CONTROL_REQUEST_HEADERS)),
             ),
+            // No browser looks at it here; Envoy says it all the same.
+            (header::ACCESS_CONTROL_EXPOSE_HEADERS, origin.and(self.expose.clone())),
             (header::ACCESS_CONTROL_MAX_AGE, self.max_age.clone()),
             (ALLOW_PRIVATE_NETWORK, private.then(yes)),
         ];
@@ -183,6 +185,7 @@ mod tests {
                 "allow-methods: GET, POST",
                 "allow-origin: https://shop.test",
                 "allow-private-network: true",
+                "expose-headers: x-total",
                 "max-age: 600",
             ]
         );
