@@ -26,7 +26,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::{Body as _, Incoming};
 use weft_wire::{DecidedBy, Reason};
 
@@ -92,6 +92,7 @@ pub(super) fn forward(
     };
     let version = head.version;
     let grpc = class::is_grpc(&head.headers);
+    let asks_for_head = head.method == Method::HEAD;
     let known = session.known(&head);
     let mut outgoing = Outgoing::new(head, body);
     async move {
@@ -106,6 +107,10 @@ pub(super) fn forward(
             Ok(response) => response,
             Err(refusal) => refuse(refusal, exchange, grpc),
         };
+        // hyper leaves the body of an answer to HEAD out over HTTP/1 only.
+        if asks_for_head && let Some(length) = response.body_mut().leave_out() {
+            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
         if version == Version::HTTP_2 {
             *response.version_mut() = Version::HTTP_2;
         } else {

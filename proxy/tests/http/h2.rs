@@ -159,6 +159,18 @@ fn a_grpc_caller_learns_that_nobody_is_there() {
 }
 
 #[test]
+fn an_answer_to_head_has_no_body_whoever_gives_it() {
+    story(|mesh| async move {
+        let mut sender = client(mesh.sidecar(Http2, Target::App(nobody().await)).await).await;
+        let head = Request::head("http://orders.shop:8080/").body(()).unwrap();
+        let (response, _) = sender.send_request(head, true).unwrap();
+        let (response, body, _) = whole(response.await.unwrap()).await;
+        assert_eq!((response.status().as_u16(), body.len()), (502, 0));
+        assert!(response.headers()["content-length"].to_str().unwrap().parse::<usize>().unwrap() > 0);
+    });
+}
+
+#[test]
 fn a_cluster_declared_http2_gets_http2_from_an_http1_client() {
     story(|mesh| async move {
         let app = echo().await;

@@ -234,6 +234,14 @@ impl ResponseBody {
         Self { source: Source::Own(text, guard), exchange: None }
     }
 
+    /// Leaves the proxy's own words out and says how many bytes they had; `None`: there are none.
+    pub fn leave_out(&mut self) -> Option<usize> {
+        match &mut self.source {
+            Source::Own(text, _) if !text.is_empty() => Some(std::mem::take(text).len()),
+            _ => None,
+        }
+    }
+
     /// An upstream response, which takes the exchange to its end.
     #[must_use]
     pub fn new(source: Source, exchange: Box<Exchange>) -> Self {
