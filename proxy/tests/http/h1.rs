@@ -71,6 +71,29 @@ fn the_request_arrives_as_it_was_but_for_the_hop() {
 }
 
 #[test]
+fn a_method_that_is_about_a_body_says_when_there_is_none() {
+    story(|mesh| async move {
+        let seen = Rc::new(RefCell::new(String::new()));
+        let to = Rc::clone(&seen);
+        let app = app(move |mut raw, _| {
+            let to = Rc::clone(&to);
+            async move {
+                while let Some(head) = raw.try_head().await {
+                    *to.borrow_mut() = head;
+                    raw.write(OK).await;
+                }
+            }
+        })
+        .await;
+        let mut client = Raw::connect(mesh.inbound(app.address).await).await;
+        for (method, says) in [("POST", true), ("OPTIONS", true), ("GET", false), ("DELETE", false)] {
+            client.call(&format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+            assert_eq!(seen.take().contains("content-length: 0\r\n"), says, "{method}");
+        }
+    });
+}
+
+#[test]
 fn chunks_go_both_ways() {
     story(|mesh| async move {
         let app = app(|mut raw, _| async move {

@@ -185,7 +185,8 @@ impl H1 {
             }
             Uploading { body, chunked, progress, gate }
         });
-        encode::head(head, &mut self.output);
+        let silent = self.upload.is_none() && !chunked && !head.headers.contains_key(header::CONTENT_LENGTH);
+        encode::head(head, silent, &mut self.output);
         if !keep {
             self.spare = std::mem::take(&mut head.headers);
             self.spare.clear();
