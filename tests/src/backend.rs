@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
@@ -182,6 +182,18 @@ impl Troupe {
         arrivals.iter().filter(|(_, arrival)| arrival.header(KEY) == Some(key)).cloned().collect()
     }
 
+    /// What arrived under any key, in order.
+    #[must_use]
+    pub fn keyed(&self) -> HashMap<String, Vec<Arrival>> {
+        let mut keyed: HashMap<String, Vec<Arrival>> = HashMap::new();
+        for (_, arrival) in lock(&self.stage.arrivals).iter() {
+            if let Some(key) = arrival.header(KEY) {
+                keyed.entry(key.to_owned()).or_default().push(arrival.clone());
+            }
+        }
+        keyed
+    }
+
     /// How many requests arrived, whatever their key.
     #[must_use]
     pub fn total(&self) -> usize {
@@ -267,7 +279,15 @@ async fn answer(role: Arc<Role>, request: Request<Incoming>) -> Result<Response<
     } else {
         trailer = None;
     }
-    let mut response = Response::new(written(text.into(), interruption, trailer));
+    let length = text.len();
+    let mut response = if head.method == Method::HEAD {
+        // Over HTTP/2 hyper would send the body all the same.
+        let mut response = Response::new(written(Bytes::new(), None, None));
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+        response
+    } else {
+        Response::new(written(text.into(), interruption, trailer))
+    };
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok(signed(response))

@@ -180,6 +180,9 @@ impl Client {
         };
         let (head, body) = response.into_parts();
         let body = body.collect().await?;
+        if head.headers.get(http::header::CONNECTION).is_some_and(|value| value == "close") {
+            *slot = None;
+        }
         let trailers = body.trailers().cloned().unwrap_or_default();
         Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes(), trailers })
     }
