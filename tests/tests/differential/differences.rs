@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use http::{HeaderMap, StatusCode};
-use weft_tests::backend::Arrival;
+use http::header::SET_COOKIE;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use weft_tests::backend::{Arrival, KEY};
 use weft_tests::client::Answer;
 
 /// An intended difference.
@@ -18,6 +19,10 @@ pub(crate) enum Row {
     ResponseHeaders,
     /// What a proxy that answers by itself writes in the body.
     OwnBody,
+    /// What each proxy says about its own connections.
+    Connections,
+    /// Whether one header is one line or several.
+    Lines,
     /// The status that stands for a call that reached nobody or broke.
     Unreachable,
     /// The gRPC status that stands for a call that took too long.
@@ -31,10 +36,12 @@ pub(crate) enum Row {
 }
 
 impl Row {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::RequestHeaders,
         Self::ResponseHeaders,
         Self::OwnBody,
+        Self::Connections,
+        Self::Lines,
         Self::Unreachable,
         Self::GrpcTimeout,
         Self::Copies,
@@ -53,6 +60,8 @@ impl Row {
             }
             Self::GrpcEnd => "When a gRPC call counts for ejection",
             Self::Copies => "Copies of requests",
+            Self::Connections => "What is said about a connection",
+            Self::Lines => "Several lines of one header",
             Self::GrpcTimeout => "gRPC status of a request that took too long",
             Self::Unreachable => "Nobody accepts, or the connection breaks before an answer",
         }
@@ -82,9 +91,10 @@ impl Row {
                 &["x-envoy-", "x-forwarded-proto", "x-request-id", "traceparent", "tracestate", "x-weft-"]
             }
             Self::ResponseHeaders => &["x-envoy-", "x-weft-", "date"],
-            Self::OwnBody => &["content-type", "content-length"],
+            Self::OwnBody => &["content-type", "content-length", "transfer-encoding", "grpc-message"],
+            Self::Connections => &["connection", "keep-alive"],
             Self::Copies => &["x-forwarded-for"],
-            Self::Unreachable | Self::GrpcTimeout | Self::GrpcEnd | Self::AcceptsOnly => &[],
+            Self::Lines | Self::Unreachable | Self::GrpcTimeout | Self::GrpcEnd | Self::AcceptsOnly => &[],
         }
     }
 
@@ -106,8 +116,9 @@ pub(crate) struct Outcome {
     arrival: Option<Arrived>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Arrived {
+/// A request as a backend saw it, as far as both proxies must agree.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Arrived {
     backend: String,
     method: String,
     path: String,
@@ -122,11 +133,15 @@ impl Outcome {
     pub(crate) fn of(answer: &Answer) -> Self {
         let arrival = arrival(answer);
         let own = arrival.is_none();
-        let compared = |name: &str| !(Row::ResponseHeaders.covers(name) || own && Row::OwnBody.covers(name));
+        let left_out = |name: &str| {
+            Row::ResponseHeaders.covers(name)
+                || Row::Connections.covers(name)
+                || own && Row::OwnBody.covers(name)
+        };
         Self {
             status: answer.status,
             grpc_status: answer.grpc_status().map(str::to_owned),
-            headers: collect(&answer.headers, compared),
+            headers: collect(pairs(&answer.headers).filter(|(name, _)| !left_out(name))),
             arrival: arrival.map(Arrived::of),
         }
     }
@@ -138,14 +153,20 @@ impl Outcome {
 }
 
 impl Arrived {
-    fn of(arrival: Arrival) -> Self {
-        let mut headers: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (name, value) in arrival.headers {
-            if !Row::RequestHeaders.covers(&name) {
-                headers.entry(name).or_default().push(value);
-            }
-        }
-        let Arrival { backend, method, path, authority, version, headers: _, body } = arrival;
+    /// Leaves the rows out, and the key, which is the test's own.
+    pub(crate) fn of(arrival: Arrival) -> Self {
+        let Arrival { backend, method, path, authority, version, headers, body } = arrival;
+        let copy = authority.contains("-shadow");
+        let left_out = |name: &str| {
+            name == KEY
+                || Row::RequestHeaders.covers(name)
+                || Row::Connections.covers(name)
+                || copy && Row::Copies.covers(name)
+        };
+        let headers = headers.iter().map(|(name, value)| (name.as_str(), value.clone()));
+        let headers = collect(headers.filter(|(name, _)| !left_out(name)));
+        // Which is in the row about copies, too.
+        let version = if copy { String::new() } else { version };
         Self { backend, method, path, authority, version, headers, body }
     }
 }
@@ -160,13 +181,26 @@ pub(crate) fn arrival(answer: &Answer) -> Option<Arrival> {
     serde_json::from_slice(text).ok()
 }
 
-fn collect(headers: &HeaderMap, compared: impl Fn(&str) -> bool) -> BTreeMap<String, Vec<String>> {
+/// Header fields by name, with the [`Row::Lines`] of each joined.
+fn collect<'a>(headers: impl Iterator<Item = (&'a str, String)>) -> BTreeMap<String, Vec<String>> {
     let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (name, value) in headers.iter().filter(|(name, _)| compared(name.as_str())) {
-        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
-        all.entry(name.to_string()).or_default().push(value);
+    for (name, value) in headers {
+        let lines = all.entry(name.to_owned()).or_default();
+        match lines.first_mut() {
+            // An empty element of a list is none.
+            Some(first) if name != SET_COOKIE.as_str() => {
+                let comma = if first.is_empty() || value.is_empty() { "" } else { "," };
+                *first = format!("{first}{comma}{value}");
+            }
+            _ => lines.push(value),
+        }
     }
     all
+}
+
+fn pairs(headers: &HeaderMap) -> impl Iterator<Item = (&str, String)> {
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    headers.iter().map(move |(name, value)| (name.as_str(), text(value)))
 }
 
 #[test]

@@ -14,4 +14,5 @@ mod differential {
     mod pair;
     mod plain;
     mod policies;
+    mod tables;
 }

@@ -11,7 +11,12 @@ pub(crate) const PORT: u16 = 80;
 
 /// A service that speaks HTTP, and its endpoints.
 pub(crate) fn service(name: &str, endpoints: &[SocketAddr]) -> Vec<Value> {
-    let port = json!({"name": "main", "port": PORT, "protocol": "TCP", "appProtocol": "http"});
+    service_that_speaks("http", name, endpoints)
+}
+
+/// A service that was declared to speak this, and its endpoints.
+pub(crate) fn service_that_speaks(protocol: &str, name: &str, endpoints: &[SocketAddr]) -> Vec<Value> {
+    let port = json!({"name": "main", "port": PORT, "protocol": "TCP", "appProtocol": protocol});
     let object = json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -36,6 +41,14 @@ fn slice(service: &str, index: usize, address: SocketAddr) -> Value {
         "ports": [{"name": "main", "port": address.port(), "protocol": "TCP"}],
         "endpoints": [{"addresses": [address.ip()], "conditions": {"ready": true}}],
     })
+}
+
+/// The same objects in another namespace.
+pub(crate) fn moved(mut objects: Vec<Value>, namespace: &str) -> Vec<Value> {
+    for object in &mut objects {
+        object["metadata"]["namespace"] = namespace.into();
+    }
+    objects
 }
 
 /// One file of them.

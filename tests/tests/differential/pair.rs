@@ -52,7 +52,7 @@ impl Pair {
             follow.iter().map(|follow| format!("127.0.0.1:0={}", follow.routes)).collect();
         let forwards = format!("--outbound-forward={}", forwards.join(","));
         // The first request to a service waits for its configuration, however busy this machine is.
-        let flags = [forwards.as_str(), "--discovery-timeout=20s"];
+        let flags = [forwards.as_str(), "--discovery-timeout=20s", "--access-log=off"];
         let sidecar = Sidecar::start(directory.path(), plane.control, "caller", &flags).await?;
         let pair = Self { envoy, sidecar, plane, services: services.len(), _directory: directory };
         pair.accepted().await?;
