@@ -51,12 +51,13 @@ impl Endpoint {
         zone: Option<&str>,
         peer: PeerIndex,
         circuit: Arc<EndpointState>,
+        now: Instant,
     ) -> Rc<Self> {
         Rc::new(Self {
             address: spec.address,
             peer: Cell::new(peer),
             pool: Pool::default(),
-            load: Cell::new(Load::new(spec.weight)),
+            load: Cell::new(Load::new(spec.weight, now)),
             circuit: RefCell::new(circuit),
             place: Cell::new(Place::of(spec, zone)),
             hash_key: RefCell::new(spec.hash_key.clone()),

@@ -5,8 +5,8 @@
 //! times the requests it is working on.
 //!
 //! Invariant: no clock, no generator and no io in here; time goes forward or stands still, never back.
-//! Surprise: an endpoint that has never answered costs [`UNKNOWN`] per request in flight, so a newcomer is tried
-//! soon but does not get everything at once.
+//! Surprise: an endpoint that has never answered costs [`UNKNOWN`] per request in flight at first, so a newcomer does not
+//! get everything at once; and less with time, so that it is tried soon whatever its siblings cost.
 
 use std::time::{Duration, Instant};
 
@@ -21,9 +21,12 @@ const UNKNOWN: Duration = Duration::from_millis(30);
 /// One endpoint's load as one worker sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
-    /// Seconds; zero until the first answer.
+    /// Seconds.
     average: f64,
-    observed: Option<Instant>,
+    /// When the average was right: the latest answer, or the beginning.
+    since: Instant,
+    /// Whether there was any answer; until then the average is a guess.
+    known: bool,
     in_flight: u32,
     /// At least 1.
     weight: u32,
@@ -32,8 +35,9 @@ pub struct Load {
 impl Load {
     /// Nothing known yet. A weight of zero counts as 1.
     #[must_use]
-    pub fn new(weight: u32) -> Self {
-        Self { average: 0.0, observed: None, in_flight: 0, weight: weight.max(1) }
+    pub fn new(weight: u32, now: Instant) -> Self {
+        let average = UNKNOWN.as_secs_f64();
+        Self { average, since: now, known: false, in_flight: 0, weight: weight.max(1) }
     }
 
     /// Changes the weight and keeps what was learned.
@@ -67,27 +71,29 @@ impl Load {
     pub fn observe(&mut self, now: Instant, elapsed: Duration) {
         let sample = elapsed.as_secs_f64();
         let kept = self.decayed(now);
-        self.average = if sample > kept {
+        self.average = if sample > kept || !self.known {
             sample
         } else {
-            let since = self.observed.map_or(DECAY, |then| now.saturating_duration_since(then));
-            let weight = (-since.as_secs_f64() / DECAY.as_secs_f64()).exp();
+            let weight = self.fading(now);
             self.average.mul_add(weight, sample * (1.0 - weight))
         };
-        self.observed = Some(self.observed.map_or(now, |then| then.max(now)));
+        self.known = true;
+        self.since = self.since.max(now);
     }
 
     /// What the endpoint would cost a request given to it now: seconds, by weight.
     #[must_use]
     pub fn cost(&self, now: Instant) -> f64 {
-        let expected = if self.observed.is_some() { self.decayed(now) } else { UNKNOWN.as_secs_f64() };
         // A floor, so that in-flight requests count even where answers took no measurable time.
-        expected.max(1e-6) * (f64::from(self.in_flight) + 1.0) / f64::from(self.weight)
+        self.decayed(now).max(1e-6) * (f64::from(self.in_flight) + 1.0) / f64::from(self.weight)
     }
 
     fn decayed(&self, now: Instant) -> f64 {
-        let Some(then) = self.observed else { return 0.0 };
-        self.average * (-now.saturating_duration_since(then).as_secs_f64() / DECAY.as_secs_f64()).exp()
+        self.average * self.fading(now)
+    }
+
+    fn fading(&self, now: Instant) -> f64 {
+        (-now.saturating_duration_since(self.since).as_secs_f64() / DECAY.as_secs_f64()).exp()
     }
 }
 
@@ -102,7 +108,7 @@ mod tests {
     fn a_peak_counts_at_once_and_fades() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut load = Load::new(1);
+        let mut load = Load::new(1, start);
         load.observe(at(0), Duration::from_millis(5));
         load.observe(at(1), Duration::from_secs(2));
         let peak = load.cost(at(1));
@@ -117,8 +123,8 @@ mod tests {
     #[test]
     fn work_in_flight_and_weight_scale_the_cost() {
         let now = Instant::now();
-        let mut busy = Load::new(1);
-        let mut strong = Load::new(4);
+        let mut busy = Load::new(1, now);
+        let mut strong = Load::new(4, now);
         busy.observe(now, Duration::from_millis(10));
         strong.observe(now, Duration::from_millis(10));
         for _ in 0..3 {
@@ -133,14 +139,31 @@ mod tests {
     #[test]
     fn a_newcomer_is_neither_shunned_nor_flooded() {
         let now = Instant::now();
-        let mut known = Load::new(1);
+        let mut known = Load::new(1, now);
         known.observe(now, Duration::from_millis(20));
-        let mut newcomer = Load::new(1);
+        let mut newcomer = Load::new(1, now);
         known.start();
         assert!(newcomer.cost(now) < known.cost(now), "idle newcomer before busy veteran");
         newcomer.start();
         newcomer.start();
         assert!(newcomer.cost(now) > known.cost(now), "but not twice in a row");
+    }
+
+    #[test]
+    fn a_newcomer_is_tried_soon_even_among_fast_siblings() {
+        let start = Instant::now();
+        let newcomer = Load::new(1, start);
+        let mut fast = Load::new(1, start);
+        let mut second = 0;
+        loop {
+            let now = start + Duration::from_secs(second);
+            fast.observe(now, Duration::from_millis(1));
+            if newcomer.cost(now) < fast.cost(now) {
+                break;
+            }
+            second += 1;
+        }
+        assert!((10..60).contains(&second), "after {second} s");
     }
 
     proptest! {
@@ -150,7 +173,7 @@ mod tests {
             weight: u32,
         ) {
             let mut now = Instant::now();
-            let mut load = Load::new(weight);
+            let mut load = Load::new(weight, now);
             for (advance, elapsed, start) in steps {
                 now += Duration::from_millis(advance);
                 if start { load.start() } else { load.end() }
@@ -165,7 +188,7 @@ mod tests {
             // Two endpoints, one ten times slower; each serves one request per tick of its own.
             let mut random = fastrand::Rng::with_seed(seed);
             let start = Instant::now();
-            let mut loads = [Load::new(1), Load::new(1)];
+            let mut loads = [Load::new(1, start), Load::new(1, start)];
             let took = [Duration::from_millis(2), Duration::from_millis(20)];
             let mut count = [0_u32; 2];
             let mut ends: Vec<(Instant, usize)> = Vec::new();

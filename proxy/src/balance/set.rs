@@ -131,7 +131,7 @@ impl Set {
                 kept.update(new, view.zone, peer(new), view.circuit.endpoint(new.address));
                 kept
             }
-            None => Endpoint::new(new, view.zone, peer(new), view.circuit.endpoint(new.address)),
+            None => Endpoint::new(new, view.zone, peer(new), view.circuit.endpoint(new.address), view.now),
         }));
         if !known.is_empty() {
             view.circuit.shrunk();

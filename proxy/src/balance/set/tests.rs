@@ -1,11 +1,12 @@
 //! What a worker sees of a cluster's endpoints as they come, go and fail.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::balance::Circuits;
 use crate::balance::policy::{Algorithm, SlowStart};
+use crate::balance::{Circuits, Working};
 
 fn address(last: u8) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, last], 80))
@@ -266,15 +267,17 @@ fn a_newcomer_starts_slowly() {
         bench.now += Duration::from_secs(120);
         bench.apply(&list(&[1, 2, 3, 4]));
         let share = |bench: &mut Bench| {
-            // Requests stay for a while, so that peak EWMA has something to weigh.
-            let mut working = std::collections::VecDeque::new();
+            // Requests stay for a while and take alike, so that peak EWMA has something to weigh.
+            let mut working: VecDeque<Working> = VecDeque::new();
             let mut count = 0;
             for _ in 0..1000 {
                 let chosen = bench.choose(Ask::any()).expect("somebody").endpoint;
                 count += usize::from(chosen.address == address(4));
                 working.push_back(chosen.start());
-                if working.len() > 60 {
-                    working.pop_front();
+                if working.len() > 60
+                    && let Some(ended) = working.pop_front()
+                {
+                    ended.observe(bench.now, Duration::from_millis(30));
                 }
             }
             count
