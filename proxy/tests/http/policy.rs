@@ -177,7 +177,8 @@ fn a_body_is_sent_again_whole_with_its_trailers() {
             let to = Rc::clone(&to);
             async move {
                 while raw.try_head().await.is_some() {
-                    to.borrow_mut().push(raw.until("x-sum: 7\r\n\r\n").await);
+                    let body = raw.until("x-sum: 7\r\n\r\n").await;
+                    to.borrow_mut().push(body);
                     let first = to.borrow().len() == 1;
                     raw.write(if first { UNAVAILABLE } else { OK }).await;
                 }

@@ -200,7 +200,7 @@ impl ClusterState {
         lock(&self.endpoints).values().cloned().collect()
     }
 
-    /// Forgets endpoints that are not in the cluster any more; returns the others.
+    /// Forgets endpoints that are not in the cluster any more; returns the others, by address.
     pub(super) fn retain(&self) -> Vec<Arc<EndpointState>> {
         let mut endpoints = lock(&self.endpoints);
         // Read under the lock: whoever asked for an endpoint before had seen a list that is seen here, or an older one.
@@ -208,7 +208,9 @@ impl ClusterState {
             return endpoints.values().cloned().collect();
         };
         let list = origin.endpoints();
-        if self.swept.list.swap(list.generation, Ordering::Relaxed) != list.generation {
+        let changed = self.swept.list.swap(list.generation, Ordering::Relaxed) != list.generation;
+        // Somebody who still sees an older list may have asked for one that has left.
+        if changed || endpoints.len() > list.list.len() {
             let listed: HashSet<SocketAddr> = list.list.iter().map(|endpoint| endpoint.address).collect();
             let before = endpoints.len();
             endpoints.retain(|address, endpoint| {
@@ -222,7 +224,10 @@ impl ClusterState {
                 self.core.availability_changed();
             }
         }
-        endpoints.values().cloned().collect()
+        let mut kept: Vec<_> = endpoints.values().cloned().collect();
+        // Where not all may be ejected, not a map's mood decides who is.
+        kept.sort_unstable_by_key(|endpoint| endpoint.address());
+        kept
     }
 }
 
