@@ -93,9 +93,7 @@ impl Way<'_> {
     fn mirror(&mut self, route: &Route, allowed: Option<Duration>) {
         for mirror in route.mirrors() {
             if mirror.share.draw() {
-                if !self.outgoing.is_kept() {
-                    self.outgoing.keep();
-                }
+                self.outgoing.keep();
                 mirror::start(self, mirror, allowed);
             }
         }

@@ -30,8 +30,11 @@ impl Outgoing {
         Self { head, body, keep: Keep::No }
     }
 
-    /// From now on what is sent is a copy.
+    /// From now on what is sent is a copy. Both retries and copies may want it: the second time changes nothing.
     pub(super) fn keep(&mut self) {
+        if self.is_kept() {
+            return;
+        }
         let body = std::mem::replace(&mut self.body, RequestBody::empty());
         self.keep = body.keep().map_or(Keep::Head, Keep::Both);
     }
