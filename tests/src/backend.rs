@@ -55,6 +55,8 @@ pub enum Step {
     Slow(Duration),
     /// Begins to answer 200 and breaks off: `broken`.
     Broken,
+    /// Answers with this status, and that somebody limits rates: `limited=503`.
+    Limited(u16),
     /// Breaks the connection without an answer: `reset`.
     Reset,
     /// Never answers: `hang`.
@@ -76,6 +78,7 @@ impl FromStr for Step {
                 let (time, status) = both.split_once('/').context("late=<milliseconds>/<status>")?;
                 Self::Late(Duration::from_millis(time.parse()?), status.parse()?)
             }
+            Some(("limited", status)) => Self::Limited(status.parse()?),
             Some(("grpc", status)) => Self::Grpc(status.parse()?),
             Some(("trailed", status)) => Self::Trailed(status.parse()?),
             Some(_) => bail!("{text:?} is not a step"),
@@ -255,9 +258,12 @@ async fn answer(role: Arc<Role>, request: Request<Incoming>) -> Result<Response<
     let grpc = head.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/grpc");
     let arrival = arrival(&role.name, &head, body.len());
     let (mut status, mut trailer, mut interruption) = (StatusCode::OK, Some(0), None);
+    let step = role.stage.next(&role.step, &arrival);
     let mut text = serde_json::to_vec(&arrival).map_err(|_| Break)?;
-    match role.stage.next(&role.step, &arrival) {
-        Step::Status(code) => status = StatusCode::from_u16(code).map_err(|_| Break)?,
+    match step {
+        Step::Status(code) | Step::Limited(code) => {
+            status = StatusCode::from_u16(code).map_err(|_| Break)?;
+        }
         Step::Delay(time) => tokio::time::sleep(time).await,
         Step::Late(time, code) => {
             tokio::time::sleep(time).await;
@@ -290,6 +296,9 @@ async fn answer(role: Arc<Role>, request: Request<Incoming>) -> Result<Response<
     };
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    if matches!(step, Step::Limited(_)) {
+        response.headers_mut().insert("x-envoy-ratelimited", HeaderValue::from_static("true"));
+    }
     Ok(signed(response))
 }
 

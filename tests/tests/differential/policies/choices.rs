@@ -7,14 +7,15 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use anyhow::{Context as _, ensure};
-use weft_tests::backend::KEY;
+use serde_json::json;
+use weft_tests::backend::{KEY, Step};
 use weft_tests::client::{self, Ask, Client};
 use weft_tests::embedded::PATIENCE;
 use weft_tests::{envoy, poll};
 
 use super::super::differences::arrival;
 use super::super::pair::Side;
-use super::scene::{Cast, Scene, get};
+use super::scene::{Cast, Scene, get, policy, post, route};
 
 /// Endpoints of each service.
 const ENDPOINTS: usize = 7;
@@ -251,6 +252,122 @@ async fn who_is_busy_is_asked_less() -> anyhow::Result<()> {
         let count = counts.get(&backend).copied().unwrap_or_default();
         ensure!(count < BUSY_MAX, "{side:?}: {backend} is busy: {counts:?}");
         busy.abort();
+    }
+    scene.exit().await
+}
+
+/// Which endpoints many keys find, at one of the two.
+async fn found(scene: &Scene, side: Side, service: usize, keys: usize) -> anyhow::Result<Vec<String>> {
+    let mut found = Vec::with_capacity(keys);
+    for key in 0..keys {
+        let ask = get("").header("x-user", format!("user-{key}"));
+        let told = scene.told(side, service, &ask).await?;
+        found.push(told.backends().first().map_or_else(|| format!("{:?}", told.end), ToString::to_string));
+    }
+    Ok(found)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_attempts_find_the_same_endpoints() -> anyhow::Result<()> {
+    let Some(binary) = envoy::available() else { return Ok(()) };
+    let mut cast = Cast::new(ENDPOINTS)?;
+    let backends = cast.backends(ENDPOINTS);
+    let mut cases = Vec::new();
+    for kind in ["RingHash", "Maglev"] {
+        let retry = "retry: {attempts: 3, on: [5xx], backoff: 1ms}";
+        let spec = format!("{{loadBalancer: {{type: {kind}, {BY_HEADER}}}, {retry}}}");
+        cases.push((cast.service(&backends, &spec)?, kind));
+    }
+    let scene = cast.enter(binary).await?;
+    scene
+        .all(cases, async |service, _| {
+            let mut differ = Vec::new();
+            for key in 0..KEYS {
+                let ask = post("503").header("x-user", format!("user-{key}"));
+                let [envoy, weft] = scene.both(service, &ask).await?;
+                let (envoy, weft) = (envoy.backends(), weft.backends());
+                ensure!(envoy.len() == 4 && weft.len() == 4, "{envoy:?}, {weft:?}");
+                let different: HashSet<_> = weft.iter().collect();
+                ensure!(different.len() == weft.len(), "{weft:?}");
+                // `Another attempt's endpoint`: after some looks Envoy takes one again that has failed.
+                let mut before = HashSet::new();
+                let others = envoy.iter().take_while(|backend| before.insert(**backend)).count();
+                ensure!(others > 1, "{envoy:?}");
+                if envoy[..others] != weft[..others] {
+                    differ.push(format!("{key}: {envoy:?}, {weft:?}"));
+                }
+            }
+            ensure!(differ.is_empty(), "{} of {KEYS} keys: {differ:#?}", differ.len());
+            Ok(())
+        })
+        .await?;
+    scene.exit().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_an_ejected_endpoint_find_the_same_other() -> anyhow::Result<()> {
+    let Some(binary) = envoy::available() else { return Ok(()) };
+    let mut cast = Cast::new(ENDPOINTS)?;
+    let backends = cast.backends(ENDPOINTS);
+    let mut cases = Vec::new();
+    for kind in ["RingHash", "Maglev"] {
+        let breaker = "endpoints: {consecutiveFailures: 2, baseEjectionTime: 600s}";
+        let traffic = format!("loadBalancer: {{type: {kind}, {BY_HEADER}}}");
+        cases.push((cast.guarded(&backends, &traffic, breaker)?, kind));
+    }
+    let scene = cast.enter(binary).await?;
+    let (first, second) = (&scene.troupe.backends[2], &scene.troupe.backends[5]);
+    first.does(Step::Status(503));
+    second.does(Step::Status(503));
+    scene
+        .all(cases, async |service, _| {
+            let mut all = Vec::new();
+            for side in Side::BOTH {
+                all.push(
+                    poll::until("both are ejected", PATIENCE, async || {
+                        let found = found(&scene, side, service, KEYS).await?;
+                        let left =
+                            found.iter().all(|backend| *backend != first.name && *backend != second.name);
+                        ensure!(left, "{found:?}");
+                        anyhow::Ok(found)
+                    })
+                    .await?,
+                );
+            }
+            ensure!(all[0] == all[1], "Envoy {:?}\nWeft {:?}", all[0], all[1]);
+            Ok(())
+        })
+        .await?;
+    scene.exit().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rule_may_hash_by_something_else() -> anyhow::Result<()> {
+    let Some(binary) = envoy::available() else { return Ok(()) };
+    let mut cast = Cast::new(ENDPOINTS)?;
+    let backends = cast.backends(ENDPOINTS);
+    let service = cast.service(&backends, &format!("loadBalancer: {{type: Maglev, {BY_HEADER}}}"))?;
+    let rule = |name: &str| {
+        format!(
+            "- name: {name}\n  matches: [{{path: {{value: /{name}}}}}]\n  backendRefs: [{{name: s{service}, port: 80}}]\n"
+        )
+    };
+    cast.add(route(service, &format!("{}{}", rule("own"), rule("other")))?);
+    let target = json!([{
+        "group": "gateway.networking.k8s.io", "kind": "HTTPRoute",
+        "name": format!("r{service}"), "sectionName": "other",
+    }]);
+    cast.add(policy("TrafficPolicy", "other", &target, "loadBalancer: {hashOn: {header: x-team}}")?);
+    let scene = cast.enter(binary).await?;
+    for key in 0..40 {
+        for (path, user, team) in [("/own", key, 1), ("/own", 1, key), ("/other", key, 1), ("/other", 1, key)]
+        {
+            let ask = Ask { path: path.to_owned(), ..get("200") };
+            let ask = ask.header("x-user", format!("u{user}")).header("x-team", format!("t{team}"));
+            let envoy = chosen(&scene, Side::Envoy, service, &ask).await?;
+            let weft = chosen(&scene, Side::Weft, service, &ask).await?;
+            ensure!(envoy == weft, "{path}, user {user}, team {team}: {envoy} at Envoy, {weft} at Weft");
+        }
     }
     scene.exit().await
 }

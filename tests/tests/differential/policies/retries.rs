@@ -29,7 +29,7 @@ const CONDITIONS: [&str; 13] = [
 ];
 
 /// What a backend does at first, before it recovers.
-const PLANS: [&str; 11] = [
+const PLANS: [&str; 13] = [
     "500,200",
     "501,200",
     "502,200",
@@ -38,6 +38,8 @@ const PLANS: [&str; 11] = [
     "409,200",
     "425,200",
     "429,200",
+    "limited=429,200",
+    "limited=503,200",
     "reset,200",
     "broken,200",
     "hang,200",

@@ -8,13 +8,13 @@ use std::sync::Mutex;
 
 use anyhow::{Context as _, ensure};
 use serde_json::json;
-use weft_tests::backend::KEY;
+use weft_tests::backend::{KEY, Step};
 use weft_tests::client::{Ask, Client};
 use weft_tests::embedded::PATIENCE;
 use weft_tests::{envoy, poll};
 
 use super::super::pair::Side;
-use super::scene::{Cast, Scene, get, policy, route};
+use super::scene::{Cast, Scene, get, policy, post, route};
 
 const DEVIATIONS: f64 = 5.4;
 
@@ -224,6 +224,37 @@ async fn copies_of_large_bodies_are_whole_or_not_made() -> anyhow::Result<()> {
             // `Row::Copies`: nothing that is too large to be kept.
             let expected = if side == Side::Weft { &both[..1] } else { &both };
             ensure!(seen == expected, "{key}: {seen:?}");
+        }
+    }
+    scene.exit().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_is_copied_once_however_often_it_is_tried() -> anyhow::Result<()> {
+    let Some(binary) = envoy::available() else { return Ok(()) };
+    let mut cast = Cast::new(2)?;
+    let (app, mirror) = (cast.backends(1), vec![cast.backends(2)[1]]);
+    cast.troupe.backends[0].does(Step::Status(503));
+    let mirror = cast.service(&mirror, "")?;
+    let copies = format!("mirror: {{backendRef: {{name: s{mirror}, port: 80}}}}");
+    let service =
+        cast.service(&app, &format!("{{{copies}, retry: {{attempts: 3, on: [5xx], backoff: 1ms}}}}"))?;
+    let scene = cast.enter(binary).await?;
+    for ask in [post(""), get(""), Ask { h2: true, ..post("") }] {
+        for side in Side::BOTH {
+            let key = scene.key(service, side);
+            let to = scene.pair.address(side, service)?;
+            let answer = weft_tests::client::once(to, &ask.clone().header(KEY, key.as_str())).await;
+            let answer = answer.with_context(|| format!("{side:?}: {:?}", scene.troupe.arrivals(&key)))?;
+            ensure!(answer.status == 503, "{answer:?}");
+            poll::until("the copy arrives", PATIENCE, async || {
+                let mut seen: Vec<String> =
+                    scene.troupe.arrivals(&key).into_iter().map(|arrival| arrival.backend).collect();
+                seen.sort_unstable();
+                ensure!(seen == ["b0", "b0", "b0", "b0", "b1"], "{side:?}: {seen:?}");
+                anyhow::Ok(())
+            })
+            .await?;
         }
     }
     scene.exit().await
