@@ -321,6 +321,8 @@ async fn the_admin_face_is_for_this_machine() {
     let sidecar = Sidecar::start(&["--log=warn"]).await;
     let admin = sidecar.address("admin");
     assert!(get(admin, "/", "").await.contains("POST /drain"));
+    let circuits = get(admin, "/circuits", "").await;
+    assert!(circuits.contains("application/json") && circuits.contains("\"left_out\": 0"), "{circuits}");
     let dump = get(admin, "/config", "").await;
     assert!(dump.contains("\"workload\": \"default/standalone\""), "{dump}");
     assert!(get(admin, "/ready", "").await.starts_with("HTTP/1.1 200"));
