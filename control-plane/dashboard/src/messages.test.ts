@@ -22,7 +22,7 @@ describe('messages', () => {
   it('explain every cause of an open circuit, and do not invent one', () => {
     for (const language of LANGUAGES) {
       const none = explainCause(language, null);
-      for (const cause of ['consecutive_5xx', 'consecutive_gateway_failure', 'consecutive_local_origin_failure', 'failure_percentage', 'success_rate', 'error_ratio', 'slow_calls', 'health_check', 'max_requests']) {
+      for (const cause of ['consecutive_5xx', 'consecutive_gateway_failure', 'consecutive_local_origin_failure', 'failure_percentage', 'failure_percentage_local_origin', 'success_rate', 'success_rate_local_origin', 'error_ratio', 'slow_calls', 'probe_failed', 'health_check', 'max_connections', 'max_pending_requests', 'max_requests', 'max_retries']) {
         expect(explainCause(language, cause)).not.toBe(none);
         expect(explainCause(language, cause)).not.toBe(cause.replaceAll('_', ' '));
       }

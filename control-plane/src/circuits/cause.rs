@@ -19,18 +19,27 @@ pub(super) fn text(sighting: &Sighting) -> Option<String> {
             None => format!("too many calls {what}"),
         },
     };
+    let limit = |what: &str| match sighting.threshold {
+        Some(max) => format!("the limit of {max} {what} is reached"),
+        None => format!("the limit of {what} is reached"),
+    };
     Some(match cause {
         "consecutive_5xx" => in_a_row("server errors"),
         "consecutive_gateway_failure" => in_a_row("gateway errors (502, 503 or 504)"),
         "consecutive_local_origin_failure" => in_a_row("failures to connect, resets or timeouts"),
         "failure_percentage" | "error_ratio" => share(sighting.errors, "failed"),
+        "failure_percentage_local_origin" => share(sighting.errors, "got no answer"),
         "slow_calls" => share(sighting.slow, "were too slow"),
+        "probe_failed" => "a probe of the half-open circuit failed".to_owned(),
         "success_rate" => "it fails far more often than the other endpoints".to_owned(),
+        "success_rate_local_origin" => {
+            "it gives no answer far more often than the other endpoints".to_owned()
+        }
         "health_check" => "its health checks fail".to_owned(),
-        "max_connections" => "the limit of connections is reached".to_owned(),
-        "max_pending_requests" => "the limit of waiting requests is reached".to_owned(),
-        "max_requests" => "the limit of concurrent requests is reached".to_owned(),
-        "max_retries" => "the limit of concurrent retries is reached".to_owned(),
+        "max_connections" => limit("connections"),
+        "max_pending_requests" => limit("waiting requests"),
+        "max_requests" => limit("concurrent requests"),
+        "max_retries" => limit("concurrent retries"),
         // A newer sidecar's word reads well enough without its underscores.
         other => other.replace('_', " "),
     })

@@ -158,3 +158,30 @@ fn a_senders_clock_is_set_right_and_the_future_stays_the_future() {
     assert_eq!((placed.at, placed.since), (ago(200), Some(ago(5_000))));
     assert_eq!(placed.next_probe, Some(NOW.plus(Duration::from_secs(25))));
 }
+
+/// Each word that a sidecar uses (`proxy/src/balance/breaker.rs`).
+#[test]
+fn every_cause_reads_like_a_sentence() {
+    let table = [
+        ("consecutive_5xx", "5 server errors in a row"),
+        ("consecutive_gateway_failure", "5 gateway errors (502, 503 or 504) in a row"),
+        ("consecutive_local_origin_failure", "5 failures to connect, resets or timeouts in a row"),
+        ("success_rate", "it fails far more often than the other endpoints"),
+        ("success_rate_local_origin", "it gives no answer far more often than the other endpoints"),
+        ("failure_percentage", "50 % of calls failed (15 of 30)"),
+        ("failure_percentage_local_origin", "50 % of calls got no answer (15 of 30)"),
+        ("health_check", "its health checks fail"),
+        ("error_ratio", "50 % of calls failed (15 of 30)"),
+        ("slow_calls", "30 % of calls were too slow (9 of 30)"),
+        ("probe_failed", "a probe of the half-open circuit failed"),
+        ("max_connections", "the limit of 5 connections is reached"),
+        ("max_pending_requests", "the limit of 5 waiting requests is reached"),
+        ("max_requests", "the limit of 5 concurrent requests is reached"),
+        ("max_retries", "the limit of 5 concurrent retries is reached"),
+    ];
+    for (word, text) in table {
+        let cause = Some(word.into());
+        let sighting = Sighting { cause, slow: 9, ..endpoint(State::Open, NOW) };
+        assert_eq!(cause::text(&sighting).as_deref(), Some(text), "{word}");
+    }
+}
