@@ -201,7 +201,7 @@ impl ClusterState {
     }
 
     /// Forgets endpoints that are not in the cluster any more; returns the others, by address.
-    pub(super) fn retain(&self) -> Vec<Arc<EndpointState>> {
+    pub(super) fn retain(&self, now: u64) -> Vec<Arc<EndpointState>> {
         let mut endpoints = lock(&self.endpoints);
         // Read under the lock: whoever asked for an endpoint before had seen a list that is seen here, or an older one.
         let Some(origin) = self.core.origin().clone() else {
@@ -216,7 +216,7 @@ impl ClusterState {
             endpoints.retain(|address, endpoint| {
                 let kept = listed.contains(address);
                 if !kept {
-                    endpoint.leave();
+                    endpoint.leave(now);
                 }
                 kept
             });

@@ -202,13 +202,12 @@ impl EndpointState {
         Sample { attempts, failures: failures.min(attempts) }
     }
 
-    /// The address is in the cluster no more.
-    pub(super) fn leave(&self) {
+    /// The address is in the cluster no more: whoever shows its circuit learns that it is open no more.
+    pub(super) fn leave(&self, now: u64) {
         self.gone.store(true, Ordering::Release);
         fence(Ordering::SeqCst);
-        if self.state().ejected {
-            self.uneject(self.since());
-        }
+        self.uneject(now);
+        self.checked(true, now);
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {

@@ -57,7 +57,7 @@ impl ClusterState {
     /// When something is due next, if anything is.
     fn sweep(&self, now: u64) -> Option<u64> {
         let breaking = self.core().origin().as_ref()?.breaking.clone();
-        let endpoints = self.retain();
+        let endpoints = self.retain(now);
         let circuit = self.sweep_circuit(breaking.circuit.as_ref(), now);
         let interval = match &breaking.outlier {
             Some(settings) => Some(self.sweep_interval(settings, &endpoints, now)),

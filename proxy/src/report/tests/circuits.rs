@@ -196,6 +196,25 @@ fn a_limit_that_bites_is_open_until_it_has_not_for_a_while() {
     assert_eq!(number(&records[0].attributes, attribute::EVENT_SEQUENCE), Some(2));
 }
 
+/// An endpoint that leaves while it is out is out no more, from the moment it left.
+#[test]
+fn who_leaves_while_ejected_is_told_of_and_then_no_more() {
+    let (mut reporter, _shard) = reporter();
+    let circuits = circuits(&reporter);
+    let cluster = cluster(&circuits, |_| {});
+    fail(&cluster, 3, 2);
+    let left = std::time::Instant::now() + Duration::from_secs(3);
+    let spec = cluster.core().origin().as_ref().expect("adopted").spec().clone();
+    cluster.adopt(&xds::Cluster::new(spec, vec![xds::Endpoint::new(([10, 0, 0, 1], 8080).into())]));
+    circuits.sweep(left);
+    let (points, records) = take(&mut reporter);
+    assert_eq!(points.len(), 0);
+    let [open, closed] = &records[..] else { panic!("{records:?}") };
+    assert_eq!(text(&closed.attributes, attribute::CIRCUIT_TO), "closed");
+    let later = Duration::from_nanos(closed.time_unix_nano - open.time_unix_nano);
+    assert!(later >= Duration::from_secs(2), "{later:?}");
+}
+
 #[test]
 fn an_outage_loses_no_transition_and_repeats_no_number() {
     let (mut reporter, shard) = reporter();
