@@ -201,6 +201,8 @@ fn listener(index: usize, routes: &str) -> Value {
         "rds": {"route_config_name": routes, "config_source": ads()},
         "stream_idle_timeout": "0s",
         "server_header_transformation": "PASS_THROUGH",
+        // Who says to come from there is obeyed, which one row of the differences is about.
+        "internal_address_config": {"cidr_ranges": [{"address_prefix": "10.0.0.0", "prefix_len": 8}]},
         "http_filters": [
             empty("cors", "cors.v3.Cors"),
             empty("fault", "fault.v3.HTTPFault"),

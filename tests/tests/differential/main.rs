@@ -14,5 +14,6 @@ mod differential {
     mod pair;
     mod plain;
     mod policies;
+    mod rows;
     mod tables;
 }

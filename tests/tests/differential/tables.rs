@@ -7,6 +7,7 @@
 
 mod filters;
 mod oracle;
+mod regressions;
 mod requests;
 mod routes;
 mod shrink;

@@ -31,8 +31,9 @@ pub(super) const PATHS: &[Expression] = &[
 ];
 
 pub(super) const HEADERS: &[&str] = &["x-team", "X-User", "x-twice", "user-agent", "x-flag", "accept"];
-/// Those of them whose lines Envoy joins when they arrive.
-pub(super) const JOINED: &[&str] = &["user-agent", "accept"];
+/// Those of all whose lines Envoy joins when they arrive.
+pub(super) const JOINED: &[&str] =
+    &["accept", "access-control-request-headers", "access-control-request-method", "origin", "user-agent"];
 pub(super) const QUERY: &[&str] = &["a", "b", "A", "q", "a.b", "%61"];
 
 /// Values of headers and query parameters.
