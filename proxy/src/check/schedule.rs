@@ -236,6 +236,7 @@ impl Schedule {
         let verdicts = ids.iter().filter_map(|id| self.tasks.get(id));
         let healthy = verdicts.clone().all(|task| task.verdict.is_healthy());
         let next = verdicts.filter_map(|task| task.due).min();
+        state.core().count_check(checked == Checked::Passed);
         let clock = state.core().shared.clock;
         let endpoint = state.endpoint(address);
         endpoint.checks_again(next.map_or(0, |next| clock.millis(next)));

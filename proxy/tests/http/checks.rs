@@ -138,6 +138,7 @@ fn an_endpoint_that_fails_its_checks_gets_no_traffic_until_it_passes_again() {
         }
         assert!(replicas.iter().all(|replica| replica.checks.get() > 1));
         mesh.recorded(&["http_client_request_duration_seconds_count{", &format!("}} {calls}")]).await;
+        mesh.recorded(&["weft_health_checks_total", "result=\"failed\""]).await;
         mesh.recorded(&["weft_circuit_transitions_total{kind=\"endpoint\"", "to=\"open\"} 1"]).await;
     });
 }

@@ -263,6 +263,8 @@ pub(crate) struct Core {
     pub(crate) limit: Limit,
     /// Second of the circuits' clock in which somebody last called, plus one; 0 = never.
     used: AtomicU64,
+    /// Active checks that failed and that passed.
+    checks: [AtomicU64; 2],
     /// Transitions by kind and new position.
     transitions: [[AtomicU64; 3]; 3],
 }
@@ -280,6 +282,7 @@ impl Core {
             circuit: Service::default(),
             limit: Limit::default(),
             used: AtomicU64::new(0),
+            checks: Default::default(),
             transitions: Default::default(),
         }
     }
@@ -334,6 +337,16 @@ impl Core {
     pub(crate) fn idle_for(&self, now: u64) -> Option<u64> {
         let second = self.used.load(Ordering::Relaxed).checked_sub(1)?;
         Some(now.saturating_sub(second * 1000))
+    }
+
+    /// An active check has ended.
+    pub(crate) fn count_check(&self, passed: bool) {
+        self.checks[usize::from(passed)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Active checks that ended so.
+    pub(crate) fn checks(&self, passed: bool) -> u64 {
+        self.checks[usize::from(passed)].load(Ordering::Relaxed)
     }
 
     pub(super) fn count(&self, kind: Kind, to: Position) {

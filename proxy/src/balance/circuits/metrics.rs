@@ -20,7 +20,7 @@ use super::cluster::{Core, Gauge};
 use super::view::Circuit;
 
 /// The families; [`collect`](Metrics::collect) fills them in this order.
-const FAMILIES: [(&str, &str, MetricType); 5] = [
+const FAMILIES: [(&str, &str, MetricType); 6] = [
     (
         "weft_circuit_state",
         "Where a circuit is: 0 closed, 1 half open, 2 open. Closed ones are shown while they have calls.",
@@ -29,6 +29,11 @@ const FAMILIES: [(&str, &str, MetricType); 5] = [
     ("weft_circuit_transitions_total", "Transitions of circuits, by where they went.", MetricType::COUNTER),
     ("weft_circuit_refused_total", "Times that a limit of a cluster refused something.", MetricType::COUNTER),
     ("weft_circuit_in_progress", "What counts against a limit of a cluster now.", MetricType::GAUGE),
+    (
+        "weft_health_checks_total",
+        "Active checks of a cluster's endpoints, by how they ended.",
+        MetricType::COUNTER,
+    ),
     (
         "weft_circuit_untracked_total",
         "Clusters and endpoints that found no place among those whose circuits are shared.",
@@ -104,10 +109,16 @@ impl Collector for Metrics {
     fn collect(&self) -> Vec<MetricFamily> {
         let Some(circuits) = self.circuits.upgrade() else { return vec![] };
         let states = circuits.view(Instant::now()).circuits.iter().map(state).collect();
-        let (mut transitions, mut refused, mut held) = (vec![], vec![], vec![]);
+        let (mut transitions, mut refused, mut held, mut checks) = (vec![], vec![], vec![], vec![]);
         for cluster in circuits.all() {
             let core = cluster.core();
             transitions.extend(counted(core));
+            for (word, passed) in [("passed", true), ("failed", false)] {
+                if core.checks(passed) > 0 {
+                    let labels = vec![label("cluster", &core.name), label("result", word)];
+                    checks.push(counter(labels, core.checks(passed)));
+                }
+            }
             for gauge in Gauge::ALL {
                 let labels = || vec![label("cluster", &core.name), label("limit", gauge.cause().word())];
                 if core.refused(gauge) > 0 {
@@ -119,7 +130,7 @@ impl Collector for Metrics {
             }
         }
         let untracked = vec![counter(vec![], circuits.shared().overflowed.load(Ordering::Relaxed))];
-        let families = FAMILIES.iter().zip([states, transitions, refused, held, untracked]);
+        let families = FAMILIES.iter().zip([states, transitions, refused, held, checks, untracked]);
         families
             .filter(|(_, metrics)| !metrics.is_empty())
             .map(|(family, metrics)| named(family, metrics))
