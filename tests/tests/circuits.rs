@@ -224,3 +224,53 @@ async fn a_replica_that_fails_is_shown_with_cause_and_next_probe_until_it_is_bac
     plane.stop().await;
     Ok(())
 }
+
+const CHECK: &str = "\
+apiVersion: weft.dev/v1alpha1
+kind: CircuitBreaker
+metadata: {name: orders, namespace: shop}
+spec:
+  targetRefs: [{group: '', kind: Service, name: orders}]
+  endpoints: {consecutiveFailures: 0}
+---
+apiVersion: weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: orders, namespace: shop}
+spec:
+  targetRefs: [{group: '', kind: Service, name: orders}]
+  healthCheck: {type: HTTP, path: /healthz, interval: 500ms, timeout: 400ms, healthyThreshold: 1, unhealthyThreshold: 1}
+";
+
+#[tokio::test]
+async fn a_replica_that_fails_its_checks_is_shown_until_it_passes_them() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let replicas = [Replica::start().await?, Replica::start().await?, Replica::start().await?];
+    let plane = Plane::start(&objects(&replicas, CHECK)).await?;
+    let (caller, api) = (caller(directory.path(), plane.control).await?, plane.api);
+    let [_, sick, _] = &replicas;
+    sick.fall_sick();
+    let open = poll::until("the open circuit", PATIENCE, async || {
+        let (circuit, _) = circuit(api, sick.address).await?;
+        ensure!(circuit["state"] == "open", "{circuit:#}");
+        anyhow::Ok(circuit)
+    })
+    .await?;
+    assert_eq!((&open["cause"], &open["endpoint"]["pod"]), (&"health_check".into(), &"orders-1".into()));
+    assert!(millisecond_of_day(&open["next_probe_at"]).is_some(), "it says when it is asked next: {open:#}");
+    for _ in 0..20 {
+        assert_eq!(call(&caller).await?, StatusCode::OK);
+    }
+    sick.recover();
+    poll::until("the closed circuit", PATIENCE, async || {
+        let (circuit, document) = circuit(api, sick.address).await?;
+        ensure!(
+            circuit["state"] == "closed" && told(&document, &circuit, "closed").len() == 1,
+            "{circuit:#}"
+        );
+        anyhow::Ok(())
+    })
+    .await?;
+    caller.stop().await?;
+    plane.stop().await;
+    Ok(())
+}
