@@ -132,7 +132,7 @@ fn refuse(refusal: Refusal, exchange: Option<Box<Exchange>>, grpc: bool) -> Resp
         Some(told) => reply::answer(reason, told, by, grpc),
     };
     if let Some(passage) = passage(&exchange) {
-        passage.refusal(reason, response.headers_mut());
+        passage.refusal(response.headers_mut());
     }
     let guard = exchange.map(|exchange| {
         exchange.settle(attempt::judgement(reason, fault), Instant::now());

@@ -6,8 +6,8 @@
 //! Order, as in Envoy: [`Passage::preflight`] · faults · rate limit · [`Passage::answer`] · [`Passage::request`] · … ·
 //! [`Passage::response`]. Within a head: the backend's changes, the rule's, then host and path.
 //! Invariant: everything is decided once per request; another attempt sends the same head.
-//! Surprise: the proxy's own refusals get the rule's response headers as well, unless a filter in front of the router
-//! made them, and for an allowed origin the CORS headers in any case, so that a page's script can read why.
+//! Surprise: the proxy's own refusals get the rule's response headers as well, and for an allowed origin the CORS
+//! headers, so that a page's script can read why.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,7 +16,6 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri, header};
-use weft_wire::Reason;
 
 use super::cors::Verdict;
 use super::rewrite::set_target;
@@ -162,11 +161,8 @@ impl Passage {
     }
 
     /// Changes the head of a refusal into what the client sees.
-    pub fn refusal(&self, reason: Reason, headers: &mut HeaderMap) {
-        let in_front = matches!(reason, Reason::FaultInjected | Reason::RateLimited | Reason::Overloaded);
-        if !in_front {
-            self.decorate(headers);
-        }
+    pub fn refusal(&self, headers: &mut HeaderMap) {
+        self.decorate(headers);
         self.allow(headers);
     }
 

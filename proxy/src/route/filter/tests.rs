@@ -162,8 +162,7 @@ fn every_answer_to_an_allowed_origin_says_so() {
         (headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN), headers.contains_key("x-by"))
     };
     assert_eq!(judge(&|headers| passage.response(headers)), (true, true));
-    assert_eq!(judge(&|headers| passage.refusal(Reason::NoReadyEndpoint, headers)), (true, true));
-    assert_eq!(judge(&|headers| passage.refusal(Reason::RateLimited, headers)), (true, false));
+    assert_eq!(judge(&|headers| passage.refusal(headers)), (true, true));
 }
 
 #[test]
@@ -181,6 +180,6 @@ fn a_client_gets_its_cookie_with_the_apps_answer_only() {
     assert!(passage.hash().is_some());
     let (mut answered, mut refused) = (HeaderMap::new(), HeaderMap::new());
     passage.response(&mut answered);
-    passage.refusal(Reason::UpstreamReset, &mut refused);
+    passage.refusal(&mut refused);
     assert!(answered.contains_key(header::SET_COOKIE) && !refused.contains_key(header::SET_COOKIE));
 }
