@@ -93,7 +93,7 @@ impl Row {
             Self::ResponseHeaders => &["x-envoy-", "x-weft-", "date"],
             Self::OwnBody => &["content-type", "content-length", "transfer-encoding", "grpc-message"],
             Self::Connections => &["connection", "keep-alive"],
-            Self::Copies => &["x-forwarded-for"],
+            Self::Copies => &["x-forwarded-for", "transfer-encoding"],
             Self::Lines | Self::Unreachable | Self::GrpcTimeout | Self::GrpcEnd | Self::AcceptsOnly => &[],
         }
     }
@@ -168,6 +168,16 @@ impl Arrived {
         // Which is in the row about copies, too.
         let version = if copy { String::new() } else { version };
         Self { backend, method, path, authority, version, headers, body }
+    }
+
+    /// Wherever it went.
+    pub(crate) fn anywhere(self) -> Self {
+        Self { backend: String::new(), ..self }
+    }
+
+    /// Bytes in its body.
+    pub(crate) fn body(&self) -> usize {
+        self.body
     }
 }
 

@@ -9,6 +9,7 @@
 //! [`x-plan`]: weft_tests::backend::PLAN
 
 mod choices;
+mod combined;
 mod ejection;
 mod faults;
 mod generated;

@@ -31,14 +31,15 @@ const STEPS: [&str; 10] = ["200", "404", "409", "425", "500", "502", "503", "504
 const GRPC_STEPS: [&str; 10] =
     ["200", "503", "reset", "broken", "grpc=1", "grpc=4", "grpc=8", "grpc=13", "grpc=14", "trailed=14"];
 
-fn some<T: Copy>(random: &mut Rng, from: &[T], most: usize) -> Vec<T> {
+pub(super) fn some<T: Copy>(random: &mut Rng, from: &[T], most: usize) -> Vec<T> {
     let mut all = from.to_vec();
     random.shuffle(&mut all);
     all.truncate(random.usize(1..=most));
     all
 }
 
-fn policy(random: &mut Rng) -> String {
+/// The fields of a retry policy, without its braces.
+pub(super) fn retry(random: &mut Rng) -> String {
     let mut fields = vec!["backoff: 1ms".to_owned()];
     if random.u8(..4) > 0 {
         fields.push(format!("attempts: {}", random.u8(..5)));
@@ -50,7 +51,11 @@ fn policy(random: &mut Rng) -> String {
         let statuses: Vec<String> = some(random, &STATUSES, 3).iter().map(ToString::to_string).collect();
         fields.push(format!("statusCodes: [{}]", statuses.join(", ")));
     }
-    format!("{{timeouts: {{request: 10s}}, retry: {{{}}}}}", fields.join(", "))
+    fields.join(", ")
+}
+
+fn policy(random: &mut Rng) -> String {
+    format!("{{timeouts: {{request: 10s}}, retry: {{{}}}}}", retry(random))
 }
 
 fn ask(random: &mut Rng) -> Ask {

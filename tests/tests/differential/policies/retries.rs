@@ -175,7 +175,7 @@ async fn bodies_are_sent_again_whole_or_not_at_all() -> anyhow::Result<()> {
             compare(&told)?;
             for told in &told {
                 ensure!(told.attempts.len() == *attempts, "{} attempts", told.attempts.len());
-                ensure!(told.attempts.iter().all(|attempt| attempt.body == *size), "{told:?}");
+                ensure!(told.attempts.iter().all(|attempt| attempt.body() == *size), "{told:?}");
             }
             Ok(())
         })

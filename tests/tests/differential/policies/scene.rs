@@ -5,7 +5,7 @@
 //! Surprise: [`compare`] knows the one row that is about an answer's status.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Debug};
+use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use weft_tests::backend::{KEY, PLAN, Troupe};
 use weft_tests::client::{self, Ask};
 
-use super::super::differences::Row;
+use super::super::differences::{Arrived, Row};
 use super::super::objects::{self, NAMESPACE, PORT};
 use super::super::pair::{Pair, Side};
 
@@ -125,33 +125,20 @@ pub(super) enum End {
         grpc: Option<String>,
         /// Whether an app gave it; else the proxy did.
         app: bool,
+        /// What a rule adds to answers.
+        decorated: Option<String>,
     },
     /// The answer broke off, or there never was one.
     Broken,
 }
 
-/// One attempt, as far as both must do the same.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Attempt {
-    method: String,
-    path: String,
-    authority: String,
-    version: String,
-    pub(super) body: usize,
-}
-
-impl Debug for Attempt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { method, path, authority, version, body } = self;
-        write!(f, "{method} {path} {authority} {version} ({body} bytes)")
-    }
-}
-
 /// What became of a request.
 #[derive(Debug, Clone)]
 pub(super) struct Told {
+    /// What it was known by to backends.
+    pub(super) key: String,
     pub(super) end: End,
-    pub(super) attempts: Vec<Attempt>,
+    pub(super) attempts: Vec<Arrived>,
     /// Whom each attempt reached, and when.
     pub(super) reached: Vec<(String, Instant)>,
     /// Until the answer was whole.
@@ -260,24 +247,24 @@ pub(super) async fn witness(troupe: &Troupe, to: SocketAddr, key: &str, ask: &As
     let took = begun.elapsed();
     let (mut attempts, mut reached) = (Vec::new(), Vec::new());
     for (at, arrival) in troupe.timed(key) {
-        reached.push((arrival.backend, at));
-        let (method, path, authority) = (arrival.method, arrival.path, arrival.authority);
-        attempts.push(Attempt { method, path, authority, version: arrival.version, body: arrival.body });
+        reached.push((arrival.backend.clone(), at));
+        attempts.push(Arrived::of(arrival).anywhere());
     }
     let reason = answer.as_ref().ok().and_then(|answer| answer.header("x-weft-reason"));
     let reason = reason.and_then(|reason| reason.split(';').next()).map(str::to_owned);
     let end = answer.map_or(End::Broken, |answer| End::Answer {
         status: answer.status.as_u16(),
         grpc: answer.grpc_status().map(str::to_owned),
-        app: answer.headers.contains_key("x-app"),
+        app: answer.headers.contains_key("x-internal"),
+        decorated: answer.header("x-by-rule").map(str::to_owned),
     });
-    Told { end, attempts, reached, took, reason }
+    Told { key: key.to_owned(), end, attempts, reached, took, reason }
 }
 
 /// Whether both did the same, rows aside.
 pub(super) fn compare([envoy, weft]: &[Told; 2]) -> anyhow::Result<()> {
     let mut end = envoy.end.clone();
-    if let (End::Answer { status, grpc, app: false }, Some(reason)) = (&mut end, &weft.reason) {
+    if let (End::Answer { status, grpc, app: false, .. }, Some(reason)) = (&mut end, &weft.reason) {
         if *status == 503 {
             *status = Row::Unreachable.status(reason).unwrap_or(*status);
         }
