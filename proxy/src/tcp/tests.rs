@@ -4,8 +4,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::balance::breaker::outlier;
 use crate::record::{Direction, Tls};
 use crate::worker::tests::worker;
+use crate::xds;
 
 /// A connected pair: (their end, our end).
 async fn pair() -> (TcpStream, TcpStream) {
@@ -161,4 +163,27 @@ async fn a_forwarded_connection_is_small() {
     let forwarding = forward(&worker, client_io, Prefixed::new(near_server, Bytes::new()), record);
     let size = size_of_val(&forwarding);
     assert!(size <= 2048, "{size} bytes");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_does_not_accept_is_ejected() {
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dead = gone.local_addr().unwrap();
+    drop(gone);
+    let alive = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut spec = xds::ClusterSpec::new("db.shop:5432");
+    spec.breaking.outlier = Some(outlier::Settings {
+        split: true,
+        consecutive_local_origin_failure: 3,
+        max_ejection_percent: 50,
+        ..outlier::Settings::default()
+    });
+    let endpoints = [dead, alive.local_addr().unwrap()].map(xds::Endpoint::new);
+    let (worker, cluster) = (worker(&[]), xds::Cluster::new(spec, endpoints.to_vec()));
+    let state = worker.clusters.of(&cluster);
+    while state.circuit().ejected() == 0 {
+        let opened = open(Rc::clone(&worker), Target::Cluster(cluster.clone())).await.unwrap();
+        assert_ne!(opened.address, dead);
+    }
+    assert!(!state.circuit().endpoint(dead).available());
 }

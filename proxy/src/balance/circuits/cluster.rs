@@ -200,34 +200,36 @@ impl ClusterState {
         lock(&self.endpoints).values().cloned().collect()
     }
 
-    /// Forgets endpoints that are not in the cluster any more; returns the others, by address.
-    pub(super) fn retain(&self, now: u64) -> Vec<Arc<EndpointState>> {
+    /// Every endpoint anybody asked for, by address: where not all may be ejected, not a map's mood decides who is.
+    pub(super) fn in_order(&self) -> Vec<Arc<EndpointState>> {
+        let mut endpoints = self.endpoints();
+        endpoints.sort_unstable_by_key(|endpoint| endpoint.address());
+        endpoints
+    }
+
+    /// Forgets endpoints that are not in the cluster any more. Costs nothing worth mentioning where there are none.
+    pub(super) fn forget(&self, now: u64) {
         let mut endpoints = lock(&self.endpoints);
         // Read under the lock: whoever asked for an endpoint before had seen a list that is seen here, or an older one.
-        let Some(origin) = self.core.origin().clone() else {
-            return endpoints.values().cloned().collect();
-        };
-        let list = origin.endpoints();
+        let origin = self.core.origin();
+        let Some(list) = origin.as_ref().map(|origin| origin.endpoints()) else { return };
         let changed = self.swept.list.swap(list.generation, Ordering::Relaxed) != list.generation;
         // Somebody who still sees an older list may have asked for one that has left.
-        if changed || endpoints.len() > list.list.len() {
-            let listed: HashSet<SocketAddr> = list.list.iter().map(|endpoint| endpoint.address).collect();
-            let before = endpoints.len();
-            endpoints.retain(|address, endpoint| {
-                let kept = listed.contains(address);
-                if !kept {
-                    endpoint.leave(now);
-                }
-                kept
-            });
-            if endpoints.len() < before {
-                self.core.availability_changed();
-            }
+        if !changed && endpoints.len() <= list.list.len() {
+            return;
         }
-        let mut kept: Vec<_> = endpoints.values().cloned().collect();
-        // Where not all may be ejected, not a map's mood decides who is.
-        kept.sort_unstable_by_key(|endpoint| endpoint.address());
-        kept
+        let listed: HashSet<SocketAddr> = list.list.iter().map(|endpoint| endpoint.address).collect();
+        let before = endpoints.len();
+        endpoints.retain(|address, endpoint| {
+            let kept = listed.contains(address);
+            if !kept {
+                endpoint.leave(now);
+            }
+            kept
+        });
+        if endpoints.len() < before {
+            self.core.availability_changed();
+        }
     }
 }
 

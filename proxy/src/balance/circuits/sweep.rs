@@ -24,6 +24,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// After a sweep at least this much time passes, however much changes: a thousand transitions are looked at together.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 
+/// A sweep over thousands of clusters takes its time; this many times as long is rested after it, so that sweeping never
+/// takes more than a hundredth of a thread.
+const REST: u32 = 100;
+
 impl Circuits {
     /// Sweeps until `end`, whenever something is due.
     pub async fn tend(self: Arc<Self>, end: impl Future<Output = ()>) {
@@ -31,7 +35,7 @@ impl Circuits {
             loop {
                 let now = Instant::now();
                 let due = self.sweep(now);
-                tokio::time::sleep(PAUSE_MIN).await;
+                tokio::time::sleep(PAUSE_MIN.max(now.elapsed() * REST)).await;
                 let pause = due.saturating_duration_since(Instant::now());
                 // Cut short by what changed, also while the sweep was going on.
                 drop(tokio::time::timeout(pause, self.shared.changed.notified()).await);
@@ -56,15 +60,16 @@ impl Circuits {
 impl ClusterState {
     /// When something is due next, if anything is.
     fn sweep(&self, now: u64) -> Option<u64> {
-        let breaking = self.core().origin().as_ref()?.breaking.clone();
-        let endpoints = self.retain(now);
+        self.forget(now);
+        let origin = self.core().origin();
+        let breaking = &origin.as_ref()?.breaking;
         let circuit = self.sweep_circuit(breaking.circuit.as_ref(), now);
         let interval = match &breaking.outlier {
-            Some(settings) => Some(self.sweep_interval(settings, &endpoints, now)),
+            Some(settings) => Some(self.sweep_interval(settings, now)),
             None => {
-                self.swept.interval.store(0, Ordering::Relaxed);
-                for endpoint in endpoints {
-                    endpoint.acquit(now);
+                // The first sweep without it, or somebody was ejected at the very last moment.
+                if self.swept.interval.swap(0, Ordering::Relaxed) != 0 || self.ejected() > 0 {
+                    self.in_order().iter().for_each(|endpoint| endpoint.acquit(now));
                 }
                 None
             }
@@ -83,12 +88,12 @@ impl ClusterState {
     }
 
     /// Ends an interval, if it is over; when the next one will be.
-    fn sweep_interval(&self, settings: &Settings, endpoints: &[Arc<EndpointState>], now: u64) -> u64 {
+    fn sweep_interval(&self, settings: &Settings, now: u64) -> u64 {
         let length = settings.interval.as_millis() as u64;
         let begun = self.swept.interval.load(Ordering::Relaxed).checked_sub(1);
         let over = begun.is_some_and(|begun| now >= begun.saturating_add(length));
         if over {
-            end_interval(settings, endpoints, now);
+            end_interval(settings, &self.in_order(), now);
         }
         match begun {
             Some(begun) if !over => begun.saturating_add(length),
