@@ -365,6 +365,32 @@ fn who_waits_too_long_for_a_connection_is_refused() {
 }
 
 #[test]
+fn time_that_runs_out_before_there_is_room_is_nobodys_failure() {
+    story(|mesh| async move {
+        let app = Patient::new(State::Silent).await;
+        let mut spec = ClusterSpec::new(NAME);
+        spec.breaking = judging(1, |outlier| outlier.max_ejection_percent = 100);
+        spec.breaking.limits.max_connections = 1;
+        let cluster = Cluster::new(spec, vec![Endpoint::new(app.address())]);
+        let to = |rule| Target::Listener(listener(rule, Arc::clone(&cluster), vec![]));
+        let unhurried = mesh.sidecar(Http1, to(rule(|_| {}))).await;
+        let brief = forward(|forward| forward.timeout = Some(Duration::from_millis(60)));
+        let hurried = mesh.sidecar(Http1, to(brief)).await;
+        let mut first = Raw::connect(unhurried).await;
+        first.write(GET).await;
+        until(|| app.calls() == 1).await;
+        let (head, _) = Raw::connect(hurried).await.call(GET).await;
+        assert!(head.contains("x-weft-reason: request_timeout; by=client_proxy"), "{head}");
+        assert_eq!((app.calls(), state(&mesh).ejected()), (1, 0));
+        // With room it is the endpoint that does not answer.
+        drop(first);
+        let (head, _) = Raw::connect(hurried).await.call(GET).await;
+        assert!(head.contains("x-weft-reason: request_timeout; by=client_proxy"), "{head}");
+        assert_eq!(state(&mesh).ejected(), 1);
+    });
+}
+
+#[test]
 fn everything_held_is_given_back_whatever_ends_a_call() {
     story(|mesh| async move {
         let app = Patient::new(State::Well).await;

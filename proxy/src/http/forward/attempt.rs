@@ -156,6 +156,13 @@ impl Way<'_> {
         }
     }
 
+    /// Nobody works on the request for now.
+    pub(super) fn unchosen(&mut self) {
+        if let Some(exchange) = self.exchange {
+            exchange.working = None;
+        }
+    }
+
     /// How long an endpoint may take to accept.
     pub(super) fn connect_timeout(&self) -> Duration {
         self.cluster.connect_timeout().unwrap_or(self.worker.config.connect_timeout)

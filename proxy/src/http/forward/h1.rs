@@ -132,6 +132,8 @@ impl Way<'_> {
                 if fresh {
                     endpoint.pool.evict();
                 }
+                // Nobody is asked meanwhile: should time run out, it is nobody's failure.
+                self.unchosen();
                 endpoint.pool.freed().await;
                 continue;
             };
