@@ -32,9 +32,6 @@ const LOOK: Duration = Duration::from_millis(20);
 const GRACE: Duration = Duration::from_secs(2);
 /// The sidecars' own drain deadline: a little less than what they are given.
 const DRAIN: &str = "1500ms";
-/// How long a first call waits for its configuration. A service's address leads nowhere but through the mesh, so that
-/// on a slow machine nothing is gained by passing on what was not answered in time.
-const DISCOVERY: &str = "5s";
 /// The user that the shop's programs run as, where there are users.
 const APP_UID: u32 = 1000;
 
@@ -186,7 +183,6 @@ impl Stage {
                 .env("WEFT_VERSION", copy.version)
                 .env("WEFT_POD", &copy.pod)
                 .env("WEFT_WORKERS", "1")
-                .env("WEFT_DISCOVERY_TIMEOUT", DISCOVERY)
                 .env("WEFT_LOG", "warn")
                 .env("WEFT_DRAIN_DEADLINE", DRAIN)
                 .env("WEFT_READY_FILE", self.ready_file(&copy)?);

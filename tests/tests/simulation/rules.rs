@@ -139,6 +139,15 @@ impl Watch {
         Some(self.phase)
     }
 
+    /// A call was refused because the circuit is open.
+    pub(crate) fn refused(&mut self) {
+        self.turn();
+        let circuit = self.adopted.breaking.circuit.expect("nobody is refused without a circuit");
+        assert_ne!(self.position, Position::Closed);
+        let all_out = self.probes >= u32::from(circuit.probes);
+        assert!(self.position == Position::Open || all_out, "{} probes: {circuit:?}", self.probes);
+    }
+
     /// A probe of this phase ended without a verdict.
     pub(crate) fn cancelled(&mut self, phase: u64) {
         if phase == self.phase && self.position == Position::HalfOpen {

@@ -339,7 +339,10 @@ impl Story {
         self.told.calls += 1;
         let admission = match self.cluster.admit(self.instant()) {
             Ok(admission) => admission,
-            Err(Reason::CircuitOpen) => return self.told.circuit_open += 1,
+            Err(Reason::CircuitOpen) => {
+                self.watch.refused();
+                return self.told.circuit_open += 1;
+            }
             Err(reason) => {
                 assert_eq!(reason, Reason::ConcurrencyLimited);
                 return self.told.limited += 1;
