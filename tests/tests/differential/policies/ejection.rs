@@ -14,6 +14,7 @@ use weft_tests::{envoy, poll};
 
 use super::super::differences::Row;
 use super::super::pair::Side;
+use super::retries::nobody;
 use super::scene::{Cast, Scene, compare, get, grpc, post};
 
 /// For as long as a test may take.
@@ -127,6 +128,38 @@ async fn ejected(scene: &Scene, side: Side, service: usize) -> anyhow::Result<()
         anyhow::Ok(())
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_accept_is_ejected() -> anyhow::Result<()> {
+    let Some(binary) = envoy::available() else { return Ok(()) };
+    let mut cast = Cast::new(0)?;
+    let (_bound, dead) = nobody()?;
+    let traffic = "loadBalancer: {panicThreshold: 0}";
+    let breaker = |local| format!("endpoints: {{consecutiveLocalOriginFailures: {local}, {FOR_EVER}}}");
+    let twice = cast.guarded(&[dead], traffic, &breaker(2))?;
+    let never = cast.guarded(&[dead], traffic, &breaker(0))?;
+    let scene = cast.enter(binary).await?;
+    for side in Side::BOTH {
+        let asked = |told: &super::scene::Told| {
+            !told.own.contains("no healthy upstream") && !told.own.contains("no_ready")
+        };
+        for _ in 0..2 {
+            let told = scene.told(side, twice, &post("")).await?;
+            ensure!(asked(&told), "{side:?}: ejected too early: {told:?}");
+        }
+        poll::until("the endpoint is ejected", PATIENCE, async || {
+            let told = scene.told(side, twice, &post("")).await?;
+            ensure!(!asked(&told), "{side:?}: {told:?}");
+            anyhow::Ok(())
+        })
+        .await?;
+        for _ in 0..12 {
+            let told = scene.told(side, never, &post("")).await?;
+            ensure!(asked(&told), "{side:?}: {told:?}");
+        }
+    }
+    scene.exit().await
 }
 
 /// Endpoints of a service, of which all but the first fail.

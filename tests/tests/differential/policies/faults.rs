@@ -63,6 +63,13 @@ fn cases() -> Vec<Case> {
             true,
             0,
         ),
+        // Any line of a header counts.
+        (
+            "fault: {abort: {httpStatus: 418, percent: 100}, headers: [{name: x-team, value: red}]}",
+            red(get("200").header("x-team", "blue")),
+            false,
+            0,
+        ),
         // A failure made here is not tried again, and a hold-up costs the request's own time nothing.
         (
             "{fault: {abort: {httpStatus: 503, percent: 100}}, retry: {attempts: 3, on: [5xx], backoff: 1ms}}",

@@ -143,6 +143,8 @@ pub(super) struct Told {
     pub(super) reached: Vec<(String, Instant)>,
     /// Until the answer was whole.
     pub(super) took: Duration,
+    /// What a proxy that answered by itself wrote; empty when an app did.
+    pub(super) own: String,
     /// `x-weft-reason`, without who decided.
     reason: Option<String>,
 }
@@ -240,6 +242,9 @@ impl Scene {
     }
 }
 
+/// What every answer of an app has.
+const APP: &str = "x-internal";
+
 /// One request to wherever, under this key.
 pub(super) async fn witness(troupe: &Troupe, to: SocketAddr, key: &str, ask: &Ask) -> Told {
     let begun = Instant::now();
@@ -252,13 +257,15 @@ pub(super) async fn witness(troupe: &Troupe, to: SocketAddr, key: &str, ask: &As
     }
     let reason = answer.as_ref().ok().and_then(|answer| answer.header("x-weft-reason"));
     let reason = reason.and_then(|reason| reason.split(';').next()).map(str::to_owned);
+    let own = answer.as_ref().ok().filter(|answer| !answer.headers.contains_key(APP));
+    let own = own.map(|answer| String::from_utf8_lossy(&answer.body).into_owned()).unwrap_or_default();
     let end = answer.map_or(End::Broken, |answer| End::Answer {
         status: answer.status.as_u16(),
         grpc: answer.grpc_status().map(str::to_owned),
-        app: answer.headers.contains_key("x-internal"),
+        app: answer.headers.contains_key(APP),
         decorated: answer.header("x-by-rule").map(str::to_owned),
     });
-    Told { key: key.to_owned(), end, attempts, reached, took, reason }
+    Told { key: key.to_owned(), end, attempts, reached, took, own, reason }
 }
 
 /// Whether both did the same, rows aside.
