@@ -14,6 +14,7 @@ use weft_tests::embedded::PATIENCE;
 use weft_tests::{envoy, poll};
 
 use super::super::differences::arrival;
+use super::super::objects;
 use super::super::pair::Side;
 use super::scene::{Cast, Scene, get, policy, post, route};
 
@@ -338,6 +339,39 @@ async fn keys_of_an_ejected_endpoint_find_the_same_other() -> anyhow::Result<()>
             Ok(())
         })
         .await?;
+    scene.exit().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_stay_and_move_alike_when_an_endpoint_goes() -> anyhow::Result<()> {
+    let Some(binary) = envoy::available() else { return Ok(()) };
+    let mut cast = Cast::new(ENDPOINTS)?;
+    let backends = cast.backends(ENDPOINTS);
+    let kinds = ["RingHash", "Maglev"];
+    let mut services = Vec::new();
+    for kind in kinds {
+        services.push(cast.service(&backends, &format!("loadBalancer: {{type: {kind}, {BY_HEADER}}}"))?);
+    }
+    // One slice for each endpoint.
+    let fewer: Vec<Vec<_>> = services.iter().map(|service| cast.without(&format!("s{service}-3"))).collect();
+    let scene = cast.enter(binary).await?;
+    for (service, fewer) in services.into_iter().zip(fewer) {
+        let before = found(&scene, Side::Weft, service, KEYS).await?;
+        ensure!(before.contains(&"b3".to_owned()), "{before:?}");
+        scene.pair.plane.apply(&objects::yaml(&fewer)?)?;
+        let mut after = Vec::new();
+        for side in Side::BOTH {
+            after.push(
+                poll::until("the endpoint is gone", PATIENCE, async || {
+                    let found = found(&scene, side, service, KEYS).await?;
+                    ensure!(!found.contains(&"b3".to_owned()), "{side:?}: {found:?}");
+                    anyhow::Ok(found)
+                })
+                .await?,
+            );
+        }
+        ensure!(after[0] == after[1], "Envoy {:?}\nWeft {:?}", after[0], after[1]);
+    }
     scene.exit().await
 }
 

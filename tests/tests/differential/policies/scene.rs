@@ -79,6 +79,11 @@ impl Cast {
         self.objects.push(object);
     }
 
+    /// All objects but the one of this name.
+    pub(super) fn without(&self, name: &str) -> Vec<Value> {
+        self.objects.iter().filter(|object| object["metadata"]["name"] != name).cloned().collect()
+    }
+
     pub(super) async fn enter(self, binary: &Path) -> anyhow::Result<Scene> {
         let pair = Pair::start(binary, &self.objects, &self.services).await?;
         Ok(Scene { pair, troupe: self.troupe, asked: AtomicUsize::new(0) })
