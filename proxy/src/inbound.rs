@@ -69,7 +69,7 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
         Some(listener) => http::Target::Own { app, listener },
         None => http::Target::App(app),
     };
-    let scope = http::Scope { edge, target, opened, client: client.ip() };
+    let scope = http::Scope { edge, target, asked: None, opened, client: client.ip() };
     tokio::task::spawn_local(permit.during(http::serve(worker, io, version, scope)));
 }
 

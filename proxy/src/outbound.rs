@@ -37,7 +37,9 @@ pub async fn serve(worker: Rc<Worker>, role: Role, accepted: Accepted) {
     }
 
     // What stands behind it?
-    let listener = worker.discover(ListenerName::Outbound(destination.clone())).await;
+    let asked = ListenerName::Outbound(destination.clone());
+    let listener = worker.discover(asked.clone()).await;
+    let asked = (listener.is_none() && worker.awaits(&asked)).then(|| Box::new(asked));
     let target = match &listener {
         Some(listener) => match listener.cluster() {
             Some(cluster) => Target::Cluster(cluster),
@@ -84,6 +86,7 @@ pub async fn serve(worker: Rc<Worker>, role: Role, accepted: Accepted) {
             // Not reached: clusters come from listeners only.
             (None, Target::Cluster(_)) => http::Target::Nowhere(Reason::RouteNotFound),
         },
+        asked,
         opened,
         client: accepted.client.ip(),
     };
@@ -121,6 +124,7 @@ async fn forward_proxy(worker: Rc<Worker>, accepted: Accepted) {
     let scope = http::Scope {
         edge: edge(None, &destination, None, Tls::None),
         target: http::Target::ForwardProxy,
+        asked: None,
         opened: None,
         client: accepted.client.ip(),
     };

@@ -112,6 +112,12 @@ impl Worker {
         lookup.known()
     }
 
+    /// Whether the control plane may describe the destination, now or later: unless it said that it is none of its services.
+    #[must_use]
+    pub fn awaits(&self, name: &ListenerName) -> bool {
+        self.config.control_plane.is_some() && !matches!(self.directory.lookup(name), Lookup::Absent)
+    }
+
     /// Whether an address is this pod itself, as the far end of a connection or as its near end.
     #[must_use]
     pub fn is_own(&self, ip: std::net::IpAddr) -> bool {

@@ -157,7 +157,8 @@ async fn carry(
         Reason::Overloaded
     })?;
     let parts = &mut outgoing.head;
-    let form = if matches!(session.target, Target::PassThrough(_)) { Form::AsIs } else { Form::Origin };
+    let passes = matches!(session.target, Target::PassThrough(_)) && !destination.is_routed();
+    let form = if passes { Form::AsIs } else { Form::Origin };
     let tunnels = matches!(session.target, Target::ForwardProxy);
     let said = headers::request(parts, form, tunnels).inspect_err(|reason| {
         if *reason == Reason::HeaderTooLarge {

@@ -19,6 +19,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 use tokio::net::TcpStream;
+use weft_wire::xds::ListenerName;
 use weft_wire::{DecidedBy, Reason};
 
 use super::forward::{self, Destination};
@@ -91,6 +92,9 @@ pub struct Scope {
     pub edge: EdgeSpec,
     /// Where its requests go.
     pub target: Target,
+    /// The question that the control plane had not answered when the connection came. Its requests go where it was
+    /// going until there is an answer, and not for as long as it lives.
+    pub asked: Option<Box<ListenerName>>,
     /// A connection to the server that exists already (detection's race): the first request takes it.
     pub opened: Option<Upstream>,
     /// Who connected.
@@ -101,6 +105,8 @@ pub struct Scope {
 pub(super) struct Session {
     pub worker: Rc<Worker>,
     pub target: Target,
+    /// See [`Scope::asked`].
+    pub asked: Option<Box<ListenerName>>,
     pub edge: EdgeSpec,
     /// Who connected.
     pub client: IpAddr,
@@ -136,6 +142,7 @@ pub fn serve(
         },
         worker,
         target: scope.target,
+        asked: scope.asked,
         edge: scope.edge,
         client: scope.client,
         place,

@@ -104,7 +104,8 @@ impl Mesh {
                     client: inbound.then(|| client.ip()),
                 };
                 let client = std::net::Ipv4Addr::LOCALHOST.into();
-                let scope = http::Scope { edge, target: target.clone(), opened: opened.take(), client };
+                let scope =
+                    http::Scope { edge, target: target.clone(), asked: None, opened: opened.take(), client };
                 let io = Prefixed::new(stream, Bytes::new());
                 let mut connection = Box::pin(http::serve(Rc::clone(&worker), io, version, scope));
                 let polls = Rc::clone(&polls);

@@ -7,6 +7,7 @@
 mod canary;
 mod deadline;
 mod ejection;
+mod impatience;
 mod load;
 mod storm;
 mod typo;

@@ -20,7 +20,8 @@ use crate::http::server::{Session, Target};
 use crate::record::{Direction, Edge, EdgeSpec};
 use crate::reply;
 use crate::route::filter::{self, Passage};
-use crate::xds::{self, Listener};
+use crate::worker::Worker;
+use crate::xds::{self, Listener, Lookup};
 
 /// Destinations that one connection remembers. A forward-proxy client may name many; beyond this the oldest is
 /// forgotten and found again when needed.
@@ -37,6 +38,8 @@ pub(in crate::http) struct Destination {
     pub(super) edge: Rc<Edge>,
     host: Box<str>,
     backend: Backend,
+    /// The question whose answer may put something else in its place.
+    asked: Option<Box<ListenerName>>,
 }
 
 enum Backend {
@@ -104,6 +107,11 @@ impl Destination {
         }
     }
 
+    /// Whether the control plane has said meanwhile what stands behind it.
+    fn is_outdated(&self, worker: &Worker) -> bool {
+        self.asked.as_ref().is_some_and(|asked| matches!(worker.directory.lookup(asked), Lookup::Known(_)))
+    }
+
     /// Whether the other side is in the mesh, as far as a route says.
     pub(super) fn is_routed(&self) -> bool {
         matches!(self.backend, Backend::Routed { .. })
@@ -129,23 +137,39 @@ impl Destination {
 }
 
 impl Session {
-    /// The destination of a request, if this connection has met it before.
+    /// The destination of a request, if this connection has met it before and that is no older than the control plane's
+    /// answer.
     pub(super) fn known(&self, parts: &Parts) -> Option<Rc<Destination>> {
         let destinations = self.destinations.borrow();
         // Connections of all but forward-proxy clients have one; mostly it fits any request.
-        match destinations.as_slice() {
-            [only] if only.authority.is_none() => Some(Rc::clone(only)),
+        let found = match destinations.as_slice() {
+            [only] if only.authority.is_none() => only,
             several => {
                 let authority = headers::authority(parts).unwrap_or_default();
-                let found = several.iter().find(|known| known.authority.as_deref() == Some(authority))?;
-                Some(Rc::clone(found))
+                several.iter().find(|known| known.authority.as_deref() == Some(authority))?
             }
-        }
+        };
+        (!found.is_outdated(&self.worker)).then(|| Rc::clone(found))
     }
 
     /// Finds the destination of a request and remembers it.
     pub(super) async fn find(&self, parts: &Parts) -> Rc<Destination> {
-        let found = Rc::new(match &self.target {
+        let answer = self.asked.as_ref().and_then(|asked| self.worker.directory.lookup(asked).known());
+        let found = Rc::new(match answer {
+            Some(listener) => self.routed(None, self.edge.clone(), listener),
+            None => self.targeted(parts).await,
+        });
+        let mut destinations = self.destinations.borrow_mut();
+        destinations.retain(|known| !known.is_outdated(&self.worker));
+        if destinations.len() >= DESTINATIONS_MAX {
+            destinations.remove(0);
+        }
+        destinations.push(Rc::clone(&found));
+        found
+    }
+
+    async fn targeted(&self, parts: &Parts) -> Destination {
+        match &self.target {
             Target::Listener(listener) => {
                 self.fixed(Backend::Routed { listener: Arc::clone(listener), last: RefCell::new(None) })
             }
@@ -164,13 +188,7 @@ impl Session {
                 self.named(parts, Backend::Direct(self.worker.clusters.at(*address)))
             }
             Target::ForwardProxy => self.proxied(parts).await,
-        });
-        let mut destinations = self.destinations.borrow_mut();
-        if destinations.len() >= DESTINATIONS_MAX {
-            destinations.remove(0);
         }
-        destinations.push(Rc::clone(&found));
-        found
     }
 
     fn fixed(&self, backend: Backend) -> Destination {
@@ -183,7 +201,19 @@ impl Session {
             edge: self.worker.shard.edge(&spec),
             host: format!("{}:{}", spec.server_address, spec.server_port).into(),
             backend,
+            asked: self.asked.clone(),
         }
+    }
+
+    /// What the control plane described.
+    fn routed(&self, authority: Option<&str>, mut spec: EdgeSpec, listener: Arc<Listener>) -> Destination {
+        if let Some(service) = &listener.service {
+            spec.server_address = service.service.to_string().into();
+            spec.server_port = service.port;
+            spec.service = Some(service.service.clone());
+        }
+        let backend = Backend::Routed { listener, last: RefCell::new(None) };
+        Destination { asked: None, ..self.destination(authority, spec, backend) }
     }
 
     /// Somewhere outside the mesh: called by the name its requests use, if that is one.
@@ -216,20 +246,13 @@ impl Session {
             Ok(ip) => Asked::Address(SocketAddr::new(ip, port)),
             Err(_) => Asked::Name { host: host.as_str().into(), port },
         };
-        let mut spec =
+        let spec =
             EdgeSpec { server_address: bare.into(), server_port: port, service: None, ..self.edge.clone() };
-        if let Some(listener) = self.worker.discover(ListenerName::Outbound(asked.clone())).await {
-            if let Some(service) = &listener.service {
-                spec.server_address = service.service.to_string().into();
-                spec.server_port = service.port;
-                spec.service = Some(service.service.clone());
-            }
-            return self.destination(
-                Some(authority),
-                spec,
-                Backend::Routed { listener, last: RefCell::new(None) },
-            );
+        let question = ListenerName::Outbound(asked.clone());
+        if let Some(listener) = self.worker.discover(question.clone()).await {
+            return self.routed(Some(authority), spec, listener);
         }
+        let question = self.worker.awaits(&question).then(|| Box::new(question));
         let backend = match asked {
             Asked::Address(address) if self.worker.loops(Direction::Outbound, address) => {
                 Backend::Nowhere(Reason::RequestLoop)
@@ -237,7 +260,7 @@ impl Session {
             Asked::Address(address) => Backend::Direct(self.worker.clusters.at(address)),
             Asked::Name { host, port } => self.resolved(authority, &host, port).await,
         };
-        self.destination(Some(authority), spec, backend)
+        Destination { asked: question, ..self.destination(Some(authority), spec, backend) }
     }
 
     async fn resolved(&self, authority: &str, host: &str, port: u16) -> Backend {
