@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::ensure;
+use http::Method;
 use serde_json::json;
 use weft_tests::backend::{Arrival, KEY, PLAN, Troupe};
 use weft_tests::client::{Answer, Ask};
@@ -31,6 +32,12 @@ const EVIDENCE: &[(&str, &str, &str)] = &[
     (Row::ResponseHeaders.heading(), HERE, "each_says_what_it_is_in_its_own_words"),
     (Row::OwnBody.heading(), HERE, "each_says_what_it_is_in_its_own_words"),
     (Row::Connections.heading(), HERE, "each_says_what_it_is_in_its_own_words"),
+    ("`OPTIONS *`", HERE, "weft_takes_targets_that_envoy_does_not"),
+    (
+        "A request target with bytes beyond ASCII, or a URL whose host has an underscore",
+        HERE,
+        "weft_takes_targets_that_envoy_does_not",
+    ),
     (Row::Lines.heading(), HERE, "envoy_joins_lines_of_headers_that_it_knows"),
     (Row::Unreachable.heading(), HERE, "nobody_there_is_a_bad_gateway_to_weft"),
     (Row::GrpcTimeout.heading(), TIMEOUTS, "timeouts_end_the_same_requests"),
@@ -89,6 +96,16 @@ const EVIDENCE: &[(&str, &str, &str)] = &[
         CDS,
         "panic_and_zones_are_taken_or_refused_by_place",
     ),
+    (
+        "Limits for each endpoint, a bound on pools, a retry budget over an interval, outlier detection by plugins and of endpoints that call themselves degraded, health checks with a body, headers, a port of their own or a look at the answer's body",
+        "proxy/src/xds/parse/cluster/breaking/tests.rs",
+        "what_makes_no_sense_of_circuit_breakers_is_named",
+    ),
+    (
+        "An endpoint that has left the list and still passes its checks",
+        "proxy/src/check/schedule/tests.rs",
+        "who_has_left_is_asked_no_more_and_what_it_answers_counts_for_nothing",
+    ),
 ];
 
 #[test]
@@ -112,7 +129,7 @@ fn the_evidence_exists() {
     }
 }
 
-/// A service with one backend, a route for `/routed` only, and a service that nobody serves.
+/// A service with one backend and routes, a service that nobody serves, and one with a backend and no route.
 struct Stage {
     troupe: Troupe,
     pair: Pair,
@@ -122,6 +139,7 @@ struct Stage {
 
 const SERVED: usize = 0;
 const DEAD: usize = 1;
+const PLAIN: usize = 2;
 
 impl Stage {
     async fn set(binary: &std::path::Path) -> anyhow::Result<Self> {
@@ -131,6 +149,7 @@ impl Stage {
         let dead = socket.local_addr()?.as_socket().ok_or_else(|| anyhow::anyhow!("no address"))?;
         let mut all = objects::service("served", &[troupe.backends[0].address]);
         all.extend(objects::service("dead", &[dead]));
+        all.extend(objects::service("plain", &[troupe.backends[0].address]));
         let agent = json!({"name": "user-agent", "value": "two"});
         let matches = json!([
             {"path": {"value": "/routed"}},
@@ -145,7 +164,7 @@ impl Stage {
                 "rules": [{"matches": matches, "backendRefs": [{"name": "served", "port": objects::PORT}]}],
             },
         }));
-        let pair = Pair::start(binary, &all, &["served".to_owned(), "dead".to_owned()]).await?;
+        let pair = Pair::start(binary, &all, &["served", "dead", "plain"].map(str::to_owned)).await?;
         Ok(Self { troupe, pair, _dead: socket })
     }
 
@@ -173,7 +192,7 @@ async fn each_says_what_it_is_in_its_own_words() -> anyhow::Result<()> {
     let time = "x-envoy-upstream-service-time";
     ensure!(envoy.header(time).is_some() && weft.header(time).is_none());
     let mut post = Ask::get("/elsewhere", "served");
-    post.method = http::Method::POST;
+    post.method = Method::POST;
     post.body = bytes::Bytes::from_static(b"text");
     let [envoy, weft] = stage.both(SERVED, &post).await?;
     ensure!((envoy.status.as_u16(), weft.status.as_u16()) == (404, 404));
@@ -226,6 +245,22 @@ async fn a_caller_cannot_make_weft_retry() -> anyhow::Result<()> {
         let answer = stage.pair.ask(side, SERVED, &ask).await?;
         ensure!(answer.status.as_u16() == status, "{side:?}: {answer:?}");
         ensure!(stage.troupe.arrivals(&key).len() == attempts, "{side:?}");
+    }
+    stage.pair.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn weft_takes_targets_that_envoy_does_not() -> anyhow::Result<()> {
+    let Some(binary) = envoy::available() else { return Ok(()) };
+    let stage = Stage::set(binary).await?;
+    for (method, target, refused) in
+        [(Method::OPTIONS, "*", 404), (Method::GET, "/a?\u{e9}", 400), (Method::GET, "http://a_b/a", 400)]
+    {
+        let ask = Ask { method, ..Ask::get(target, "plain") };
+        let [envoy, weft] = stage.both(PLAIN, &ask).await?;
+        ensure!((envoy.status.as_u16(), weft.status.as_u16()) == (refused, 200), "{target}: {envoy:?}");
+        let path = seen(&weft)?.path;
+        ensure!(target.ends_with(&path), "{target} arrived as {path}");
     }
     stage.pair.stop().await
 }

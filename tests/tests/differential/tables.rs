@@ -39,6 +39,8 @@ const BATCH: usize = 52;
 pub(super) struct Table {
     /// Whose it is; no other word in it contains this one.
     service: String,
+    /// What its port is declared to speak.
+    speaks: &'static str,
     routes: Vec<Value>,
     asks: Vec<Ask>,
     /// How it can be made again.
@@ -51,8 +53,9 @@ impl Table {
         let mut rng = Rng::with_seed(seed);
         let routes = routes::routes(&mut rng, &service);
         let asks = requests::requests(&mut rng, &service, &routes, REQUESTS);
+        let speaks = ["http", "http", "", "grpc"][rng.usize(..4)];
         let origin = format!("WEFT_SEED={seed} cargo test -p weft-tests differential");
-        Self { service, routes, asks, origin }
+        Self { service, speaks, routes, asks, origin }
     }
 
     /// Whether chance chooses a backend somewhere.

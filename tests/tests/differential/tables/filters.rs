@@ -7,7 +7,8 @@ use super::routes::{BACKENDS, FORBIDDEN, Kind};
 use super::words::{self, chance, path, pick};
 use crate::differential::objects::PORT;
 
-const REQUEST_HEADERS: &[&str] = &["x-team", "X-New", "x-twice", "user-agent", "x-flag", "cookie"];
+const REQUEST_HEADERS: &[&str] =
+    &["x-team", "X-New", "x-twice", "user-agent", "x-flag", "cookie", "authorization"];
 /// Such as the backend sends, and others.
 const RESPONSE_HEADERS: &[&str] = &["x-app", "X-Internal", "x-new", "content-type", "vary", "server"];
 const VALUES: &[&str] = &["blue", "a b", "50%", "%REQ(x-team)%", "", "a,b", "\"q\"", "\\1"];

@@ -34,7 +34,7 @@ pub(super) fn expect(service: &str, routes: &[Value], ask: &Ask) -> Expected {
     // Both kinds must not be merged.
     if attached.iter().any(|route| route["kind"] == "GRPCRoute") {
         attached.retain(|route| route["kind"] == "GRPCRoute");
-        if ask.path.matches('/').count() != 2 {
+        if path_of(ask).matches('/').count() != 2 {
             return Expected::Unspecified;
         }
     }
@@ -88,13 +88,22 @@ fn concerns(route: &Value, service: &str) -> bool {
         })
 }
 
+/// The path of the target, which may be a URL.
+fn path_of(ask: &Ask) -> &str {
+    let target = ask.path.split('?').next().unwrap_or_default();
+    match target.strip_prefix("http://") {
+        Some(rest) => rest.find('/').map_or("/", |at| &rest[at..]),
+        None => target,
+    }
+}
+
 /// The lower, the better: what kind it is, and how long.
 type Worth = [(u8, Reverse<usize>); 2];
 
 const NOTHING: (u8, Reverse<usize>) = (9, Reverse(0));
 
 fn path(shape: &Value, ask: &Ask) -> Option<Worth> {
-    let path = ask.path.split('?').next().unwrap_or_default();
+    let path = path_of(ask);
     let value = shape["value"].as_str().unwrap_or("/");
     let (kind, holds, length) = match shape["type"].as_str().unwrap_or("PathPrefix") {
         "Exact" => (0, path == value, 0),
@@ -109,7 +118,7 @@ fn path(shape: &Value, ask: &Ask) -> Option<Worth> {
 }
 
 fn call(shape: &Value, ask: &Ask) -> Option<Worth> {
-    let path = ask.path.split('?').next().unwrap_or_default();
+    let path = path_of(ask);
     let regex = shape["type"] == "RegularExpression";
     if shape.is_null() {
         return Some([NOTHING, NOTHING]);

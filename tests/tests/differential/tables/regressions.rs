@@ -69,6 +69,7 @@ impl Table {
         };
         Ok(Self {
             service: (*name).to_owned(),
+            speaks: "http",
             routes: routes.iter().enumerate().map(route).collect::<anyhow::Result<_>>()?,
             asks: asks.iter().map(|text| ask(text)).collect::<anyhow::Result<_>>()?,
             origin: (*name).to_owned(),

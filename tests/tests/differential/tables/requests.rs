@@ -90,10 +90,14 @@ fn fitting(rng: &mut Rng, service: &str, one: &Value, calls: bool) -> Ask {
         query.push(format!("{}={}", pick(rng, words::QUERY), pick(rng, words::VALUES)));
     }
     if !query.is_empty() {
-        ask.path = format!("{}?{}", ask.path, query.join("&"));
+        // A target is ASCII.
+        ask.path = format!("{}?{}", ask.path, query.join("&").replace('é', "%C3%A9"));
     }
     if chance(rng, 15) {
         ask = ask.header(&pick(rng, words::HEADERS).to_lowercase(), pick(rng, words::VALUES));
+    }
+    if chance(rng, 8) {
+        ask = ask.header("x-forwarded-proto", pick(rng, &["https", "http", "https"]));
     }
     if !calls && chance(rng, 15) {
         ask.headers.extend(filters::browser(rng));
@@ -169,11 +173,14 @@ fn bend(rng: &mut Rng, ask: &mut Ask) {
 }
 
 fn bend_path(rng: &mut Rng, ask: &mut Ask) {
+    if ask.path.starts_with("http://") {
+        return;
+    }
     let (path, query) = match ask.path.split_once('?') {
         Some((path, query)) => (path.to_owned(), format!("?{query}")),
         None => (ask.path.clone(), String::new()),
     };
-    let bent = match rng.u32(..12) {
+    let bent = match rng.u32(..13) {
         0 => path + "/",
         1 => path + "b",
         2 => path.trim_end_matches('/').to_owned(),
@@ -185,6 +192,8 @@ fn bend_path(rng: &mut Rng, ask: &mut Ask) {
         8 => path + "/../b",
         9 => format!("/.{path}"),
         10 => path + ";v=1",
+        // The form that is for proxies.
+        11 if !ask.h2 => return ask.path = format!("http://{}{path}{query}", pick(rng, words::URL_HOSTS)),
         _ => path + "%20x",
     };
     ask.path = if bent.starts_with('/') { bent } else { format!("/{bent}") } + &query;
@@ -214,8 +223,8 @@ fn bend_query(rng: &mut Rng, ask: &mut Ask) {
 }
 
 fn bend_headers(rng: &mut Rng, ask: &mut Ask) {
-    // What makes a gRPC call one stays.
-    let own = |name: &str| matches!(name, "content-type" | "te");
+    // What makes a gRPC call one stays, and what is not the caller's to say.
+    let own = |name: &str| matches!(name, "content-type" | "te" | "x-forwarded-proto");
     let Some(at) = ask.headers.iter().position(|(name, _)| !own(name)) else {
         ask.headers.push((pick(rng, words::HEADERS).to_lowercase(), pick(rng, words::VALUES).to_owned()));
         return;

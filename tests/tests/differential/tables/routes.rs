@@ -10,7 +10,7 @@ use super::filters;
 use super::words::{self, chance, path, pick};
 use crate::differential::objects::{NAMESPACE, PORT};
 
-/// Backends that rules refer to: `b0`, …; the last two are declared to speak HTTP/2.
+/// Backends that rules refer to: `b0`, …; two are declared to speak HTTP, two HTTP/2, and one nothing.
 pub(super) const BACKENDS: usize = 5;
 /// A service that exists, in a namespace that lets nobody refer to it.
 pub(super) const FORBIDDEN: (&str, &str) = ("vault", "other");

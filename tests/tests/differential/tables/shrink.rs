@@ -45,7 +45,13 @@ fn smaller(found: &Disagreement) -> Vec<Table> {
         // A name of its own, in all of its objects.
         let text = Value::from(routes).to_string().replace(&table.service, &service);
         let routes = serde_json::from_str(&text).unwrap_or_default();
-        all.push(Table { service, routes, asks: vec![ask.clone()], origin: table.origin.clone() });
+        all.push(Table {
+            service,
+            speaks: table.speaks,
+            routes,
+            asks: vec![ask.clone()],
+            origin: table.origin.clone(),
+        });
     };
     for index in 0..table.routes.len() {
         if table.routes.len() > 1 {

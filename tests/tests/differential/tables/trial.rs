@@ -50,7 +50,11 @@ pub(super) async fn run(binary: &Path, tables: &[Table]) -> anyhow::Result<Tried
     let services: Vec<String> = tables.iter().map(|table| table.service.clone()).collect();
     let mut all = stage(&troupe);
     for table in tables {
-        all.extend(objects::service(&table.service, &[troupe.backends[BACKENDS].address]));
+        all.extend(objects::service_that_speaks(
+            table.speaks,
+            &table.service,
+            &[troupe.backends[BACKENDS].address],
+        ));
         all.extend(table.routes.iter().cloned());
     }
     let pair = Pair::start(binary, &all, &services).await?;
@@ -71,7 +75,8 @@ pub(super) async fn run(binary: &Path, tables: &[Table]) -> anyhow::Result<Tried
 fn stage(troupe: &Troupe) -> Vec<Value> {
     let mut all = Vec::new();
     for (index, backend) in troupe.backends.iter().take(BACKENDS).enumerate() {
-        let protocol = if index + 2 < BACKENDS { "http" } else { "kubernetes.io/h2c" };
+        let protocol =
+            ["http", "http", "", "kubernetes.io/h2c", "grpc"].get(index).copied().unwrap_or_default();
         all.extend(objects::service_that_speaks(protocol, &backend.name, &[backend.address]));
     }
     let forbidden = objects::service(FORBIDDEN.0, &[troupe.backends[BACKENDS + 1].address]);

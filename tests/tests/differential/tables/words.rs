@@ -38,7 +38,7 @@ pub(super) const QUERY: &[&str] = &["a", "b", "A", "q", "a.b", "%61"];
 
 /// Values of headers and query parameters.
 pub(super) const VALUES: &[&str] =
-    &["blue", "Blue", "green", "b", "1", "0", "a,b", "blue,blue", "x=y", "50%"];
+    &["blue", "Blue", "green", "b", "1", "0", "a,b", "blue,blue", "x=y", "50%", "é"];
 
 pub(super) const VALUE_EXPRESSIONS: &[Expression] = &[
     expression("b.*", &["blue", "b", "ab", ""]),
@@ -51,7 +51,7 @@ pub(super) const VALUE_EXPRESSIONS: &[Expression] = &[
 ];
 
 /// Methods that the Gateway API can match.
-pub(super) const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"];
+pub(super) const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"];
 
 pub(super) const CALL_SERVICES: &[&str] = &["shop.Orders", "shop.Users", "shop", "Orders"];
 pub(super) const CALL_METHODS: &[&str] = &["Get", "List", "get", "GetAll"];
@@ -78,13 +78,18 @@ pub(super) const ORIGINS: &[&str] = &[
 pub(super) const HOSTS: &[&str] = &[
     "shop.example",
     "Shop.Example",
+    "shop.example.",
     "shop.example:80",
+    "shop.example:443",
     "shop.example:8080",
     "10.0.0.1",
     "[fd00::1]:80",
     "[fd00::1]",
     "a_b",
 ];
+
+/// Those that Envoy takes in a URL.
+pub(super) const URL_HOSTS: &[&str] = &["shop.example", "Shop.Example", "shop.example:8080", "10.0.0.1:80"];
 
 /// One of these.
 pub(super) fn pick<'a, T: ?Sized>(rng: &mut Rng, words: &[&'a T]) -> &'a T {
