@@ -68,6 +68,8 @@ fn guarded(
         outlier_detection: Some(breaking::outlier_detection(&settings.endpoints)),
         circuit_breakers: Some(breaking::circuit_breakers(&settings.limits, &settings.retry_budget)),
         health_checks: check.map(|check| breaking::health_check(check, protocol)).into_iter().collect(),
+        // Whoever takes an endpoint out of the list wants it out, however well it is.
+        ignore_health_on_host_removal: check.is_some(),
         ..cluster
     };
     let fields = balancing::apply(&mut cluster, &settings.balancer, fields);
