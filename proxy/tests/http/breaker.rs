@@ -213,6 +213,26 @@ fn an_answer_that_does_not_come_in_time_counts_as_local_origin() {
 }
 
 #[test]
+fn an_answer_that_breaks_off_is_the_endpoints_failure() {
+    story(|mesh| async move {
+        let app = app(|mut raw, _| async move {
+            raw.head().await;
+            raw.write("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf of it").await;
+        })
+        .await;
+        let breaking = judging(0, |outlier| {
+            outlier.consecutive_local_origin_failure = 1;
+            outlier.max_ejection_percent = 100;
+        });
+        let sidecar = mesh.sidecar(Http1, service(rule(|_| {}), &[app.address], breaking)).await;
+        let mut client = Raw::connect(sidecar).await;
+        client.write(GET).await;
+        assert!(!client.rest().await.0.contains("x-weft-reason"), "it had begun");
+        assert_eq!(state(&mesh).ejected(), 1);
+    });
+}
+
+#[test]
 fn every_attempt_is_charged_and_the_call_is_judged_by_its_last() {
     story(|mesh| async move {
         let (sick, well) = (Patient::new(State::Sick).await, Patient::new(State::Well).await);

@@ -8,7 +8,7 @@
 //! Invariant: [`Settings::may_eject`] is asked before every ejection, so no more than the share it allows are out.
 //! Surprise: Envoy charges a local-origin *success* when it has a connection and a *failure* when that connection
 //! later breaks or times out, so failures after connecting are rarely consecutive. Here an attempt is charged once,
-//! when it has ended.
+//! when its answer begins or is given up; and, as there, once more should an answer that has begun break off.
 
 use std::time::Duration;
 

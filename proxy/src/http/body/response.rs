@@ -108,6 +108,14 @@ impl Exchange {
         }
     }
 
+    /// An answer that had begun well broke off. That too is the endpoint's failure, as it is for Envoy; but not if only the
+    /// time for it ran out.
+    fn broke(&self, reason: Reason) {
+        if self.judged.is_none() && matches!(reason, Reason::UpstreamReset | Reason::ProtocolError) {
+            self.judge(Outcome::LocalOrigin(reason), Duration::ZERO, Instant::now());
+        }
+    }
+
     /// The proxy answers itself. What is left counts as in flight until the answer is out.
     #[must_use]
     pub fn refuse(mut self, reason: Reason, response: &Response<Bytes>) -> InFlight {
@@ -272,6 +280,9 @@ impl ResponseBody {
         if let Some(exchange) = self.exchange.take() {
             // An upload that the client broke off takes the response with it.
             let by_client = exchange.upload.as_ref().and_then(|upload| upload.failed.get());
+            if by_client.is_none() {
+                exchange.broke(broken);
+            }
             let reason = by_client.unwrap_or(broken);
             exchange.fail(reason);
         }
