@@ -23,6 +23,7 @@ mod gateway;
 mod locate;
 pub mod policy;
 mod protocol;
+mod weight;
 
 use std::fmt;
 
@@ -42,13 +43,13 @@ use policy::Manifest;
 use policy::circuit_breaker::CircuitBreakerSpec;
 use policy::traffic_policy::TrafficPolicySpec;
 
-pub use locate::Segment;
+pub use locate::{Lines, Segment};
 
 /// The kinds that are read, as people are told.
 pub const KINDS: &str =
     "Service, EndpointSlice, Pod, HTTPRoute, GRPCRoute, ReferenceGrant, CircuitBreaker and TrafficPolicy";
 
-/// Flaws reported for one file. Finding a flaw's line walks the file again, so this also bounds that work.
+/// Unknown fields reported for one file.
 const FLAWS_MAX: usize = 50;
 
 /// Something the mesh has a use for.
@@ -181,25 +182,24 @@ pub enum Content {
     },
 }
 
-/// The line on which the document at `position` is named. Reads the text once more.
-#[must_use]
-pub fn name_line(text: &str, position: usize) -> Option<usize> {
-    locate::line(text, position.checked_sub(1)?, &[Segment::from("metadata"), Segment::from("name")])
-}
-
 /// Reads one file.
 #[must_use]
 pub fn parse(text: &str) -> Vec<Document> {
     let mut documents = Vec::new();
     let mut budget = FLAWS_MAX;
+    let lines = Lines::of(text);
+    let scale = weight::Scale::new(text);
+    let mut heavy = weight::may_have_aliases(text).then(|| serde_yaml::Deserializer::from_str(text));
     let mut typed = serde_yaml::Deserializer::from_str(text);
     for (index, lenient) in serde_yaml::Deserializer::from_str(text).enumerate() {
         let strict = typed.next();
         let position = index + 1;
-        let (label, content) = match (Option::<Header>::deserialize(lenient), strict) {
+        let weighed = heavy.as_mut().and_then(Iterator::next).map_or(Ok(()), |whole| scale.weigh(whole));
+        let header = weighed.and_then(|()| Option::<Header>::deserialize(lenient));
+        let (label, content) = match (header, strict) {
             (Ok(None), _) => continue,
             (Ok(Some(header)), Some(strict)) => {
-                let place = Place { text, index };
+                let place = Place { lines: &lines, index };
                 (header.label(), read(&header, strict, &place, &mut budget))
             }
             (Ok(Some(_)), None) => break,
@@ -306,13 +306,13 @@ fn typed<T: for<'de> Deserialize<'de>>(
 
 /// Which document of which text.
 struct Place<'a> {
-    text: &'a str,
+    lines: &'a Lines<'a>,
     index: usize,
 }
 
 impl Place<'_> {
     fn line(&self, path: &[Segment]) -> Option<usize> {
-        locate::line(self.text, self.index, path)
+        self.lines.field(self.index, path)
     }
 }
 

@@ -15,7 +15,7 @@ use weft_wire::ServicePort;
 
 use super::{namespace_of, print};
 use crate::compile::{self, Resource};
-use crate::resources::{self, Content, Document, Flaw};
+use crate::resources::{self, Content, Document, Flaw, Lines};
 use crate::world::{Event, Novelty, Touched, World};
 use crate::xds::{Kind, ProxyStatus};
 
@@ -171,13 +171,14 @@ fn objects(
     problems: &mut Vec<Problem>,
 ) -> Vec<Event> {
     let (mut events, mut known) = (Vec::new(), HashSet::new());
+    let lines = Lines::of(text);
     for document in documents {
         let Content::Object(object) = document.content else { continue };
         let id = object.id();
         let name = id.to_string();
         if !known.insert(id) {
             problems.push(Problem {
-                line: resources::name_line(text, document.position),
+                line: lines.name(document.position),
                 document: Some(document.position),
                 object: Some(name),
                 field: Some("metadata.name".into()),

@@ -7,6 +7,7 @@
 //! form that a program reads back; that is xDS itself.
 
 use std::fmt::{Debug, Write as _};
+use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -21,12 +22,16 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProx
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
-use similar::{Algorithm, ChangeTag, capture_diff_slices, group_diff_ops};
+use similar::{Algorithm, ChangeTag, capture_diff_slices_deadline, group_diff_ops};
 
 use crate::xds::Kind;
 
 /// Messages inside messages are unpacked this deep: a listener holds a connection manager, which holds filters.
 const DEPTH_MAX: usize = 4;
+
+/// How long the shortest difference is searched. It is found at once in what people write; in tables that are made to
+/// have none, the work grows with the square of their length, and a longer one must do.
+const SEARCH_MAX: Duration = Duration::from_millis(50);
 
 /// Unchanged lines shown around a change.
 const CONTEXT: usize = 3;
@@ -56,7 +61,8 @@ pub fn lines(resource: &Any) -> Vec<String> {
 #[must_use]
 pub fn diff(old: &[String], new: &[String], max: usize) -> Vec<String> {
     let mut text = Vec::new();
-    let ops = capture_diff_slices(Algorithm::Myers, old, new);
+    let deadline = Instant::now() + SEARCH_MAX;
+    let ops = capture_diff_slices_deadline(Algorithm::Myers, old, new, Some(deadline));
     for (place, group) in group_diff_ops(ops, CONTEXT).iter().enumerate() {
         if place > 0 {
             text.push(" …".to_owned());

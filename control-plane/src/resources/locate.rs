@@ -2,8 +2,9 @@
 //!
 //! The YAML reader knows lines only while it reads, and only errors carry them out. So a line is found by
 //! reading the document once more along the path and failing on purpose on arrival; the error brings the
-//! line. It costs a second reading, but only for fields that are wrong.
+//! line. It costs a second reading, but only for fields that are wrong, and only until [`READ_MAX`] is spent.
 
+use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -64,15 +65,40 @@ pub(super) fn segments(path: &serde_ignored::Path<'_>) -> Vec<Segment> {
     segments
 }
 
-/// The line of a field in document `index` of `text`. For a field that is missing: the line of the part that
-/// should have it.
-pub(super) fn line(text: &str, index: usize, path: &[Segment]) -> Option<usize> {
-    // Shorter and shorter, until something is there.
-    (0..=path.len()).rev().find_map(|length| {
-        let document = serde_yaml::Deserializer::from_str(text).nth(index)?;
-        let error = Walk(path.get(..length)?).deserialize(document).err()?;
-        (error.to_string().contains(ARRIVED)).then(|| error.location().map(|at| at.line())).flatten()
-    })
+/// What all look-ups in one text may read, in bytes: a second's work. A text with many mistakes (or one that is made to
+/// cost) has lines for the first of them; the others are told without.
+const READ_MAX: usize = 64 << 20;
+
+/// Finds the lines of one text.
+pub struct Lines<'a> {
+    text: &'a str,
+    /// How many more bytes may be read.
+    left: Cell<usize>,
+}
+
+impl<'a> Lines<'a> {
+    /// The lines of `text`.
+    #[must_use]
+    pub const fn of(text: &'a str) -> Self {
+        Self { text, left: Cell::new(READ_MAX) }
+    }
+
+    /// The line on which the document at `position` (from 1) is named.
+    #[must_use]
+    pub fn name(&self, position: usize) -> Option<usize> {
+        self.field(position.checked_sub(1)?, &[Segment::from("metadata"), Segment::from("name")])
+    }
+
+    /// The line of a field in document `index`. For a field that is missing: the line of the part that should have it.
+    pub(super) fn field(&self, index: usize, path: &[Segment]) -> Option<usize> {
+        // Shorter and shorter, until something is there.
+        (0..=path.len()).rev().find_map(|length| {
+            self.left.set(self.left.get().checked_sub(self.text.len())?);
+            let document = serde_yaml::Deserializer::from_str(self.text).nth(index)?;
+            let error = Walk(path.get(..length)?).deserialize(document).err()?;
+            (error.to_string().contains(ARRIVED)).then(|| error.location().map(|at| at.line())).flatten()
+        })
+    }
 }
 
 const ARRIVED: &str = "weft: arrived";
@@ -183,5 +209,18 @@ impl<'de> Visitor<'de> for Key<'_> {
             (true, true) => Err(Error::custom(ARRIVED)),
             (found, _) => Ok(found),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_looked_up_has_a_bound() {
+        let text = "metadata: {name: a}\n---\nmetadata:\n  name: b\n";
+        let lines = Lines { text, left: Cell::new(text.len() * 2) };
+        assert_eq!((lines.name(1), lines.name(2), lines.name(1)), (Some(1), Some(4), None));
+        assert_eq!(Lines::of(text).name(0), None);
     }
 }

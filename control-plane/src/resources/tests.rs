@@ -167,6 +167,20 @@ fn finished_pods_and_host_network_pods_own_no_address() {
     assert_eq!(pod(", hostNetwork: true", "Running"), 0);
 }
 
+#[test]
+fn aliases_are_followed_within_reason() {
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: a, labels: &l {app: a}}\nspec: {selector: *l, ports: [{port: 1}]}\n";
+    assert!(matches!(object(text), Object::Service(_)));
+    // Twelve kilobytes that would become four million values, within the YAML reader's own bound on aliases.
+    let (list, aliases) = (vec!["a"; 2000].join(","), vec!["*x"; 2000].join(", "));
+    let bomb =
+        format!("apiVersion: v1\nkind: Service\nmetadata:\n  name: a\n  x: &x [{list}]\n  y: [{aliases}]\n");
+    for text in [bomb.clone(), bomb.replace("metadata:\n", "spec:\n")] {
+        let flaws = flaws(&text);
+        assert!(flaws[0].reason.contains("its aliases make it"), "{flaws:?}");
+    }
+}
+
 proptest! {
     #[test]
     fn no_text_makes_the_reader_panic(text in "[a-z:{}\\[\\]\"'\n \t&*!|>%@-]{0,200}") {

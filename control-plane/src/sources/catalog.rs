@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::{Effect, Problem};
-use crate::resources::{self, Content, Document, Flaw, Object, ObjectId};
+use crate::resources::{self, Content, Document, Flaw, Lines, Object, ObjectId};
 use crate::world::Event;
 
 /// A document's place: file path, then position. Ordered as precedence is.
@@ -129,12 +129,13 @@ impl Catalog {
             }
         }
         let mut objects = Vec::with_capacity(new.len());
+        let lines = Lines::of(text);
         for (position, object) in new {
             let id = object.id();
             objects.push((position, id.clone()));
             let definitions = self.definitions.entry(id).or_default();
             // Looked up only for a duplicate: it costs as much as reading the file.
-            let line = if definitions.is_empty() { None } else { resources::name_line(text, position) };
+            let line = if definitions.is_empty() { None } else { lines.name(position) };
             definitions.insert((Arc::clone(path), position), Definition { object, line });
         }
         self.files.entry(Arc::clone(path)).or_default().objects = objects;
