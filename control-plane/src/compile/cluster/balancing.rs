@@ -38,7 +38,12 @@ pub(super) fn apply(cluster: &mut Cluster, balancer: &Balancer, fields: Fields) 
     cluster.lb_policy = policy.into();
     cluster.lb_config = config;
     cluster.common_lb_config = Some(common(balancer));
-    if algorithm == Algorithm::PeakEwma { fields.with(field::BALANCER, PEAK_EWMA) } else { fields }
+    let fields =
+        if algorithm == Algorithm::PeakEwma { fields.with(field::BALANCER, PEAK_EWMA) } else { fields };
+    match balancer.zone_preference.as_ref().and_then(|zone| zone.min_healthy_percent) {
+        Some(percent) => fields.with(field::ZONE_MIN_HEALTHY_PERCENT, percent),
+        None => fields,
+    }
 }
 
 fn common(balancer: &Balancer) -> CommonLbConfig {

@@ -129,9 +129,10 @@ fn balancers_are_those_of_envoy() {
     }
     let world = on_orders(
         "TrafficPolicy",
-        "loadBalancer: {type: RoundRobin, slowStart: {window: 30s}, panicThreshold: 0, zonePreference: {enabled: true}}",
+        "loadBalancer: {type: RoundRobin, slowStart: {window: 30s}, panicThreshold: 0, zonePreference: {enabled: true, minHealthyPercent: 40}}",
     );
     let cluster = cluster_of(&world, "orders.shop:8080");
+    assert_eq!(field(&cluster, "zone_min_healthy_percent").as_deref(), Some("40"));
     let Some(LbConfig::RoundRobinLbConfig(config)) = cluster.lb_config else { panic!("no config") };
     assert_eq!(config.slow_start_config.unwrap().slow_start_window.unwrap().seconds, 30);
     assert_eq!(cluster.common_lb_config.unwrap().healthy_panic_threshold.unwrap().value, 0.0);
