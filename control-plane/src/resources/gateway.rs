@@ -185,7 +185,7 @@ fn timeouts(shape: &shape::Timeouts, at: &[Segment]) -> Result<Timeouts, Refusal
     let request = read(&shape.request, "request")?;
     let backend = read(&shape.backend_request, "backendRequest")?;
     match (request, backend) {
-        (Some(whole), Some(one)) if !whole.is_zero() && (one > whole || one.is_zero()) => {
+        (Some(whole), Some(one)) if !whole.is_zero() && one > whole => {
             Err((path![@at; "backendRequest"], "is longer than request, which it is part of".into()))
         }
         limits => Ok(limits),

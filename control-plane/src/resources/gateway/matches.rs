@@ -124,8 +124,10 @@ pub(in crate::resources) fn expression(text: String, at: &[Segment]) -> Result<B
     if text.len() > TEXT_MAX {
         return Err((at.to_vec(), format!("is longer than {TEXT_MAX} bytes")));
     }
-    let compiled =
-        regex::RegexBuilder::new(&format!("^(?:{text})$")).size_limit(EXPRESSION_BYTES_MAX).build();
+    // By itself first: with brackets around it, `a)|(b` would be one expression that Envoy refuses.
+    let compiled = regex::RegexBuilder::new(&text).size_limit(EXPRESSION_BYTES_MAX).build().and_then(|_| {
+        regex::RegexBuilder::new(&format!("^(?:{text})$")).size_limit(EXPRESSION_BYTES_MAX).build()
+    });
     match compiled {
         Ok(_) if !text.is_empty() => Ok(text.into()),
         Ok(_) => Err((at.to_vec(), "is empty".into())),

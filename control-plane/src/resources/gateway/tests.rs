@@ -100,6 +100,8 @@ fn what_is_left_out_has_the_apis_defaults() {
     assert_eq!(redirect, Some(expected));
     let both = flaw(text);
     assert_eq!(both.field, "spec.rules[0].backendRefs");
+    let unlimited = ROUTE.replace("backendRequest: 500ms", "backendRequest: 0s");
+    assert_eq!(route(&unlimited).rules[0].backend_timeout, Some(Duration::ZERO), "as the API allows");
 }
 
 #[test]
@@ -115,6 +117,7 @@ fn every_mistake_is_named_by_its_field() {
         ("weight: 90", "wieght: 90", "spec.rules[0].backendRefs[0].wieght", "unknown field"),
         ("  rules:", "  ruels:", "spec.ruels", "unknown field"),
         ("'a|b'", "'a('", "spec.rules[0].matches[0].queryParams[0].value", "not a regular expression"),
+        ("'a|b'", "'a)|(b'", "spec.rules[0].matches[0].queryParams[0].value", "not a regular expression"),
         (
             "value: /orders/",
             "value: orders",
