@@ -172,7 +172,7 @@ impl World {
             let ports = self.target_ports(target);
             ports.map(|ports| services.extend(ports)).map_err(|rejection| (target.to_string(), rejection))
         });
-        let mut conditions = vec![accepted(outcomes.collect(), "")];
+        let mut conditions = vec![accepted(outcomes.collect(), self.unlimited(policy).unwrap_or_default())];
         if let Some(mirror) = &policy.settings.mirror {
             let problem = self.resolve(&mirror.to, Referrer::Policy, &policy.id.name.namespace).err();
             conditions.push(resolved(problem.into_iter().collect()));
@@ -186,6 +186,23 @@ impl World {
             services,
             conditions,
         }
+    }
+
+    /// What to say of a limit of rate that nobody can keep.
+    fn unlimited(&self, policy: &PolicySpec) -> Option<&'static str> {
+        policy.settings.rate_limit.as_ref()?;
+        let mut routes = policy.targets.iter().filter_map(|target| match target {
+            Target::Route(id, _) => self.tables.route(id),
+            Target::Service(..) => None,
+        });
+        let elsewhere = |route: &RouteSpec| {
+            let mut parents = route.parents.iter();
+            parents.any(|parent| parent.service.namespace() != &*route.id.name.namespace)
+        };
+        routes.any(elsewhere).then_some(
+            "rateLimit does not count for a route on another namespace's Service: \
+             its sidecars cannot tell these callers from others",
+        )
     }
 
     fn target_ports(&self, target: &Target) -> Result<Vec<ServicePort>, Rejection> {

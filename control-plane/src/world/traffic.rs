@@ -279,6 +279,9 @@ fn inline(mut below: Effective, rule: &Rule) -> Effective {
     if let Some(timeout) = rule.backend_timeout {
         settings.timeouts.backend_request = Some(timeout);
         origins.remove("timeouts.backendRequest");
+        // The other word for the same limit, which would win, is a less specific object's here.
+        settings.retry.per_try_timeout = None;
+        origins.remove("retry.perTryTimeout");
     }
     if let Some(retry) = &rule.retry {
         // Broken connections are always a reason where retries are asked for; the API leaves no word for them.

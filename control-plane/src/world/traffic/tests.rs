@@ -1,4 +1,4 @@
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::fixture::{SERVICES, events, world};
@@ -166,6 +166,31 @@ fn what_cannot_be_attached_says_why() {
         let accepted = condition(&world, "TrafficPolicy shop/p", ConditionKind::Accepted);
         assert_eq!(accepted.reason, reason, "{target}: {accepted:?}");
     }
+}
+
+#[test]
+fn a_rules_own_limit_of_one_try_wins_over_a_less_specific_policys() {
+    let rule = route("r", "", "    timeouts: {backendRequest: 1s}\n");
+    let world = world(&format!("{rule}{}", policy("p", "", ORDERS, "retry: {perTryTimeout: 9s}")));
+    let table = &world.port_traffic(&"orders.shop:8080".parse().unwrap()).unwrap().table;
+    let settings = &table.rules[0].policy.settings;
+    assert_eq!(
+        (settings.timeouts.backend_request, settings.retry.per_try_timeout),
+        (Some(Duration::from_secs(1)), None)
+    );
+}
+
+#[test]
+fn a_limit_of_rate_that_nobody_can_keep_is_told() {
+    let target = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}";
+    let limit = policy("p", "", target, "rateLimit: {requests: 1}");
+    let producer = world(&format!("{}{limit}", route("r", "", "")));
+    assert_eq!(condition(&producer, "TrafficPolicy shop/p", ConditionKind::Accepted).message, "");
+    let consumer =
+        route("r", "", "").replace("name: orders, port: 8080}]", "name: vault, namespace: other, port: 80}]");
+    let told =
+        condition(&world(&format!("{consumer}{limit}")), "TrafficPolicy shop/p", ConditionKind::Accepted);
+    assert!(told.holds && told.message.starts_with("rateLimit does not count"), "{told:?}");
 }
 
 #[test]
