@@ -3,14 +3,15 @@
 //! In: the world's own conditions, and who runs what. Out: [`Object`]s as the API shows them.
 //! Invariant: objects are in order of kind, namespace and name.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde::Serialize;
 use weft_wire::ServicePort;
 
 use super::programmed::{Programmed, Runs};
-use crate::world::{ObjectStatus, PolicyId, Service, Subject, World};
+use crate::world::policy::RateKey;
+use crate::world::{Effective, ObjectStatus, PolicyId, Service, Subject, World};
 use crate::xds::{Kind, ProxyStatus};
 
 /// Objects in one answer: more than a person reads, and half a megabyte. Filters find the others.
@@ -197,26 +198,34 @@ fn resources_of(world: &World, status: &ObjectStatus) -> Vec<(Kind, String)> {
         resources.push((Kind::Route, port.to_string()));
         let Subject::Policy(policy) = &status.subject else { continue };
         resources.push((Kind::Cluster, port.to_string()));
-        if guards_callee(world, port, policy) {
-            let service = world.service(&port.service).and_then(|service| service.port(port.port));
+        for guarded in guarded_by(world, port, policy) {
+            let service = world.service(&guarded.service).and_then(|service| service.port(guarded.port));
             let endpoints = service.into_iter().flat_map(|port| &port.endpoints);
-            resources
-                .extend(endpoints.map(|endpoint| (Kind::Listener, format!("inbound/{}", endpoint.address))));
+            // The adaptive limit is in the listener, a limit of rate in the table.
+            resources.extend(endpoints.flat_map(|endpoint| {
+                [Kind::Listener, Kind::Route].map(|kind| (kind, format!("inbound/{}", endpoint.address)))
+            }));
         }
     }
     resources
 }
 
-/// Whether a policy sets something that the callee's own sidecar enforces.
-fn guards_callee(world: &World, port: &ServicePort, policy: &PolicyId) -> bool {
-    let Some(traffic) = world.port_traffic(port) else { return false };
-    let tables = std::iter::once(&traffic.table).chain(traffic.consumers.values());
-    let rules = tables.flat_map(|table| &table.rules).map(|rule| &rule.policy);
-    let mut origins = std::iter::once(&traffic.policy).chain(rules).flat_map(|effective| &effective.origins);
-    origins.any(|(field, origin)| {
-        let inbound = field.starts_with("rateLimit") || field.starts_with("concurrency");
-        inbound && origin == policy
-    })
+/// The service ports whose own sidecars enforce something that a policy sets for callers of `port`.
+fn guarded_by(world: &World, port: &ServicePort, policy: &PolicyId) -> BTreeSet<ServicePort> {
+    let Some(traffic) = world.port_traffic(port) else { return BTreeSet::new() };
+    let sets = |effective: &Effective, field: &str| effective.origins.get(field) == Some(policy);
+    let mut guarded = BTreeSet::new();
+    if sets(&traffic.policy, "rateLimit") || sets(&traffic.policy, "concurrency") {
+        guarded.insert(port.clone());
+    }
+    for rule in traffic.table.rules.iter().filter(|rule| sets(&rule.policy, "rateLimit")) {
+        let limit = rule.policy.settings.rate_limit.as_ref();
+        // A limit that tells routes apart stands wherever they lead.
+        if limit.is_some_and(|limit| limit.by.contains(&RateKey::Route)) {
+            guarded.extend(rule.backends.iter().filter_map(|backend| backend.to.clone().ok()));
+        }
+    }
+    guarded
 }
 
 fn programmed(count: &Programmed) -> Condition {

@@ -221,6 +221,21 @@ fn objects_say_how_they_fare() {
 }
 
 #[test]
+fn a_limit_of_rate_runs_where_the_callee_has_it() {
+    let limit = "---\napiVersion: weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: p, namespace: shop}\nspec:\n  targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: orders}]\n  rateLimit: {requests: 9}\n";
+    let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, namespace: shop, labels: {kubernetes.io/service-name: orders-v2}}\naddressType: IPv4\nports: [{name: http, port: 8080}]\nendpoints: [{addresses: [10.0.0.2]}]\n";
+    let world = world(&format!("{SERVICES}---\n{}{limit}{slice}", canary(10)));
+    let inbound = "inbound/10.0.0.2:8080";
+    let callee = |lacks| proxy(&world, "v2", &[(Kind::Listener, inbound), (Kind::Route, inbound)], lacks);
+    let said = |callee| {
+        let objects = objects_of(&world, &[proxy(&world, "web", &[ROUTE], &[]), callee], "TrafficPolicy");
+        objects[0].conditions.last().expect("programmed").message.clone()
+    };
+    assert_eq!(said(callee(&[])), "on 2 of 2 sidecars");
+    assert_eq!(said(callee(&[inbound])), "on 1 of 2 sidecars");
+}
+
+#[test]
 fn a_rule_shows_what_was_asked_for_and_what_happens() {
     let world = shop();
     let mut rules = Rules::default();
