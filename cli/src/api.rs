@@ -280,6 +280,23 @@ impl Api {
     }
 }
 
+/// `?kind=HTTPRoute&namespace=shop` of what is wanted; nothing of nothing.
+pub(crate) fn query(wanted: &[(&str, Option<&str>)]) -> String {
+    let mut text = String::new();
+    for (name, value) in wanted.iter().filter_map(|(name, value)| Some((name, (*value)?))) {
+        text.push(if text.is_empty() { '?' } else { '&' });
+        text.push_str(name);
+        text.push('=');
+        for byte in value.bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' => text.push(byte.into()),
+                _ => text.push_str(&format!("%{byte:02X}")),
+            }
+        }
+    }
+    text
+}
+
 /// What an RFC 9457 problem says.
 fn problem(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
@@ -303,6 +320,13 @@ mod tests {
         for text in ["", "https://x", "http://", "a b"] {
             assert!(Api::new(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn questions_are_written_so_that_nothing_reaches_out_of_its_value() {
+        assert_eq!(query(&[("kind", None)]), "");
+        let wanted = [("kind", Some("HTTPRoute")), ("name", None), ("namespace", Some("a&b=c d"))];
+        assert_eq!(query(&wanted), "?kind=HTTPRoute&namespace=a%26b%3Dc%20d");
     }
 
     #[test]

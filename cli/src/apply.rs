@@ -2,9 +2,10 @@
 //!
 //! In: YAML files, directories or standard input. Out: what is wrong, with file, line and field; else which
 //! objects change, which xDS resources follow, and on which sidecars. Invariant: nothing is ever applied from
-//! here: the source directory, or the cluster, is the only truth.
+//! here: the source directory, or the cluster, is the only truth. Surprise: an object that the mesh has no use for (a
+//! Deployment) is a problem that stops nothing, so problems and a plan may come together.
 
-use std::io::Read as _;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -18,7 +19,9 @@ use crate::output;
 /// What misuse ends with, as clap does it.
 const MISUSE: u8 = 2;
 /// The largest input: the API takes no more, and no hand-written manifest comes near it.
-const INPUT_MAX: u64 = 4 * 1024 * 1024;
+const INPUT_MAX: usize = weft_control_plane::api::DRY_RUN_BYTES_MAX;
+/// Directories below directories; links may form a circle.
+const DEPTH_MAX: usize = 16;
 /// Lines of one resource's difference that are shown.
 const DIFF_MAX: usize = 40;
 /// What the API calls it when an object is there already, as it is.
@@ -29,10 +32,10 @@ const SIDECARS_MAX: usize = 20;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   weft apply --dry-run orders.yaml              what these objects would change, and where
-  weft apply --dry-run routes/ policies/        all *.yaml and *.yml of directories
+  weft apply --dry-run routes/ policies/        all *.yaml, *.yml and *.json below directories
   kustomize build . | weft apply --dry-run -    from standard input
 
-Exit code: 0 if they could be applied, 1 if they have problems, 2 without --dry-run.
+Exit code: 0 if all of them could be applied, 1 if there are problems, 2 without --dry-run.
 To apply them, put the files into the control plane's source directory, or use kubectl.")]
 pub(crate) struct ApplyArgs {
     /// Only say what would happen
@@ -55,7 +58,11 @@ struct Plan {
     #[serde(default)]
     resources: Vec<ResourceChange>,
     #[serde(default)]
+    resources_left_out: usize,
+    #[serde(default)]
     sidecars: Vec<Sidecar>,
+    #[serde(default)]
+    sidecars_left_out: usize,
 }
 
 #[derive(Debug, Deserialize)]
@@ -87,7 +94,9 @@ struct ResourceChange {
 #[derive(Debug, Deserialize)]
 struct Sidecar {
     instance: String,
-    workload: String,
+    /// Absent where a client of another kind asks for configuration.
+    #[serde(default)]
+    workload: Option<String>,
     #[serde(default)]
     namespace: Option<String>,
     #[serde(default)]
@@ -126,18 +135,21 @@ impl Input {
         let mut input = Self::default();
         for path in paths {
             if path == Path::new("-") {
-                let mut text = String::new();
-                std::io::stdin().take(INPUT_MAX).read_to_string(&mut text).context("standard input")?;
-                input.add("standard input", &text)?;
+                input.add(
+                    "standard input",
+                    &text_of(std::io::stdin()).context("cannot read standard input")?,
+                )?;
             } else if path.is_dir() {
-                for file in directory(path)? {
+                let mut files = Vec::new();
+                directory(path, 0, &mut files)?;
+                for file in files {
                     input.add(&file.display().to_string(), &read(&file)?)?;
                 }
             } else {
                 input.add(&path.display().to_string(), &read(path)?)?;
             }
         }
-        anyhow::ensure!(!input.files.is_empty(), "there is no *.yaml or *.yml in there");
+        anyhow::ensure!(!input.files.is_empty(), "there is no *.yaml, *.yml or *.json in there");
         Ok(input)
     }
 
@@ -150,8 +162,8 @@ impl Input {
         if !self.text.ends_with('\n') {
             self.text.push('\n');
         }
-        let size = self.text.len() as u64;
-        anyhow::ensure!(size <= INPUT_MAX, "that is more than {} MiB", INPUT_MAX / 1024 / 1024);
+        let size = self.text.len();
+        anyhow::ensure!(size <= INPUT_MAX, "that is more than {} MiB at a time", INPUT_MAX / 1024 / 1024);
         Ok(())
     }
 
@@ -163,19 +175,41 @@ impl Input {
     }
 }
 
-/// The YAML files of a directory, sorted, as the control plane reads it.
-fn directory(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut files: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|file| file.extension().is_some_and(|end| end == "yaml" || end == "yml"))
-        .collect();
-    files.sort();
-    Ok(files)
+/// The YAML files below a directory, as the control plane reads it: in order, without what begins with a dot.
+fn directory(path: &Path, depth: usize, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    let cannot = || format!("cannot read {}", path.display());
+    let entries = std::fs::read_dir(path).with_context(cannot)?;
+    let mut entries: Vec<PathBuf> = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()
+        .with_context(cannot)?;
+    entries.retain(|entry| !entry.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")));
+    entries.sort();
+    for entry in entries {
+        if entry.is_dir() {
+            anyhow::ensure!(
+                depth < DEPTH_MAX,
+                "{} is more than {DEPTH_MAX} directories deep",
+                entry.display()
+            );
+            directory(&entry, depth + 1, files)?;
+        } else if entry.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json") {
+            files.push(entry);
+        }
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    let text = std::fs::File::open(path).and_then(text_of);
+    text.with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// All of it, or so much more than is taken that it is refused.
+fn text_of(source: impl Read) -> std::io::Result<String> {
+    let mut text = String::new();
+    source.take(INPUT_MAX as u64 + 1).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn show(plan: &Plan, input: &Input) -> String {
@@ -192,9 +226,10 @@ fn show(plan: &Plan, input: &Input) -> String {
             problem.message
         ));
     }
-    if !plan.problems.is_empty() {
-        text.push_str("nothing was applied, and nothing of this could be\n");
-        return text;
+    match (plan.problems.is_empty(), plan.objects.is_empty()) {
+        (true, _) => {}
+        (false, true) => return text + "nothing was applied, and nothing of this could be\n",
+        (false, false) => text.push_str("without that:\n\n"),
     }
     text.push_str("objects\n");
     let (same, changed): (Vec<_>, Vec<_>) =
@@ -222,13 +257,20 @@ fn show(plan: &Plan, input: &Input) -> String {
             text.push_str(&format!("      … and {hidden} more lines\n"));
         }
     }
-    text.push_str(&format!("\nwhich sidecars: {}\n", plan.sidecars.len()));
+    if plan.resources_left_out > 0 {
+        text.push_str(&format!("  … and {} more\n", plan.resources_left_out));
+    }
+    let sidecars = plan.sidecars.len() + plan.sidecars_left_out;
+    text.push_str(&format!("\nwhich sidecars: {sidecars}\n"));
     for Sidecar { instance, workload, namespace, resources } in plan.sidecars.iter().take(SIDECARS_MAX) {
         let namespace = namespace.as_ref().map(|name| format!("{name}/")).unwrap_or_default();
-        let instance = style(format!("({instance})")).dim();
-        text.push_str(&format!("  {namespace}{workload} {instance}: {}\n", resources.join(", ")));
+        let name = match workload {
+            Some(workload) => format!("{namespace}{workload} {}", style(format!("({instance})")).dim()),
+            None => instance.clone(),
+        };
+        text.push_str(&format!("  {name}: {}\n", resources.join(", ")));
     }
-    let hidden = plan.sidecars.len().saturating_sub(SIDECARS_MAX);
+    let hidden = sidecars.saturating_sub(SIDECARS_MAX);
     if hidden > 0 {
         text.push_str(&format!("  … and {hidden} more\n"));
     }
@@ -298,13 +340,47 @@ mod tests {
     }
 
     #[test]
+    fn what_stops_nothing_is_told_beside_the_plan() {
+        let plan = plan(
+            r#"{"problems":[{"line":1,"message":"apps/v1 Deployment is not supported, and is left alone"}],
+                "objects":[{"object":"Service shop/orders","change":"create"}],
+                "resources":[{"kind":"Cluster","name":"orders.shop:8080","change":"add"}],"resources_left_out":7,
+                "sidecars":[{"instance":"edge","workload":null,"namespace":null,"resources":[]}],"sidecars_left_out":40}"#,
+        );
+        let text = show(&plan, &input());
+        for part in [
+            "left alone",
+            "create    Service shop/orders",
+            "… and 7 more",
+            "which sidecars: 41",
+            "\n  edge: ",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("nothing of this could be"), "{text}");
+    }
+
+    #[test]
+    fn more_than_the_api_takes_is_refused_and_never_cut() {
+        let text = text_of(std::io::repeat(b'#')).expect("read");
+        assert!(Input::default().add("standard input", &text).is_err());
+    }
+
+    #[test]
     fn directories_give_their_yaml_in_order() {
         let directory = tempfile::tempdir().expect("a directory");
-        for (name, text) in [("b.yml", "kind: B\n"), ("a.yaml", "kind: A\n"), ("c.txt", "no\n")] {
+        std::fs::create_dir(directory.path().join("c")).expect("made");
+        for (name, text) in [
+            ("b.yml", "kind: B\n"),
+            ("a.yaml", "kind: A\n"),
+            ("c.txt", "no\n"),
+            (".d.yaml", "no\n"),
+            ("c/d.json", "{}"),
+        ] {
             std::fs::write(directory.path().join(name), text).expect("written");
         }
         let input = Input::read(&[directory.path().to_owned()]).expect("read");
-        assert_eq!(input.text, "kind: A\n---\nkind: B\n");
+        assert_eq!(input.text, "kind: A\n---\nkind: B\n---\n{}\n");
         assert!(Input::read(&[directory.path().join("none.yaml")]).is_err());
     }
 }

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use console::style;
 use serde::Deserialize;
 
-use crate::api::Api;
+use crate::api::{Api, query};
 use crate::{output, table};
 
 #[derive(Debug, clap::Args)]
@@ -72,6 +72,9 @@ fn kind(text: &str) -> Result<&'static str, String> {
 /// `GET /api/objects`.
 #[derive(Debug, Deserialize)]
 struct Objects {
+    /// How many there are, also those that did not fit into the answer.
+    #[serde(default)]
+    objects_total: usize,
     objects: Vec<Object>,
 }
 
@@ -126,9 +129,14 @@ struct Problem {
 pub(crate) async fn run(arguments: GetArgs) -> anyhow::Result<()> {
     let GetArgs { kind, name, namespace, output: format, api } = arguments;
     let api = Api::new(&api.api)?;
-    let body = api.get("/api/objects").await?;
-    let objects: Objects = api.read(&body)?;
     let filter = Filter { kind, name, namespace };
+    let mut body = api.get(&filter.path(filter.name.as_deref())).await?;
+    let mut objects: Objects = api.read(&body)?;
+    if objects.objects.is_empty() && filter.name.is_some() {
+        // To say what there is instead.
+        body = api.get(&filter.path(None)).await?;
+        objects = api.read(&body)?;
+    }
     let shown = filter.objects(&objects)?;
     match format {
         Format::Json => {
@@ -145,6 +153,7 @@ pub(crate) async fn run(arguments: GetArgs) -> anyhow::Result<()> {
         Format::Wide => output::text(&show(&shown, true)),
     }
     if !matches!(format, Format::Json) {
+        output::text(&more(&objects));
         let problems: Problems = api.json("/api/config/errors").await?;
         output::text(&trouble(&problems, &filter));
     }
@@ -158,6 +167,12 @@ struct Filter {
 }
 
 impl Filter {
+    /// What the API is asked for.
+    fn path(&self, name: Option<&str>) -> String {
+        let wanted = [("kind", self.kind), ("namespace", self.namespace.as_deref()), ("name", name)];
+        format!("/api/objects{}", query(&wanted))
+    }
+
     fn objects<'a>(&self, objects: &'a Objects) -> anyhow::Result<Vec<&'a Object>> {
         let around: Vec<&Object> = objects
             .objects
@@ -199,6 +214,14 @@ impl Filter {
     }
 }
 
+/// That there are more than the API tells at once.
+fn more(objects: &Objects) -> String {
+    match objects.objects_total.saturating_sub(objects.objects.len()) {
+        0 => String::new(),
+        more => format!("… and {more} more: ask for one kind, or one namespace with -n\n"),
+    }
+}
+
 impl Object {
     fn is(&self, value: &serde_json::Value) -> bool {
         value["kind"] == self.kind.as_str()
@@ -210,17 +233,23 @@ impl Object {
         self.conditions.iter().find(|condition| condition.r#type == wanted)
     }
 
-    /// The first thing that is wrong, in words.
+    /// The first thing that is wrong, in words; else the first that is not known.
     fn trouble(&self) -> Option<&Condition> {
-        self.conditions.iter().find(|condition| condition.is_bad())
+        let bad = self.conditions.iter().find(|condition| condition.is_bad());
+        bad.or_else(|| self.conditions.iter().find(|condition| !condition.is_good()))
     }
 }
 
 impl Condition {
-    fn is_bad(&self) -> bool {
+    fn is_good(&self) -> bool {
         // Of all conditions only this one is good news when it is absent or false.
         let wanted = if self.r#type == "Conflicted" { "False" } else { "True" };
-        self.status != wanted
+        self.status == wanted
+    }
+
+    /// What nobody knows yet is neither good nor bad.
+    fn is_bad(&self) -> bool {
+        !self.is_good() && self.status != "Unknown"
     }
 
     /// `True`, in red where that is bad.
@@ -343,6 +372,23 @@ mod tests {
         );
         let other = trouble(&problems, &filter(Some("HTTPRoute"), None, None));
         assert_eq!(other, "\nproblem broken.yaml:1: is not YAML\n");
+    }
+
+    #[test]
+    fn what_is_not_known_yet_is_no_trouble_and_hides_none() {
+        let object = r#"{"kind": "HTTPRoute", "name": "orders", "conditions": [
+            {"type": "Programmed", "status": "Unknown", "reason": "NotAskedFor"},
+            {"type": "ResolvedRefs", "status": "False", "reason": "BackendNotFound"}]}"#;
+        let object: Object = serde_json::from_str(object).expect("the API's JSON");
+        assert!(!object.conditions[0].is_bad());
+        assert_eq!(object.trouble().map(|trouble| trouble.reason.as_str()), Some("BackendNotFound"));
+    }
+
+    #[test]
+    fn what_the_api_leaves_out_is_told() {
+        let objects = Objects { objects_total: 2_007, ..shop() };
+        assert!(more(&objects).starts_with("… and 2002 more"), "{}", more(&objects));
+        assert_eq!(more(&shop()), "", "an older control plane does not say");
     }
 
     #[test]

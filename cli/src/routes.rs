@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use console::style;
 use serde::Deserialize;
 
-use crate::api::{Api, Signals};
+use crate::api::{Api, Signals, query};
 use crate::circuits::{State, coloured};
 use crate::{output, table};
 
@@ -46,6 +46,9 @@ enum Format {
 /// `GET /api/routes`, as far as it is shown.
 #[derive(Debug, Deserialize)]
 struct Routes {
+    /// How many there are, also those that did not fit into the answer.
+    #[serde(default)]
+    services_total: usize,
     services: Vec<Service>,
 }
 
@@ -109,8 +112,16 @@ struct Circuits {
 pub(crate) async fn run(arguments: RoutesArgs) -> anyhow::Result<()> {
     let RoutesArgs { service, window, output: format, api } = arguments;
     let api = Api::new(&api.api)?;
-    let body = api.get(&format!("/api/routes?window={}", window.window)).await?;
-    let routes: Routes = api.read(&body)?;
+    let path = |service: Option<&str>| {
+        format!("/api/routes{}", query(&[("window", Some(&window.window)), ("service", service)]))
+    };
+    let mut body = api.get(&path(service.as_deref().map(host).as_deref())).await?;
+    let mut routes: Routes = api.read(&body)?;
+    if routes.services.is_empty() && service.is_some() {
+        // To say what there is instead.
+        body = api.get(&path(None)).await?;
+        routes = api.read(&body)?;
+    }
     let shown = filter(&routes, service.as_deref())?;
     match format {
         Format::Tree if shown.is_empty() => {
@@ -118,7 +129,13 @@ pub(crate) async fn run(arguments: RoutesArgs) -> anyhow::Result<()> {
                 "no service is known: add one with `weft run --name NAME --port PORT -- COMMAND`, or see `weft demo`",
             );
         }
-        Format::Tree => output::text(&tree(&shown, service.is_none(), &api)),
+        Format::Tree => {
+            output::text(&tree(&shown, service.is_none(), &api));
+            let more = routes.services_total.saturating_sub(routes.services.len());
+            if more > 0 {
+                output::line(format_args!("… and {more} more: ask for one service by its name"));
+            }
+        }
         Format::Json => {
             let mut document: serde_json::Value = serde_json::from_slice(&body)?;
             if let Some(all) = document["services"].as_array_mut() {
@@ -130,15 +147,22 @@ pub(crate) async fn run(arguments: RoutesArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `shop/orders` as the API calls it, `orders.shop`.
+fn host(name: &str) -> String {
+    match name.split_once('/') {
+        Some((namespace, short)) => format!("{short}.{namespace}"),
+        None => name.to_owned(),
+    }
+}
+
 fn filter<'a>(routes: &'a Routes, name: Option<&str>) -> anyhow::Result<Vec<&'a Service>> {
     let Some(name) = name else { return Ok(routes.services.iter().collect()) };
+    let wanted = host(name);
     let is = |service: &&Service| {
         let host = service.service.rsplit_once(':').map_or(service.service.as_str(), |(host, _)| host);
-        service.service == name
-            || host == name
-            || host.split_once('.').is_some_and(|(short, namespace)| {
-                short == name || name.split_once('/') == Some((namespace, short))
-            })
+        service.service == wanted
+            || host == wanted
+            || host.split_once('.').is_some_and(|(short, _)| short == wanted)
     };
     let shown: Vec<&Service> = routes.services.iter().filter(is).collect();
     if shown.is_empty() {

@@ -40,6 +40,7 @@ use tower_http::compression::CompressionLayer;
 use crate::graph::Mesh;
 use crate::ingest::Ingest;
 use crate::inspect::Configuration;
+pub use dry_run::BODY_MAX as DRY_RUN_BYTES_MAX;
 pub use guard::HostPolicy;
 pub use live::Live;
 pub use problem::Problem;

@@ -16,7 +16,7 @@ use axum::response::Response;
 use super::{Api, Problem, computed, uncached};
 
 /// The largest text: a directory of a few hundred objects.
-pub(super) const BODY_MAX: usize = 1 << 20;
+pub const BODY_MAX: usize = 1 << 20;
 /// How long it may take to come.
 const BODY_WAIT: Duration = Duration::from_secs(10);
 /// Dry runs at a time. Each copies the world and compiles what changes: tens of megabytes in a large mesh.
