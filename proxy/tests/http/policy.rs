@@ -14,7 +14,7 @@ use weft_proxy::http::class::GrpcStatus;
 use weft_proxy::policy::fault::{Abort, FaultPolicy};
 use weft_proxy::policy::limit::TokenBucket;
 use weft_proxy::policy::mirror::Mirror;
-use weft_proxy::policy::retry::{RetryOn, RetryPolicy};
+use weft_proxy::policy::retry::{Backoff, RetryOn, RetryPolicy};
 use weft_proxy::route::fraction::Fraction;
 use weft_proxy::route::matcher::{Matches, VirtualHost};
 use weft_proxy::route::policies::{LimitSpec, RateLimit};
@@ -200,6 +200,40 @@ fn a_body_is_sent_again_whole_with_its_trailers() {
             let lines: Vec<_> = body.lines().map(str::to_lowercase).collect();
             assert_eq!(lines.join("|"), "5|hello|6| world|0|x-sum: 7|");
         }
+    });
+}
+
+#[test]
+fn an_attempt_that_was_given_up_takes_no_more_of_the_body() {
+    story(|mesh| async move {
+        const LENGTH: usize = 100_000;
+        let refused = Rc::new(Cell::new(false));
+        let told = Rc::clone(&refused);
+        let app = app(move |mut raw, connection| {
+            let told = Rc::clone(&told);
+            async move {
+                raw.head().await;
+                if connection == 1 {
+                    // Answers before the body is here, and would go on reading.
+                    raw.write(UNAVAILABLE).await;
+                    told.set(true);
+                    raw.rest().await;
+                } else {
+                    raw.exactly(LENGTH).await;
+                    raw.write(OK).await;
+                }
+            }
+        })
+        .await;
+        // Long enough for all of the body to come between the two attempts, nearly always.
+        let backoff = Backoff::new(Duration::from_millis(500), None);
+        let policy = RetryPolicy { backoff, ..retrying("5xx", 1) };
+        let to = service(forward(|forward| forward.retry = Some(policy)), &[app.address]);
+        let mut client = Raw::connect(mesh.sidecar(Http1, to).await).await;
+        client.write(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {LENGTH}\r\n\r\n")).await;
+        until(|| refused.get()).await;
+        client.write(vec![b'x'; LENGTH]).await;
+        assert_eq!(client.response().await.1, "ok");
     });
 }
 

@@ -222,10 +222,12 @@ impl Source {
         self.discard();
     }
 
-    /// Nobody wants it.
+    /// Nobody wants it, nor what is left of the request.
     pub fn discard(self) {
-        if let Self::H1(lease) = self {
-            lease.discard();
+        match self {
+            Self::H1(lease) => lease.discard(),
+            Self::H2(stream) => stream.discard(),
+            Self::Own(..) | Self::Broken => {}
         }
     }
 }

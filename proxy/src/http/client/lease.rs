@@ -102,8 +102,12 @@ impl Lease {
         }
     }
 
-    /// The response is not wanted: back to the pool if all of it is here already, or else the connection closes.
+    /// The response is not wanted: back to the pool if all of it is here already, or else the connection closes. It also
+    /// closes when the request is still being sent: another attempt may be about to read the same body.
     pub fn discard(mut self) {
+        if self.look(H1::is_uploading).unwrap_or(false) {
+            return;
+        }
         let mut room = DISCARD_MAX;
         let mut context = Context::from_waker(Waker::noop());
         loop {

@@ -225,6 +225,11 @@ impl H2Stream {
         }
     }
 
+    /// The response is not wanted, nor is the rest of the request: another attempt may be about to read the same body.
+    pub fn discard(mut self) {
+        drop(self.upload.take());
+    }
+
     /// Whether nothing more comes.
     #[must_use]
     pub fn is_end_stream(&self) -> bool {

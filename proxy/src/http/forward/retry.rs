@@ -79,8 +79,9 @@ impl Way<'_> {
         if let Some(Arrived::Body(source)) = answer.map(Answer::into_body) {
             source.discard();
         }
-        let working = self.exchange.as_mut().and_then(|exchange| exchange.working.take());
-        if let Some(working) = working {
+        let Some(exchange) = self.exchange else { return };
+        exchange.judged = None;
+        if let Some(working) = exchange.working.take() {
             self.failed_at(working.endpoint());
         }
     }
