@@ -199,6 +199,7 @@ async fn carry(
         tunnels,
         grpc,
         tried: Vec::new(),
+        per_try: None,
         try_clock: None,
     };
     // One comparison for all policies together; what most requests need is not moved about at the size of the rest.

@@ -278,6 +278,35 @@ fn an_attempt_without_an_answer_in_time_is_followed_by_another() {
 }
 
 #[test]
+fn an_attempts_time_begins_when_it_has_a_connection() {
+    story(|mesh| async move {
+        const WORK: Duration = Duration::from_millis(300);
+        let app = app(|mut raw, _| async move {
+            while raw.try_head().await.is_some() {
+                tokio::time::sleep(WORK).await;
+                raw.write(OK).await;
+            }
+        })
+        .await;
+        let per_try_timeout = Some(WORK * 3 / 2);
+        let policy = RetryPolicy { per_try_timeout, ..retrying("reset", 1) };
+        let mut spec = ClusterSpec::new("orders.shop:80");
+        spec.breaking.limits.max_connections = 1;
+        let cluster = Cluster::new(spec, vec![Endpoint::new(app.address)]);
+        let to = listener(forward(|forward| forward.retry = Some(policy)), cluster, vec![]);
+        let sidecar = mesh.sidecar(Http1, Target::Listener(to)).await;
+        let mut clients = [Raw::connect(sidecar).await, Raw::connect(sidecar).await];
+        for client in &mut clients {
+            client.write(GET).await;
+        }
+        for client in &mut clients {
+            assert_eq!(client.response().await.1, "ok");
+        }
+        assert!(!mesh.metrics().contains("weft_client_retries_total{"), "the second one only had to wait");
+    });
+}
+
+#[test]
 fn a_spent_budget_ends_the_attempts_and_changes_no_answer() {
     story(|mesh| async move {
         let app = answering(UNAVAILABLE).await;

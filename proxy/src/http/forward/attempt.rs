@@ -105,7 +105,9 @@ pub(super) struct Way<'a> {
     pub grpc: bool,
     /// Endpoints that failed this request.
     pub tried: Vec<Rc<Endpoint>>,
-    /// How long this attempt may take from when it has a connection.
+    /// How long an attempt may take from when it has a connection.
+    pub per_try: Option<Duration>,
+    /// What is left of that for this one.
     pub try_clock: Option<Clock>,
 }
 
@@ -234,6 +236,14 @@ impl Way<'_> {
             }
             exchange.judge(outcome, elapsed, now);
         }
+    }
+
+    /// The attempt has a connection: its time begins, as soon as the whole request is here.
+    pub(super) fn start_try_clock(&mut self) {
+        self.try_clock = self.per_try.map(|each| {
+            let upload = self.exchange.as_ref().and_then(|exchange| exchange.upload.clone());
+            Clock::new(each, upload)
+        });
     }
 
     /// Completes when the attempt has had its time.

@@ -29,6 +29,7 @@ impl Way<'_> {
         self.begin_h1(&mut link);
         loop {
             let begun = self.begin();
+            self.start_try_clock();
             let answer = std::future::poll_fn(|context| match link.poll_head(context) {
                 Poll::Ready(answer) => Poll::Ready(Some(answer)),
                 Poll::Pending => self.poll_over(context).map(|()| None),

@@ -63,7 +63,8 @@ impl Way<'_> {
     }
 
     /// The response's head; `None`: not in time.
-    async fn answer(&self, opened: &mut Opened) -> Option<Result<Response<RecvStream>, h2::Error>> {
+    async fn answer(&mut self, opened: &mut Opened) -> Option<Result<Response<RecvStream>, h2::Error>> {
+        self.start_try_clock();
         std::future::poll_fn(|context| match opened.poll_answer(context) {
             Poll::Ready(answer) => Poll::Ready(Some(answer)),
             Poll::Pending => self.poll_over(context).map(|()| None),

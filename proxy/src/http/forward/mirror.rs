@@ -84,6 +84,7 @@ impl Copy {
             tunnels: self.tunnels,
             grpc: self.grpc,
             tried: Vec::new(),
+            per_try: None,
             try_clock: None,
         };
         match way.attempt().await.map(http::Response::into_body) {

@@ -25,17 +25,15 @@ impl Way<'_> {
         policy: Option<&RetryPolicy>,
         told: Option<&Clock>,
     ) -> Result<Answer, Unanswered> {
+        self.per_try = policy.and_then(|policy| policy.per_try_timeout);
         let mut retries = 0;
         // Held while a further attempt is under way.
         let mut permit = None;
         loop {
-            let each = policy.and_then(|policy| policy.per_try_timeout);
             if let Some(left) = told.map(Clock::left) {
-                let left = each.map_or(left, |each| each.min(left));
+                let left = self.per_try.map_or(left, |each| each.min(left));
                 timeout::announce(&mut self.outgoing.head.headers, left);
             }
-            let upload = || self.exchange.as_ref().and_then(|exchange| exchange.upload.clone());
-            self.try_clock = each.map(|each| Clock::new(each, upload()));
             let ended = self.attempt().await;
             drop(permit.take());
             let Some(policy) = policy.filter(|policy| self.wants(policy, retries, &ended)) else {
