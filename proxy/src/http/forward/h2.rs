@@ -104,6 +104,8 @@ impl Way<'_> {
                         return Ok((endpoint, connection));
                     }
                     Err(error) => {
+                        let unanswered = self.broken_h2(&error, Ended::Reset { sent: false });
+                        self.failed(self.begin(), &unanswered);
                         self.failed_at(&endpoint);
                         return Err(self.broken_h2(&error, Ended::Reset { sent: false }));
                     }
