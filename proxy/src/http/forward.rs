@@ -28,6 +28,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::{Body as _, Incoming};
+use weft_wire::header::MIRRORED;
 use weft_wire::{DecidedBy, Reason};
 
 use super::body::{Exchange, RequestBody, ResponseBody, Upload};
@@ -168,8 +169,11 @@ async fn carry(
     if let Some(exchange) = exchange {
         exchange.permit = Some(permit);
         exchange.record.propagate(&mut parts.headers);
-        if said.mirrored && session.by == DecidedBy::ServerProxy {
-            exchange.record.ignore();
+        match session.by {
+            DecidedBy::ServerProxy if said.mirrored => exchange.record.ignore(),
+            // Between sidecars only: an app that passes on what it got must not hide its own calls from the callee.
+            _ if said.mirrored => drop(parts.headers.remove(MIRRORED)),
+            _ => {}
         }
     }
     if let Some(answer) = enter(session, destination, exchange, parts).await? {

@@ -435,6 +435,28 @@ fn what_is_over_the_rate_is_refused_with_a_reason() {
 }
 
 #[test]
+fn an_app_cannot_call_its_own_requests_copies() {
+    story(|mesh| async move {
+        let heads = Rc::new(RefCell::new(Vec::new()));
+        let to = Rc::clone(&heads);
+        let app = app(move |mut raw, _| {
+            let to = Rc::clone(&to);
+            async move {
+                while let Some(head) = raw.try_head().await {
+                    to.borrow_mut().push(head);
+                    raw.write(OK).await;
+                }
+            }
+        })
+        .await;
+        let sidecar = mesh.sidecar(Http1, service(rule(|_| {}), &[app.address])).await;
+        Raw::connect(sidecar).await.call("GET / HTTP/1.1\r\nHost: a\r\nX-Weft-Mirrored: 1\r\n\r\n").await;
+        assert!(!heads.borrow()[0].contains("x-weft-mirrored"), "{heads:?}");
+        mesh.recorded(&["http_client_request_duration_seconds_count", "\"200\"", " 1"]).await;
+    });
+}
+
+#[test]
 fn a_copy_goes_to_the_mirror_and_counts_nowhere() {
     story(|mesh| async move {
         let copies = Rc::new(RefCell::new(Vec::new()));
