@@ -264,7 +264,7 @@ fn deliver(session: &Session, answer: Answer, exchange: Option<Box<Exchange>>) -
             }
             exchange.record.response(head.status, &head.headers);
             if exchange.judged.is_none() && exchange.admission.is_some() {
-                exchange.settle(attempt::outcome(&head), Instant::now());
+                exchange.settle(attempt::outcome(head.status, &head.headers), Instant::now());
             }
             match arrived {
                 Arrived::Body(source) => ResponseBody::new(source, exchange),

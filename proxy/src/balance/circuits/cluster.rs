@@ -124,7 +124,7 @@ impl ClusterState {
             None => None,
             Some(settings) => core.circuit.admit(core, &settings, now)?,
         };
-        Ok(Admission::new(held, probe))
+        Ok(Admission::new(held, now, probe))
     }
 
     /// Leave for an attempt beyond the first, by budget or number.

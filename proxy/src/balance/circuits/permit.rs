@@ -39,13 +39,20 @@ impl fmt::Debug for Held {
 #[must_use = "the call counts as in progress for as long as this lives"]
 pub struct Admission {
     held: Held,
+    since: Instant,
     probe: Option<Era>,
     settled: Cell<bool>,
 }
 
 impl Admission {
-    pub(super) fn new(held: Held, probe: Option<Era>) -> Self {
-        Self { held, probe, settled: Cell::new(false) }
+    pub(super) fn new(held: Held, since: Instant, probe: Option<Era>) -> Self {
+        Self { held, since, probe, settled: Cell::new(false) }
+    }
+
+    /// When the call was let through.
+    #[must_use]
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// Whether it is one of the few that a half-open circuit lets through.

@@ -10,8 +10,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::response::Parts;
-use http::{Response, StatusCode, Version};
+use http::{HeaderMap, Response, StatusCode, Version};
 use tokio::net::TcpStream;
 use weft_wire::Reason;
 
@@ -112,10 +111,10 @@ pub(super) struct Way<'a> {
 }
 
 /// What a head says about who sent it.
-pub(super) fn outcome(head: &Parts) -> Outcome {
-    match class::grpc_status(&head.headers).filter(|_| class::is_grpc(&head.headers)) {
+pub(super) fn outcome(status: StatusCode, headers: &HeaderMap) -> Outcome {
+    match class::grpc_status(headers).filter(|_| class::is_grpc(headers)) {
         Some(status) => Outcome::of_status(status.as_http()),
-        None => Outcome::of_status(head.status.as_u16()),
+        None => Outcome::of_status(status.as_u16()),
     }
 }
 

@@ -3,7 +3,7 @@
 //! In: a request that is about to be sent, and a mirror. Out: nothing anybody waits for; a task of its own sends the copy
 //! when the whole body is here and throws the answer away. Invariants: at most [`MIRRORS_MAX`] copies are under way on
 //! one worker; a body that is too large to be kept is not copied; both are counted. A copy is no call: it has no record,
-//! and its head says so to the callee's sidecar. Surprise: a copy may be sent before the request itself.
+//! and its head says so to the callee's sidecar; for breakers it counts only as the probe of a half-open circuit. Surprise: a copy may be sent before the request itself.
 //!
 //! [`MIRRORS_MAX`]: crate::policy::mirror::MIRRORS_MAX
 
@@ -18,9 +18,10 @@ use tokio::sync::oneshot;
 use weft_wire::header::MIRRORED;
 
 use super::Destination;
-use super::attempt::{Arrived, Way};
+use super::attempt::{self, Answer, Arrived, Unanswered, Way};
 use super::outgoing::{self, Outgoing};
 use crate::balance::Cluster;
+use crate::balance::circuits::Admission;
 use crate::http::body::{RequestBody, Whole};
 use crate::http::headers::{self, Intent};
 use crate::policy::mirror::{MIRROR_TIME_MAX, Mirror, shadow};
@@ -72,7 +73,7 @@ impl Copy {
                 Err(_) => return,
             },
         };
-        let Ok(_admission) = self.cluster.circuit().admit(Instant::now()) else { return };
+        let Ok(admission) = self.cluster.circuit().admit(Instant::now()) else { return };
         let mut way = Way {
             worker: &self.worker,
             opened: &RefCell::new(None),
@@ -87,7 +88,11 @@ impl Copy {
             per_try: None,
             try_clock: None,
         };
-        match way.attempt().await.map(http::Response::into_body) {
+        let answer = way.attempt().await;
+        if admission.is_probe() {
+            settle(&admission, &answer);
+        }
+        match answer.map(http::Response::into_body) {
             Ok(Arrived::Body(source)) => source.drain().await,
             Ok(Arrived::Switch(_)) => {}
             Err(unanswered) => {
@@ -95,6 +100,17 @@ impl Copy {
             }
         }
     }
+}
+
+/// A copy opens no circuit. But a half-open one that only copies reach would stay so for ever, did they not say how they
+/// fared.
+fn settle(admission: &Admission, answer: &Result<Answer, Unanswered>) {
+    let now = Instant::now();
+    let outcome = match answer {
+        Ok(answer) => attempt::outcome(answer.status(), answer.headers()),
+        Err(Unanswered { refusal, .. }) => attempt::judgement(refusal.reason, refusal.fault),
+    };
+    admission.settle(outcome, now.saturating_duration_since(admission.since()), now);
 }
 
 /// The copy's head: marked, and by default in another's name.
