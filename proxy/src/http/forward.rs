@@ -182,14 +182,17 @@ async fn carry(
     let cluster = destination.cluster(session, passage(exchange))?;
     let guarded = passage(exchange).map(Passage::route).filter(|route| route.guards()).cloned();
     if let Some(exchange) = exchange {
+        let fronted = exchange.passage.as_ref().is_some_and(|passage| passage.route().is_fronted());
+        // A delay on purpose is over by now, and says nothing about whoever will be asked.
+        let now = if fronted { Instant::now() } else { exchange.record.started() };
         if let Some(port) = destination.port() {
-            exchange.in_progress = Some(port.begin(exchange.record.started()).ok_or_else(|| {
+            exchange.in_progress = Some(port.begin(now).ok_or_else(|| {
                 worker.shard.limit(Limit::Concurrency);
                 Refusal::telling(Reason::Overloaded, reply::overloaded(port.status()))
             })?);
         }
         if cluster.is_named() {
-            exchange.admission = Some(cluster.circuit().admit(exchange.record.started())?);
+            exchange.admission = Some(cluster.circuit().admit(now)?);
         }
     }
     let mut way = Way {

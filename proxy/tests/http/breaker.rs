@@ -13,11 +13,14 @@ use weft_proxy::balance::circuits::Gauge;
 use weft_proxy::balance::{ClusterState, policy};
 use weft_proxy::http::Target;
 use weft_proxy::http::Version::{Http1, Http2};
+use weft_proxy::policy::fault::FaultPolicy;
+use weft_proxy::policy::mirror::Mirror;
+use weft_proxy::route::fraction::Fraction;
 use weft_proxy::route::rule::Rule;
 use weft_proxy::xds::{Cluster, ClusterSpec, Endpoint};
 
 use crate::harness::{App, GET, Mesh, OK, Raw, app, nobody, story, until};
-use crate::policy::{forward, listener, retrying, rule};
+use crate::policy::{cluster, forward, listener, retrying, rule};
 
 const BROKEN: &str = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\n\r\nsick";
 const NAME: &str = "orders.shop:80";
@@ -311,6 +314,55 @@ fn a_service_that_is_slow_too_often_is_left_alone() {
         let head = until_refused(&mut client).await;
         assert!(head.contains("x-weft-reason: circuit_open; by=client_proxy"), "{head}");
         assert_eq!(app.calls(), 4);
+    });
+}
+
+#[test]
+fn a_delay_on_purpose_says_nothing_about_the_service() {
+    story(|mesh| async move {
+        let threshold = Duration::from_millis(200);
+        let app = Patient::new(State::Well).await;
+        let slow = Some(circuit::Slow { threshold, percent: 100 });
+        let delayed = rule(|rule| {
+            let delay = Some((threshold, Fraction::ALL));
+            rule.fault = Some(FaultPolicy { delay, abort: None, headers: [].into() });
+        });
+        let to = service(delayed, &[app.address()], guarded(|circuit| circuit.slow = slow));
+        let sidecar = mesh.sidecar(Http1, to).await;
+        let mut clients = vec![];
+        for _ in 0..8 {
+            clients.push(Raw::connect(sidecar).await);
+        }
+        for client in &mut clients {
+            client.write(GET).await;
+        }
+        for client in &mut clients {
+            assert!(client.response().await.0.starts_with("http/1.1 200 "));
+        }
+        assert_eq!(state(&mesh).position(), Position::Closed);
+        assert_eq!(status(&mut clients[0]).await, "200");
+    });
+}
+
+#[test]
+fn a_circuit_that_only_copies_reach_closes_again() {
+    story(|mesh| async move {
+        let (app, other) = (Patient::new(State::Sick).await, Patient::new(State::Well).await);
+        let mut spec = ClusterSpec::new(NAME);
+        spec.breaking = guarded(|circuit| {
+            circuit.open = Duration::from_millis(20);
+            circuit.open_max = circuit.open;
+        });
+        let copied = Cluster::new(spec, vec![Endpoint::new(app.address())]);
+        let direct = Target::Listener(listener(rule(|_| {}), Arc::clone(&copied), vec![]));
+        until_refused(&mut Raw::connect(mesh.sidecar(Http1, direct).await).await).await;
+        app.state.set(State::Well);
+        let mirror = Mirror { cluster: copied, share: Fraction::ALL, plain_host: false };
+        let to = listener(rule(|_| {}), cluster("stable.shop:80", &[other.address()]), vec![mirror]);
+        let mut client = Raw::connect(mesh.sidecar(Http1, Target::Listener(to)).await).await;
+        while state(&mesh).position() != Position::Closed {
+            assert_eq!(status(&mut client).await, "200");
+        }
     });
 }
 

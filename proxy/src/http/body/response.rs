@@ -93,7 +93,7 @@ impl Exchange {
     /// How the call as a whole ended: for the breaker of its cluster.
     pub fn settle(&self, outcome: Outcome, now: Instant) {
         if let Some(admission) = &self.admission {
-            admission.settle(outcome, now.saturating_duration_since(self.record.started()), now);
+            admission.settle(outcome, now.saturating_duration_since(admission.since()), now);
         }
     }
 
