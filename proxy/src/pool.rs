@@ -155,12 +155,12 @@ impl Pool {
     }
 
     /// Leave to open a connection. The first one is always allowed: without it requests to this endpoint could never be
-    /// sent.
+    /// sent. `again`: whoever asks was refused before, and has waited.
     #[must_use]
-    pub fn open(&self, cluster: &ClusterState) -> Option<Open> {
-        let first = self.counts.open.get() == 0;
-        let permit = cluster.connection().or_else(|| cluster.first_connection().filter(|_| first))?;
-        Some(self.adopt(Some(permit)))
+    pub fn open(&self, cluster: &ClusterState, again: bool) -> Option<Open> {
+        let permit = if again { cluster.connection_at_last() } else { cluster.connection() };
+        let first = || (self.counts.open.get() == 0).then(|| cluster.first_connection()).flatten();
+        Some(self.adopt(Some(permit.or_else(first)?)))
     }
 
     /// Counts a connection that was opened elsewhere.

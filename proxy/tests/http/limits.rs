@@ -49,11 +49,14 @@ fn who_finds_no_connection_waits_for_one() {
             .map(|_| spawn_local(async move { Raw::connect(sidecar).await.call(GET).await.1 }))
             .collect();
         until(|| *seen.borrow() == 1).await;
+        // Long enough for them to look more than once.
+        tokio::time::sleep(Duration::from_millis(100)).await;
         go.add_permits(3);
         for call in calls {
             assert_eq!(call.await.unwrap(), "ok");
         }
         assert_eq!(app.connections(), 1);
+        mesh.recorded(&["weft_circuit_refused_total", "\"max_connections\"", " 2"]).await;
     });
 }
 

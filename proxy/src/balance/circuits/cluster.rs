@@ -156,9 +156,17 @@ impl ClusterState {
     #[must_use]
     pub fn connection(&self) -> Option<ConnectionPermit> {
         self.core.used_once();
-        let max =
-            self.core.origin().as_ref().map_or(u32::MAX, |origin| origin.breaking.limits.max_connections);
-        Held::take(&self.core, Gauge::Connections, max).map(ConnectionPermit)
+        Held::take(&self.core, Gauge::Connections, self.connections_max()).map(ConnectionPermit)
+    }
+
+    /// The same for one who was refused and looks again: that is no further refusal.
+    #[must_use]
+    pub fn connection_at_last(&self) -> Option<ConnectionPermit> {
+        Held::take_quietly(&self.core, Gauge::Connections, self.connections_max()).map(ConnectionPermit)
+    }
+
+    fn connections_max(&self) -> u32 {
+        self.core.origin().as_ref().map_or(u32::MAX, |origin| origin.breaking.limits.max_connections)
     }
 
     /// A connection where the limit does not apply: the first of a worker to an endpoint, without which its requests
@@ -301,6 +309,7 @@ impl Core {
         self.refused[gauge as usize].load(Ordering::Relaxed)
     }
 
+    /// One more, unless `max` are held already.
     pub(super) fn take(&self, gauge: Gauge, max: u32) -> bool {
         let held = &self.held[gauge as usize];
         // Adding first and looking then lets two who come at once both be refused, never both be let in.
@@ -308,8 +317,11 @@ impl Core {
             return true;
         }
         held.fetch_sub(1, Ordering::Relaxed);
-        self.refused[gauge as usize].fetch_add(1, Ordering::Relaxed);
         false
+    }
+
+    pub(super) fn refuse(&self, gauge: Gauge) {
+        self.refused[gauge as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn give_back(&self, gauge: Gauge) {

@@ -16,8 +16,17 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// One more, unless `max` are held already.
+    /// One more, unless `max` are held already, which counts as a refusal.
     pub(super) fn take(core: &Arc<Core>, gauge: Gauge, max: u32) -> Option<Self> {
+        let held = Self::take_quietly(core, gauge, max);
+        if held.is_none() {
+            core.refuse(gauge);
+        }
+        held
+    }
+
+    /// As [`take`](Self::take), without counting a refusal.
+    pub(super) fn take_quietly(core: &Arc<Core>, gauge: Gauge, max: u32) -> Option<Self> {
         core.take(gauge, max).then(|| Self { core: Arc::clone(core), gauge })
     }
 }

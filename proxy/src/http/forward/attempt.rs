@@ -280,7 +280,7 @@ impl Way<'_> {
         let mut count = 1;
         loop {
             let endpoint = self.choose()?;
-            let open = endpoint.pool.open(self.cluster.circuit()).ok_or(Reason::ConcurrencyLimited)?;
+            let open = endpoint.pool.open(self.cluster.circuit(), false).ok_or(Reason::ConcurrencyLimited)?;
             match self.connect(&endpoint).await {
                 Ok(stream) => {
                     let server = Prefixed::new(stream, Bytes::new());

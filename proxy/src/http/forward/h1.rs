@@ -113,6 +113,7 @@ impl Way<'_> {
         }
         let _pending = self.cluster.circuit().pending().ok_or(Reason::ConcurrencyLimited)?;
         let begun = Instant::now();
+        let mut waited = false;
         let mut count = 1;
         loop {
             let endpoint = match chosen.take() {
@@ -123,7 +124,7 @@ impl Way<'_> {
             let open = match taken {
                 Some(Taken::Warm(link)) => return Ok((endpoint, link)),
                 Some(Taken::Bare(stream, open)) => return Ok((endpoint, H1::new(stream, open, true))),
-                None => endpoint.pool.open(self.cluster.circuit()),
+                None => endpoint.pool.open(self.cluster.circuit(), waited),
             };
             let Some(open) = open else {
                 // As long as it might take to connect, if that were allowed.
@@ -136,6 +137,7 @@ impl Way<'_> {
                 // Nobody is asked meanwhile: should time run out, it is nobody's failure.
                 self.unchosen();
                 endpoint.pool.freed().await;
+                waited = true;
                 continue;
             };
             match self.connect(&endpoint).await {

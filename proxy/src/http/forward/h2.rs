@@ -88,7 +88,7 @@ impl Way<'_> {
             let connected = match ahead {
                 Some(connected) => Ok(connected),
                 None => {
-                    let Some(open) = endpoint.pool.open(self.cluster.circuit()) else {
+                    let Some(open) = endpoint.pool.open(self.cluster.circuit(), false) else {
                         // No more connections: one stream more on one of those there are, when it has room.
                         let least = endpoint.pool.least_h2().ok_or(Reason::ConcurrencyLimited)?;
                         return Ok((endpoint, least));
@@ -107,7 +107,7 @@ impl Way<'_> {
                         let unanswered = self.broken_h2(&error, Ended::Reset { sent: false });
                         self.failed(self.begin(), &unanswered);
                         self.failed_at(&endpoint);
-                        return Err(self.broken_h2(&error, Ended::Reset { sent: false }));
+                        return Err(unanswered);
                     }
                 },
                 Err(_) if self.another(endpoint, count) => count += 1,
