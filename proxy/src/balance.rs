@@ -167,7 +167,10 @@ impl Clusters {
             for endpoint in cluster.set.borrow().all() {
                 warm |= endpoint.pool.sweep(now, &self.shard);
             }
-            Rc::strong_count(cluster) > 1 || now.saturating_duration_since(cluster.used.get()) < IDLE_MAX
+            Rc::strong_count(cluster) > 1
+                || now.saturating_duration_since(cluster.used.get()) < IDLE_MAX
+                // An opaque connection of hours keeps a permit; without the state that counts it there would be no limit.
+                || cluster.circuit.is_busy()
         };
         self.named.borrow_mut().retain(|_, cluster| every(cluster));
         self.addresses.borrow_mut().retain(|_, cluster| every(cluster));
@@ -366,6 +369,20 @@ mod tests {
             assert!((60..=140).contains(&share), "{share}");
         }
         drop(working);
+    }
+
+    #[test]
+    fn a_cluster_is_forgotten_when_nobody_uses_it_but_not_while_a_connection_is_open() {
+        let clusters = clusters();
+        let source = cluster(&[1]);
+        let later = Instant::now() + IDLE_MAX * 2;
+        let open = clusters.of(&source).circuit().connection();
+        clusters.sweep(later);
+        clusters.circuits.sweep(later);
+        assert_eq!(clusters.of(&source).circuit().held(circuits::Gauge::Connections), 1);
+        drop(open);
+        clusters.sweep(later);
+        assert!(clusters.named.borrow().is_empty());
     }
 
     #[test]

@@ -182,6 +182,12 @@ impl ClusterState {
         self.core.held(gauge)
     }
 
+    /// Whether anything is held.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        Gauge::ALL.into_iter().any(|gauge| self.held(gauge) > 0)
+    }
+
     /// Endpoints that are ejected.
     #[must_use]
     pub fn ejected(&self) -> u32 {
