@@ -13,6 +13,7 @@ mod route;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::{Address, Metadata, address, socket_address};
 use envoy_types::pb::google::protobuf::{Any, value::Kind};
@@ -26,6 +27,9 @@ pub(super) use route::{TableDraft, routes};
 
 use crate::route::matcher::InvalidTable;
 use crate::route::pattern::InvalidPattern;
+
+/// Longest time that is reckoned with: what takes a year may as well take for ever, and sums of such times stay times.
+const AGE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Why a resource is refused. Becomes the NACK's text, so it names the place.
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,7 @@ use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration};
 
 use super::super::CONNECT_TIMEOUT_DEFAULT;
 use super::super::model::ClusterSpec;
-use super::{Invalid, Labels, decode, same_name};
+use super::{AGE, Invalid, Labels, decode, same_name};
 
 mod balancing;
 mod breaking;
@@ -57,10 +57,10 @@ fn connect_timeout(cluster: &Cluster) -> Result<Duration, Invalid> {
     positive(timeout, "connect_timeout")
 }
 
-/// A duration that is one, and not zero.
+/// A duration that is one, and not zero; at most [`AGE`].
 fn positive(value: &ProtoDuration, field: &str) -> Result<Duration, Invalid> {
     match duration(value) {
-        Some(duration) if !duration.is_zero() => Ok(duration),
+        Some(duration) if !duration.is_zero() => Ok(duration.min(AGE)),
         _ => {
             let text = format!("{}s {}ns", value.seconds, value.nanos);
             Err(Invalid::value(field, &text, "is not a positive duration"))

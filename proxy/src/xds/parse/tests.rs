@@ -218,7 +218,7 @@ fn a_cluster_says_how_it_is_talked_to() {
     };
     let draft = cluster("c", &any(&base)).expect("valid");
     assert!(draft.spec.http2);
-    assert_eq!(draft.spec.connect_timeout, std::time::Duration::from_millis(2500));
+    assert_eq!(draft.spec.connect_timeout, Duration::from_millis(2500));
     assert_eq!(draft.endpoints, EndpointSource::Assignment("c".into()));
 
     let tls = Cluster { transport_socket: Some(TransportSocket::default()), ..base.clone() };

@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::config::core::v3::RoutingPriority;
 use envoy_types::pb::google::protobuf::{Duration as ProtoDuration, UInt32Value};
 use weft_wire::xds::field;
 
-use super::super::{Invalid, Labels};
+use super::super::{AGE, Invalid, Labels};
 use super::{duration, positive};
 use crate::balance::breaker::limits::{self, Retries, Share};
 use crate::balance::breaker::outlier::{self, Enforcing, FailurePercentage, SuccessRate};
@@ -23,9 +23,6 @@ mod checks;
 
 /// Shortest time that counts.
 const TICK: Duration = Duration::from_millis(1);
-
-/// Longest time that counts: what takes a year may as well take for ever, and sums of such times stay times.
-const AGE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Longest window of a service circuit: what is older than an hour is no news.
 const WINDOW_MAX: u64 = 60 * 60 * 1000;
@@ -176,7 +173,7 @@ fn share(value: Option<&UInt32Value>, field: &str, default: u8) -> Result<u8, In
 
 /// A time that is positive where it is set.
 fn time(value: Option<&ProtoDuration>, place: &str) -> Result<Option<Duration>, Invalid> {
-    value.map(|value| positive(value, place).map(|time| time.clamp(TICK, AGE))).transpose()
+    value.map(|value| positive(value, place).map(|time| time.max(TICK))).transpose()
 }
 
 /// A time that may be nothing.

@@ -19,7 +19,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use http::StatusCode;
 
-use super::super::{Invalid, decode};
+use super::super::{AGE, Invalid, decode};
 use super::{is, route};
 use crate::route::policies::{Gradient, MinRtt};
 
@@ -128,11 +128,54 @@ fn positive(
         Some(duration) if duration.is_zero() => {
             Err(Invalid::value(place, "0s", "is not a positive duration"))
         }
-        duration => Ok(duration),
+        duration => Ok(duration.map(|duration| duration.min(AGE))),
     }
 }
 
 /// Whole thousandths; finer steps make no difference to a controller.
 fn per_mille(percent: Option<&Percent>, unset: u16) -> u16 {
     percent.map_or(unset, |percent| (percent.value * 10.0).round().clamp(0.0, 1000.0) as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3::gradient_controller_config::ConcurrencyLimitCalculationParams;
+    use envoy_types::pb::google::protobuf::{Duration as ProtoDuration, UInt32Value};
+
+    use super::*;
+    use crate::policy::adaptive::Adaptive;
+
+    #[test]
+    fn an_interval_without_end_is_one_that_can_be_reckoned_with() {
+        let endless = Some(ProtoDuration { seconds: i64::MAX, nanos: 0 });
+        let config = GradientControllerConfig {
+            concurrency_limit_params: Some(ConcurrencyLimitCalculationParams {
+                concurrency_update_interval: endless,
+                ..Default::default()
+            }),
+            min_rtt_calc_params: Some(MinimumRttCalculationParams {
+                interval: endless,
+                request_count: Some(UInt32Value { value: 1 }),
+                jitter: Some(Percent { value: f64::INFINITY }),
+                buffer: Some(Percent { value: f64::NAN }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let filter = AdaptiveConcurrency {
+            concurrency_controller_config: Some(ConcurrencyControllerConfig::GradientControllerConfig(
+                config,
+            )),
+            ..Default::default()
+        };
+        let settings = gradient(&filter, "").expect("odd, but allowed").expect("on");
+        let now = Instant::now();
+        let mut adaptive = Adaptive::new(settings, now);
+        for _ in 0..3 {
+            let begun = adaptive.begin(now).expect("room");
+            adaptive.end(begun, now, 0.99);
+        }
+    }
 }

@@ -12,7 +12,7 @@ use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
 
 use super::super::super::super::plane;
-use super::super::super::explain;
+use super::super::super::{AGE, explain};
 use super::*;
 
 fn of(cluster: &Cluster) -> Result<Policy, String> {
@@ -128,6 +128,8 @@ fn slow_start_is_taken_with_its_shape() {
         Err("round_robin_lb_config.slow_start_config.aggression.default_value: \"0\" is not positive".into())
     );
     assert!(slow(0, None).is_err_and(|error| error.contains("slow_start_window")));
+    let endless = slow(i64::MAX, None).map(|policy| policy.slow_start.map(|slow| slow.window));
+    assert_eq!(endless, Ok(Some(AGE)), "added to a moment it is still a moment");
 }
 
 #[test]
