@@ -32,7 +32,7 @@ impl Ports {
     pub fn of(&self, app: SocketAddr, settings: &Gradient, now: Instant) -> Rc<Port> {
         let mut ports = self.0.borrow_mut();
         if let Some(known) = ports.get(&app)
-            && known.0.borrow().settings() == settings
+            && known.is(settings)
         {
             return Rc::clone(known);
         }
@@ -48,6 +48,12 @@ impl Ports {
 }
 
 impl Port {
+    /// Whether it is the bound that these settings ask for.
+    #[must_use]
+    pub fn is(&self, settings: &Gradient) -> bool {
+        self.0.borrow().settings() == settings
+    }
+
     /// Leave for a request; `None` is `overloaded`.
     pub fn begin(self: &Rc<Self>, now: Instant) -> Option<InProgress> {
         let begun = self.0.borrow_mut().begin(now)?;

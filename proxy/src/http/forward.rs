@@ -185,7 +185,7 @@ async fn carry(
         let fronted = exchange.passage.as_ref().is_some_and(|passage| passage.route().is_fronted());
         // A delay on purpose is over by now, and says nothing about whoever will be asked.
         let now = if fronted { Instant::now() } else { exchange.record.started() };
-        if let Some(port) = destination.port() {
+        if let Some(port) = destination.port(worker, now) {
             exchange.in_progress = Some(port.begin(now).ok_or_else(|| {
                 worker.shard.limit(Limit::Concurrency);
                 Refusal::telling(Reason::Overloaded, reply::overloaded(port.status()))

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use weft_wire::xds::{ListenerName, Protocol};
 use weft_wire::{ServicePort, WorkloadId};
 
@@ -251,6 +251,10 @@ pub(crate) type RouteSlot = Arc<ArcSwap<RouteTable>>;
 /// Where the cluster for opaque connections lives.
 pub(crate) type ClusterSlot = Arc<ArcSwap<Cluster>>;
 
+/// Where a listener's limit on concurrency lives: the same for every listener of a name, so that connections which stay
+/// see a change.
+pub(crate) type GradientSlot = Arc<ArcSwapOption<Gradient>>;
+
 /// What a [`Listener`] is apart from its routes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerSpec {
@@ -262,15 +266,13 @@ pub struct ListenerSpec {
     pub protocol: Option<Protocol>,
     /// Inbound: the workload whose port this is. Outbound: the pod that was called directly.
     pub workload: Option<WorkloadId>,
-    /// The concurrency limit that finds itself.
-    pub gradient: Option<Gradient>,
 }
 
 impl ListenerSpec {
     /// A listener about which nothing but its destination is known.
     #[must_use]
     pub fn new(name: ListenerName) -> Self {
-        Self { name, service: None, protocol: None, workload: None, gradient: None }
+        Self { name, service: None, protocol: None, workload: None }
     }
 }
 
@@ -279,6 +281,7 @@ pub struct Listener {
     spec: ListenerSpec,
     routes: RouteSlot,
     cluster: Option<ClusterSlot>,
+    gradient: GradientSlot,
 }
 
 impl Listener {
@@ -289,6 +292,7 @@ impl Listener {
             spec,
             Arc::new(ArcSwap::from_pointee(routes)),
             opaque.map(|cluster| Arc::new(ArcSwap::new(cluster))),
+            GradientSlot::default(),
         )
     }
 
@@ -296,8 +300,20 @@ impl Listener {
         spec: ListenerSpec,
         routes: RouteSlot,
         cluster: Option<ClusterSlot>,
+        gradient: GradientSlot,
     ) -> Arc<Self> {
-        Arc::new(Self { spec, routes, cluster })
+        Arc::new(Self { spec, routes, cluster, gradient })
+    }
+
+    /// The limit on concurrency of this moment.
+    #[must_use]
+    pub fn gradient(&self) -> Guard<Option<Arc<Gradient>>> {
+        self.gradient.load()
+    }
+
+    /// Replaces the limit on concurrency in place: for tests. In a sidecar only the xDS client does so.
+    pub fn set_gradient(&self, gradient: Option<Gradient>) {
+        self.gradient.store(gradient.map(Arc::new));
     }
 
     /// The routes of this moment; empty for a port that speaks no HTTP. The guard is for picking now: clone the

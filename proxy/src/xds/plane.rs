@@ -16,14 +16,19 @@ use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, Listener
 use envoy_types::pb::envoy::config::route::v3::{
     Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action, route_match,
 };
+use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3::{
+    AdaptiveConcurrency, GradientControllerConfig,
+    adaptive_concurrency::ConcurrencyControllerConfig,
+    gradient_controller_config::{ConcurrencyLimitCalculationParams, MinimumRttCalculationParams},
+};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
+    HttpConnectionManager, HttpFilter, Rds, http_connection_manager::RouteSpecifier, http_filter,
 };
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy};
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
 };
-use envoy_types::pb::google::protobuf::{Any, Struct, Value, value::Kind};
+use envoy_types::pb::google::protobuf::{Any, Duration, Struct, Value, value::Kind};
 use weft_wire::xds::METADATA_NAMESPACE;
 
 pub(super) fn any<M: prost::Message + prost::Name>(message: &M) -> Any {
@@ -53,11 +58,38 @@ pub(super) fn filter(config: Any) -> FilterChain {
     FilterChain { filters: vec![filter], ..Default::default() }
 }
 
+/// A limit on concurrency that finds itself.
+pub(super) fn gradient() -> HttpFilter {
+    let every = Some(Duration { seconds: 1, nanos: 0 });
+    let config = GradientControllerConfig {
+        concurrency_limit_params: Some(ConcurrencyLimitCalculationParams {
+            concurrency_update_interval: every,
+            ..Default::default()
+        }),
+        min_rtt_calc_params: Some(MinimumRttCalculationParams { interval: every, ..Default::default() }),
+        ..Default::default()
+    };
+    let config = AdaptiveConcurrency {
+        concurrency_controller_config: Some(ConcurrencyControllerConfig::GradientControllerConfig(config)),
+        ..Default::default()
+    };
+    let config_type = Some(http_filter::ConfigType::TypedConfig(any(&config)));
+    HttpFilter { name: "a limit".into(), config_type, ..Default::default() }
+}
+
 /// HTTP by a named route table, everything else to the cluster of the same name.
 pub(super) fn listener(name: &str, routes: &str) -> Any {
+    listener_with(name, routes, vec![])
+}
+
+/// The same with HTTP filters.
+pub(super) fn listener_with(name: &str, routes: &str, http_filters: Vec<HttpFilter>) -> Any {
     let rds = Rds { route_config_name: routes.into(), ..Default::default() };
-    let http =
-        HttpConnectionManager { route_specifier: Some(RouteSpecifier::Rds(rds)), ..Default::default() };
+    let http = HttpConnectionManager {
+        route_specifier: Some(RouteSpecifier::Rds(rds)),
+        http_filters,
+        ..Default::default()
+    };
     let specifier = tcp_proxy::ClusterSpecifier::Cluster(routes.into());
     let tcp = TcpProxy { cluster_specifier: Some(specifier), ..Default::default() };
     any(&Listener {

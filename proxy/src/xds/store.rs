@@ -28,7 +28,7 @@ use arc_swap::ArcSwap;
 use weft_wire::xds::ListenerName;
 
 use super::directory::{Answer, Entry, Map};
-use super::model::{Assignment, Cluster, ClusterSlot, EndpointSlot, Endpoints, RouteSlot};
+use super::model::{Assignment, Cluster, ClusterSlot, EndpointSlot, Endpoints, GradientSlot, RouteSlot};
 use super::parse::{ClusterDraft, EndpointSource, ListenerDraft, RouteSource, TableDraft};
 use crate::route::matcher::RouteTable;
 use compile::no_endpoints;
@@ -99,6 +99,7 @@ struct ListenerNode {
     /// What the visible listener refers to: must not be dropped while it is visible.
     uses: Uses,
     touched: Arc<AtomicU64>,
+    gradient: GradientSlot,
 }
 
 /// Names that a visible listener leans on.
@@ -167,6 +168,7 @@ impl Store {
             answer: None,
             uses: Uses::default(),
             touched: Arc::new(AtomicU64::new(now)),
+            gradient: GradientSlot::default(),
         };
         self.listeners.insert(Arc::clone(name), node);
         true

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -102,22 +103,56 @@ fn requests_beyond_the_clusters_limit_are_refused() {
     });
 }
 
+fn own() -> Arc<Listener> {
+    let spec = ListenerSpec::new("inbound/10.0.0.7:80".parse().unwrap());
+    Listener::new(spec, RouteTable::empty(), None)
+}
+
+fn one_at_a_time() -> Gradient {
+    Gradient {
+        percentile_per_mille: 500,
+        limit_max: 100,
+        update_interval: Duration::from_secs(60),
+        min_rtt: MinRtt::Fixed(Duration::from_millis(5)),
+        limit_min: 1,
+        buffer_per_mille: 250,
+        status: StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+#[test]
+fn a_connection_that_stays_sees_the_limit_change() {
+    story(|mesh| async move {
+        let (app, go, seen) = patient().await;
+        go.add_permits(2);
+        let listener = own();
+        let to = Target::Own { app: app.address, listener: Arc::clone(&listener) };
+        let sidecar = mesh.sidecar(Http1, to).await;
+        let mut clients = [Raw::connect(sidecar).await, Raw::connect(sidecar).await];
+        for client in &mut clients {
+            assert_eq!(client.call(GET).await.1, "ok");
+        }
+        listener.set_gradient(Some(one_at_a_time()));
+        let [first, second] = &mut clients;
+        first.write(GET).await;
+        until(|| *seen.borrow() == 3).await;
+        let (head, _) = second.call(GET).await;
+        assert!(head.contains("x-weft-reason: overloaded; by=server_proxy"), "{head}");
+        listener.set_gradient(None);
+        second.write(GET).await;
+        until(|| *seen.borrow() == 4).await;
+        go.add_permits(2);
+        assert_eq!((first.response().await.1, second.response().await.1), ("ok".into(), "ok".into()));
+    });
+}
+
 #[test]
 fn an_app_gets_no_more_at_a_time_than_its_latency_allows() {
     story(|mesh| async move {
         let (app, go, seen) = patient().await;
-        let mut spec = ListenerSpec::new("inbound/10.0.0.7:80".parse().unwrap());
-        spec.gradient = Some(Gradient {
-            percentile_per_mille: 500,
-            limit_max: 100,
-            update_interval: Duration::from_secs(60),
-            min_rtt: MinRtt::Fixed(Duration::from_millis(5)),
-            limit_min: 1,
-            buffer_per_mille: 250,
-            status: StatusCode::SERVICE_UNAVAILABLE,
-        });
-        let to = Target::Own { app: app.address, listener: Listener::new(spec, RouteTable::empty(), None) };
-        let sidecar = mesh.sidecar(Http1, to).await;
+        let listener = own();
+        listener.set_gradient(Some(one_at_a_time()));
+        let sidecar = mesh.sidecar(Http1, Target::Own { app: app.address, listener }).await;
         let mut first = Raw::connect(sidecar).await;
         first.write(GET).await;
         until(|| *seen.borrow() == 1).await;

@@ -46,7 +46,7 @@ enum Backend {
     /// By route; the cluster that was last routed to is at hand.
     Routed { listener: Arc<Listener>, last: RefCell<Option<(Arc<xds::Cluster>, Rc<Cluster>)>> },
     /// This sidecar's app, guarded by rules.
-    Own { listener: Arc<Listener>, app: Rc<Cluster>, port: Option<Rc<Port>> },
+    Own { listener: Arc<Listener>, app: Rc<Cluster>, address: SocketAddr, port: RefCell<Option<Rc<Port>>> },
     /// Always this one.
     Direct(Rc<Cluster>),
     /// None.
@@ -100,11 +100,15 @@ impl Destination {
     }
 
     /// The bound on concurrency of the app's port, if it has one.
-    pub(super) fn port(&self) -> Option<&Rc<Port>> {
-        match &self.backend {
-            Backend::Own { port, .. } => port.as_ref(),
-            Backend::Routed { .. } | Backend::Direct(_) | Backend::Nowhere(_) => None,
-        }
+    pub(super) fn port(&self, worker: &Worker, now: Instant) -> Option<Rc<Port>> {
+        let Backend::Own { listener, address, port, .. } = &self.backend else { return None };
+        let settings = listener.gradient();
+        let mut port = port.borrow_mut();
+        *port = settings.as_deref().map(|settings| match port.take() {
+            Some(same) if same.is(settings) => same,
+            _ => worker.http.ports.of(*address, settings, now),
+        });
+        port.clone()
     }
 
     /// Whether the control plane has said meanwhile what stands behind it.
@@ -173,15 +177,12 @@ impl Session {
             Target::Listener(listener) => {
                 self.fixed(Backend::Routed { listener: Arc::clone(listener), last: RefCell::new(None) })
             }
-            Target::Own { app, listener } => {
-                let ports = &self.worker.http.ports;
-                let gradient = listener.gradient.as_ref();
-                self.fixed(Backend::Own {
-                    listener: Arc::clone(listener),
-                    app: self.worker.clusters.at(*app),
-                    port: gradient.map(|settings| ports.of(*app, settings, Instant::now())),
-                })
-            }
+            Target::Own { app, listener } => self.fixed(Backend::Own {
+                listener: Arc::clone(listener),
+                app: self.worker.clusters.at(*app),
+                address: *app,
+                port: RefCell::default(),
+            }),
             Target::App(address) => self.fixed(Backend::Direct(self.worker.clusters.at(*address))),
             Target::Nowhere(reason) => self.fixed(Backend::Nowhere(*reason)),
             Target::PassThrough(address) => {

@@ -199,6 +199,21 @@ fn endpoints_change_in_place() {
 }
 
 #[test]
+fn a_limit_on_concurrency_changes_in_place() {
+    let mut mesh = Mesh::new();
+    mesh.plane.serve(ORDERS, "orders.shop:8080", &["10.1.0.1:8080"]);
+    mesh.want(ORDERS);
+    mesh.settle();
+    let kept = mesh.known(ORDERS);
+    for limited in [true, false] {
+        let filters = if limited { vec![plane::gradient()] } else { vec![] };
+        mesh.plane.set(ORDERS, plane::listener_with(ORDERS, "orders.shop:8080", filters));
+        mesh.settle();
+        assert_eq!(kept.gradient().is_some(), limited, "who kept the listener sees it as well");
+    }
+}
+
+#[test]
 fn a_new_route_is_taken_when_its_cluster_is_there() {
     let mut mesh = Mesh::new();
     mesh.plane.serve(ORDERS, "orders.shop:8080", &["10.1.0.1:8080"]);

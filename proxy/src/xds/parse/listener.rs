@@ -26,6 +26,8 @@ pub(in super::super) struct ListenerDraft {
     pub(in super::super) routes: Option<RouteSource>,
     /// `None`: the port speaks nothing but HTTP.
     pub(in super::super) opaque: Option<Arc<str>>,
+    /// The concurrency limit that finds itself.
+    pub(in super::super) gradient: Option<Gradient>,
 }
 
 /// Where a listener's routes stand.
@@ -48,9 +50,8 @@ pub(in super::super) fn listener(name: &str, any: &Any) -> Result<ListenerDraft,
         service: labels.service_port()?,
         protocol: labels.protocol()?,
         workload: labels.workload()?,
-        gradient: None,
     };
-    let mut draft = ListenerDraft { spec, routes: None, opaque: None };
+    let mut draft = ListenerDraft { spec, routes: None, opaque: None, gradient: None };
     for (position, chain) in listener.filter_chains.iter().enumerate() {
         read_chain(&mut draft, chain, &format!("filter_chains[{position}]"))?;
     }
@@ -76,7 +77,7 @@ fn read_chain(draft: &mut ListenerDraft, chain: &FilterChain, place: &str) -> Re
             let manager = decode(config, &place)?;
             let (routes, gradient) = http_routes(&manager, &place)?;
             agree(&mut draft.routes, routes, &place)?;
-            draft.spec.gradient = draft.spec.gradient.or(gradient);
+            draft.gradient = draft.gradient.or(gradient);
         } else if is::<TcpProxy>(config) {
             let proxy = decode(config, &place)?;
             agree(&mut draft.opaque, tcp_cluster(&proxy, &place)?, &place)?;

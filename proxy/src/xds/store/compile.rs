@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use super::super::directory::Answer;
-use super::super::model::{Cluster, ClusterSpec, EndpointSlot, Endpoints, Listener};
+use super::super::model::{Cluster, ClusterSpec, EndpointSlot, Endpoints, GradientSlot, Listener};
 use super::super::parse::{ClusterDraft, EndpointSource, ListenerDraft, RouteSource, TableDraft};
 use super::{ClusterNode, ListenerNode, Readiness, Said, Store, TableNode, Uses};
 use crate::route::matcher::RouteTable;
@@ -102,8 +102,8 @@ impl Store {
                         }
                     }
                     Readiness::Ready => {
-                        if let Some((listener, uses)) = compile_listener(draft, &self.tables, &self.clusters)
-                        {
+                        let compiled = compile_listener(draft, &self.tables, &self.clusters, &node.gradient);
+                        if let Some((listener, uses)) = compiled {
                             node.answer = Some(Answer::Known(listener));
                             node.uses = uses;
                             node.changed = false;
@@ -203,6 +203,7 @@ fn compile_listener(
     draft: &ListenerDraft,
     tables: &HashMap<Arc<str>, TableNode>,
     clusters: &HashMap<Arc<str>, ClusterNode>,
+    gradient: &GradientSlot,
 ) -> Option<(Arc<Listener>, Uses)> {
     let mut uses = Uses::default();
     let routes = match &draft.routes {
@@ -228,5 +229,6 @@ fn compile_listener(
             Some(slot)
         }
     };
-    Some((Listener::with_slots(draft.spec.clone(), routes, opaque), uses))
+    gradient.store(draft.gradient.map(Arc::new));
+    Some((Listener::with_slots(draft.spec.clone(), routes, opaque, Arc::clone(gradient)), uses))
 }
