@@ -204,4 +204,6 @@ fn provisional(service: &Service, port: &Port) -> bool {
 }
 
 #[cfg(test)]
+mod stale;
+#[cfg(test)]
 mod tests;
