@@ -74,9 +74,12 @@ fn convert<M: Default>(
         return Ok(None);
     }
     let at = path!["spec", "rules"];
-    bounded(&spec.rules, RULES_MAX, &at)?;
-    let mut rules: Vec<Arc<Rule>> = Vec::with_capacity(spec.rules.len());
-    for (index, shape) in spec.rules.into_iter().enumerate() {
+    // An API server fills in the one rule that an HTTPRoute without any has; in a file nobody does.
+    let implied = || if kind == RouteKind::Http { vec![shape::Rule::default()] } else { Vec::new() };
+    let shapes = spec.rules.unwrap_or_else(implied);
+    bounded(&shapes, RULES_MAX, &at)?;
+    let mut rules: Vec<Arc<Rule>> = Vec::with_capacity(shapes.len());
+    for (index, shape) in shapes.into_iter().enumerate() {
         let at = path![@at; index];
         let rule = rule(kind, shape, &name, &at, matching)?;
         if rule.name.is_some() && rules.iter().any(|other| other.name == rule.name) {

@@ -24,15 +24,15 @@ pub(super) struct Spec<M> {
     pub(super) parent_refs: Vec<Reference>,
     #[serde(default)]
     pub(super) hostnames: Vec<String>,
-    #[serde(default = "Vec::new")]
-    pub(super) rules: Vec<Rule<M>>,
+    #[serde(default = "Option::default")]
+    pub(super) rules: Option<Vec<Rule<M>>>,
     /// Known, so that it is no error; Gateways are not ours.
     #[serde(default, rename = "useDefaultGateways")]
     _gateways: serde::de::IgnoredAny,
 }
 
 /// One rule; `M` is what a request is matched by.
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Rule<M> {
     #[serde(default)]

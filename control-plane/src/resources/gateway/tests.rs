@@ -100,6 +100,13 @@ fn what_is_left_out_has_the_apis_defaults() {
     assert_eq!(redirect, Some(expected));
     let both = flaw(text);
     assert_eq!(both.field, "spec.rules[0].backendRefs");
+    let (bare, _) = ROUTE.split_once("  rules:").unwrap();
+    assert_eq!(
+        route(bare).rules[0].matches[0].path,
+        PathMatch::Prefix("/".into()),
+        "the rule that a server fills in"
+    );
+    assert!(route(&bare.replace("HTTPRoute", "GRPCRoute")).rules.is_empty());
     let unlimited = ROUTE.replace("backendRequest: 500ms", "backendRequest: 0s");
     assert_eq!(route(&unlimited).rules[0].backend_timeout, Some(Duration::ZERO), "as the API allows");
 }
