@@ -57,7 +57,7 @@ pub(super) const CIRCUIT_ERROR_PERCENT: u8 = 50;
 pub(super) const CIRCUIT_OPEN: Duration = Duration::from_secs(5);
 /// How long it stays open at most.
 pub(super) const CIRCUIT_OPEN_MAX: Duration = Duration::from_secs(60);
-/// Calls let through at once while it is half open.
+/// Calls let through while it is half open, all of which must succeed: one may be luck.
 pub(super) const CIRCUIT_PROBES: u32 = 3;
 
 /// Callers that a limit by caller tells apart, 100 bytes each. A mesh that has more of them for one pod has the limit

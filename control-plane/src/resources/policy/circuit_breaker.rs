@@ -118,7 +118,7 @@ pub struct ServiceSpec {
     /// How long it stays open at most: the time doubles with every probe that fails.
     #[serde(default)]
     pub open_for_max: Option<String>,
-    /// Calls that are let through at once while it is half open.
+    /// Calls that are let through while it is half open; all of them must succeed to close it.
     #[serde(default)]
     pub half_open_probes: Option<i64>,
 }
