@@ -24,6 +24,10 @@ pub const REPLAY_MAX: usize = weft_wire::xds::REPLAY_BYTES as usize;
 /// What keeping one piece costs besides its bytes; a body in many small pieces must not cost more than a large one.
 const PIECE_COST: usize = 64;
 
+/// Pieces that are kept where they came. A piece may be one byte of a buffer of kilobytes, which then stays as long as it
+/// does; a body in a few pieces costs no copy, one in a thousand not a thousand buffers.
+const SHARED_MAX: usize = 8;
+
 /// One piece of a body.
 #[derive(Debug, Clone)]
 pub(super) enum Piece {
@@ -35,6 +39,14 @@ impl Piece {
     fn of(frame: &Frame<Bytes>) -> Option<Self> {
         let data = frame.data_ref().map(|data| Self::Data(data.clone()));
         data.or_else(|| frame.trailers_ref().map(|trailers| Self::Trailers(trailers.clone())))
+    }
+
+    /// The same, in a buffer of its own.
+    fn detached(self) -> Self {
+        match self {
+            Self::Data(data) => Self::Data(Bytes::copy_from_slice(&data)),
+            trailers @ Self::Trailers(_) => trailers,
+        }
     }
 
     fn frame(&self) -> Frame<Bytes> {
@@ -119,7 +131,9 @@ impl Replay {
             self.kept.take();
             self.tell(None);
         } else {
-            self.kept.borrow_mut().push(piece);
+            let mut kept = self.kept.borrow_mut();
+            let piece = if kept.len() < SHARED_MAX { piece } else { piece.detached() };
+            kept.push(piece);
         }
     }
 
@@ -174,5 +188,41 @@ impl Reader {
 
     pub(super) fn is_end_stream(&self) -> bool {
         self.next >= self.replay.kept.borrow().len() && self.replay.is_over()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// A buffer like those that a connection is read into, and who holds it.
+    struct Buffer([u8; 8192], #[expect(dead_code, reason = "counted")] Arc<()>);
+
+    impl AsRef<[u8]> for Buffer {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    #[test]
+    fn a_body_in_many_small_pieces_holds_few_buffers() {
+        let (replay, held) = (Replay::with(None, vec![]), Arc::new(()));
+        for _ in 0..500 {
+            let buffer = Bytes::from_owner(Buffer([7; 8192], Arc::clone(&held)));
+            replay.keep(&Frame::data(buffer.slice(..1)));
+        }
+        assert!(replay.is_whole());
+        assert!(Arc::strong_count(&held) <= SHARED_MAX + 1, "{}", Arc::strong_count(&held));
+        assert_eq!(
+            replay
+                .kept
+                .borrow()
+                .iter()
+                .filter(|piece| matches!(piece, Piece::Data(data) if **data == [7]))
+                .count(),
+            500
+        );
     }
 }
