@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use weft_wire::Reason;
 
 use crate::balance::ClusterState;
 use crate::balance::circuits::ConnectionPermit;
@@ -54,11 +55,30 @@ pub struct Pool {
 struct Turn {
     busy: Cell<bool>,
     over: Notify,
+    /// How many failed, and why the last one did.
+    failures: Cell<u32>,
+    why: Cell<Option<Reason>>,
+}
+
+/// Why there is no HTTP/2 connection yet.
+pub enum Unshared {
+    /// The caller shall open one.
+    Open(Opening),
+    /// Somebody tried meanwhile, and could not.
+    Failed(Reason),
 }
 
 /// Leave to open an HTTP/2 connection; others wait until it is dropped.
 #[must_use = "others wait until this is dropped"]
 pub struct Opening(Rc<Turn>);
+
+impl Opening {
+    /// It could not be opened: those who waited for it need not find out one after the other.
+    pub fn failed(self, reason: Reason) {
+        self.0.failures.set(self.0.failures.get().wrapping_add(1));
+        self.0.why.set(Some(reason));
+    }
+}
 
 impl Drop for Opening {
     fn drop(&mut self) {
@@ -192,17 +212,22 @@ impl Pool {
     }
 
     /// An HTTP/2 connection with room for another stream, the oldest one first, so that the others can end; or leave
-    /// to open one. One is opened at a time: who comes meanwhile waits for it, and finds room on it.
+    /// to open one. One is opened at a time: who comes meanwhile waits for it, and finds room on it or fails with it.
     ///
     /// # Errors
-    /// When the caller shall open one: it tells so by dropping the guard, after [`put_h2`](Self::put_h2) or without.
-    pub async fn h2(&self) -> Result<H2, Opening> {
+    /// When the caller shall open one: it tells so by dropping the guard, after [`put_h2`](Self::put_h2) or without. When
+    /// the one that was waited for could not be opened.
+    pub async fn h2(&self) -> Result<H2, Unshared> {
+        let failures = self.opening.failures.get();
         loop {
             if let Some(connection) = self.shared_h2() {
                 return Ok(connection);
             }
+            if let Some(why) = self.opening.why.get().filter(|_| self.opening.failures.get() != failures) {
+                return Err(Unshared::Failed(why));
+            }
             if !self.opening.busy.replace(true) {
-                return Err(Opening(Rc::clone(&self.opening)));
+                return Err(Unshared::Open(Opening(Rc::clone(&self.opening))));
             }
             self.opening.over.notified().await;
         }

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -16,7 +17,7 @@ use weft_proxy::http::Version::{Http1, Http2};
 use weft_proxy::xds::{Cluster, ClusterSpec, Endpoint, Listener, ListenerSpec, RouteTable};
 
 use crate::harness::{App, Raw, app, nobody, story, until};
-use crate::policy::{cluster, forward, listener, retrying};
+use crate::policy::{cluster, forward, listener, retrying, rule};
 
 /// A gRPC-like app: echoes the body, says OK in trailers.
 async fn echo() -> App {
@@ -286,6 +287,36 @@ fn a_host_that_disagrees_with_the_authority_is_refused() {
         assert_eq!(response.status(), 400);
         assert_eq!(response.headers()["x-weft-reason"], "protocol_error; by=server_proxy");
         assert_eq!(app.connections(), 0);
+    });
+}
+
+#[test]
+fn who_waits_for_a_connection_that_fails_fails_with_it() {
+    story(|mesh| async move {
+        // Nobody accepts, and there is no room in line: connecting takes as long as it may.
+        let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        full.listen(0).unwrap();
+        let address = full.local_addr().unwrap().as_socket().unwrap();
+        let _line: Vec<_> = (0..4)
+            .map(|_| {
+                let one = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+                one.set_nonblocking(true).unwrap();
+                drop(one.connect(&address.into()));
+                one
+            })
+            .collect();
+        let mut spec = ClusterSpec::new("orders.shop:80");
+        spec.connect_timeout = Duration::from_millis(500);
+        let to = listener(rule(|_| {}), Cluster::new(spec, vec![Endpoint::new(address)]), vec![]);
+        let mut sender = client(mesh.sidecar(Http2, Target::Listener(to)).await).await;
+        let begun = Instant::now();
+        let answers: Vec<_> = (0..8).map(|_| sender.send_request(post(), true).unwrap().0).collect();
+        for answer in answers {
+            let answer = answer.await.unwrap();
+            assert_eq!(answer.headers()["x-weft-reason"], "connect_timeout; by=client_proxy");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}: not one after the other", begun.elapsed());
     });
 }
 

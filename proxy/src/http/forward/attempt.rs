@@ -228,7 +228,7 @@ impl Way<'_> {
     }
 
     /// Tells the balancer and the breaker.
-    fn ended(&self, elapsed: Duration, outcome: Outcome, now: Instant) {
+    pub(super) fn ended(&self, elapsed: Duration, outcome: Outcome, now: Instant) {
         if let Some(exchange) = &self.exchange {
             if let Some(working) = &exchange.working {
                 working.observe(now, elapsed);

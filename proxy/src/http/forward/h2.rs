@@ -2,17 +2,19 @@
 
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Instant;
 
 use h2::RecvStream;
 use http::{Response, Version};
 use weft_wire::Reason;
 
 use super::attempt::{Answer, Arrived, ENDPOINTS_MAX, Unanswered, Way};
-use crate::balance::Endpoint;
+use crate::balance::{Endpoint, Outcome};
 use crate::http::body::Source;
 use crate::http::client::{H2, Opened};
 use crate::http::headers;
 use crate::policy::retry::Ended;
+use crate::pool::Unshared;
 
 impl Way<'_> {
     pub(super) async fn over_h2(&mut self) -> Result<Answer, Unanswered> {
@@ -81,13 +83,20 @@ impl Way<'_> {
                 Some((endpoint, stream, open)) => (endpoint, Some((stream, open))),
                 None => (self.choose()?, None),
             };
-            let opening = match endpoint.pool.h2().await {
+            let (opening, failed) = match endpoint.pool.h2().await {
                 Ok(connection) => return Ok((endpoint, connection)),
-                Err(opening) => opening,
+                Err(Unshared::Open(opening)) => (Some(opening), None),
+                Err(Unshared::Failed(reason)) => (None, Some(reason)),
             };
-            let connected = match ahead {
-                Some(connected) => Ok(connected),
-                None => {
+            let connected = match (ahead, failed) {
+                (Some(connected), _) => Ok(connected),
+                (None, Some(reason)) => {
+                    // Each that waited is told of, as in Envoy.
+                    let outcome = Outcome::LocalOrigin(reason);
+                    self.ended(self.connect_timeout(), outcome, Instant::now());
+                    Err(reason)
+                }
+                (None, None) => {
                     let Some(open) = endpoint.pool.open(self.cluster.circuit(), false) else {
                         // No more connections: one stream more on one of those there are, when it has room.
                         let least = endpoint.pool.least_h2().ok_or(Reason::ConcurrencyLimited)?;
@@ -110,8 +119,15 @@ impl Way<'_> {
                         return Err(unanswered);
                     }
                 },
-                Err(_) if self.another(endpoint, count) => count += 1,
-                Err(reason) => return Err(Unanswered::new(reason, Ended::Unconnected)),
+                Err(reason) => {
+                    if let Some(opening) = opening {
+                        opening.failed(reason);
+                    }
+                    if !self.another(endpoint, count) {
+                        return Err(Unanswered::new(reason, Ended::Unconnected));
+                    }
+                    count += 1;
+                }
             }
         }
     }
