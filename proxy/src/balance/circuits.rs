@@ -28,6 +28,7 @@ mod journal;
 mod limit;
 mod metrics;
 mod permit;
+mod service;
 mod sweep;
 mod view;
 mod window;
