@@ -1,9 +1,11 @@
 //! How long something may take, counted from the end of a request's body.
 //!
-//! In: a duration. Out: the moment it is over. Invariant: a request without a timeout has no clock. Surprise: the timer is
-//! made when the body has ended, because an upload's length is the caller's affair; until then the whole time is left.
+//! In: a duration. Out: the moment it is over. Invariants: a request without a timeout has no clock; a clock that
+//! [rests](Clock::rest) is not over. Surprises: time runs from when the body has ended, because an upload's length is the
+//! caller's affair; until then the whole time is left. A timer is made only when somebody has to wait, and of two clocks
+//! that run at once the one that ends later rests, because a timer is the dearest part of a timeout.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -19,49 +21,59 @@ pub struct Clock {
     after: Duration,
     /// The body to wait for, if there is one.
     upload: Option<Rc<Upload>>,
+    /// When it is over; `None` until the body has ended.
+    over_at: Cell<Option<Instant>>,
     timer: RefCell<Option<Pin<Box<Sleep>>>>,
+    resting: Cell<bool>,
 }
 
 impl Clock {
     /// A timeout that begins when `upload` ends, or now.
     #[must_use]
     pub fn new(after: Duration, upload: Option<Rc<Upload>>) -> Self {
-        let clock = Self { after, upload, timer: RefCell::new(None) };
-        if clock.is_running() {
-            clock.start();
+        let begins = upload.as_ref().is_none_or(|upload| upload.ended.get());
+        Self {
+            after,
+            upload,
+            over_at: Cell::new(begins.then(|| Instant::now() + after)),
+            timer: RefCell::new(None),
+            resting: Cell::new(false),
         }
-        clock
-    }
-
-    fn is_running(&self) -> bool {
-        self.upload.as_ref().is_none_or(|upload| upload.ended.get())
-    }
-
-    fn start(&self) {
-        *self.timer.borrow_mut() = Some(Box::pin(tokio::time::sleep(self.after)));
     }
 
     /// Completes when the time is over.
     pub fn poll_over(&self, context: &mut Context<'_>) -> Poll<()> {
-        if self.timer.borrow().is_none() {
-            if let Some(upload) = &self.upload {
-                ready!(upload.poll_ended(context));
+        if self.resting.get() {
+            return Poll::Pending;
+        }
+        let over_at = match self.over_at.get() {
+            Some(over_at) => over_at,
+            None => {
+                if let Some(upload) = &self.upload {
+                    ready!(upload.poll_ended(context));
+                }
+                let over_at = Instant::now() + self.after;
+                self.over_at.set(Some(over_at));
+                over_at
             }
-            self.start();
-        }
-        match &mut *self.timer.borrow_mut() {
-            Some(timer) => timer.as_mut().poll(context),
-            None => Poll::Pending,
-        }
+        };
+        let mut timer = self.timer.borrow_mut();
+        timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(over_at))).as_mut().poll(context)
     }
 
     /// What is left of it.
     #[must_use]
     pub fn left(&self) -> Duration {
-        match &*self.timer.borrow() {
-            Some(timer) => timer.deadline().saturating_duration_since(Instant::now()),
+        match self.over_at.get() {
+            Some(over_at) => over_at.saturating_duration_since(Instant::now()),
             None => self.after,
         }
+    }
+
+    /// Until told otherwise another clock, which is over sooner, is looked at in its place. Whoever takes that one away
+    /// must [poll](Self::poll_over) this one again.
+    pub fn rest(&self, rests: bool) {
+        self.resting.set(rests);
     }
 }
 
@@ -83,6 +95,17 @@ mod tests {
         poll_fn(|context| clock.poll_over(context)).await;
         assert_eq!(begun.elapsed().as_secs(), 7);
         assert_eq!(clock.left(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_rests_is_not_over_until_it_is_looked_at_again() {
+        let clock = Clock::new(Duration::from_secs(2), None);
+        clock.rest(true);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(is_pending(&clock).await);
+        assert_eq!(clock.left(), Duration::ZERO, "time goes on");
+        clock.rest(false);
+        assert!(!is_pending(&clock).await);
     }
 
     async fn is_pending(clock: &Clock) -> bool {

@@ -208,6 +208,7 @@ async fn carry(
         tried: Vec::new(),
         per_try: None,
         try_clock: None,
+        whole: None,
     };
     // One comparison for all policies together; what most requests need is not moved about at the size of the rest.
     let answer = if guarded.is_none() && !said.deadline {
@@ -237,7 +238,7 @@ async fn enter(
         return Ok(Some(answer));
     }
     if passage.route().is_fronted() {
-        Box::pin(guard::front(session, passage.route(), parts)).await?;
+        guard::front(session, passage.route(), parts).await?;
     }
     if let Some(answer) = passage.answer(parts) {
         return Ok(Some(answer));

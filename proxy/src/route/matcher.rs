@@ -20,7 +20,7 @@ use http::request::Parts;
 use super::rule::Route;
 use crate::http::headers;
 use crate::xds::Cluster;
-use condition::Draw;
+use condition::Look;
 use index::Index;
 
 pub use condition::{Field, HeaderMatch, Matches, PathMatch, QueryMatch, Text, ValueMatch};
@@ -72,17 +72,24 @@ impl Host {
     }
 
     fn pick(&self, request: &Parts) -> Option<&Arc<Route>> {
-        let mut draw = Draw::default();
-        let mut holds = |route: &Arc<Route>| route.is_catch_all() || route.matches().hold(request, &mut draw);
+        let mut look = Look::default();
         match self.index.candidates(request.uri.path()) {
-            None => self.routes.iter().find(|route| holds(route)),
+            None => first(self.routes.iter(), request, &mut look),
             Some(candidates) => {
-                let mut candidates =
-                    candidates.iter().filter_map(|position| self.routes.get(*position as usize));
-                candidates.find(|route| holds(route))
+                let candidates = candidates.iter().filter_map(|position| self.routes.get(*position as usize));
+                first(candidates, request, &mut look)
             }
         }
     }
+}
+
+/// The first of the routes whose conditions hold.
+fn first<'a>(
+    mut routes: impl Iterator<Item = &'a Arc<Route>>,
+    request: &Parts,
+    look: &mut Look<'a>,
+) -> Option<&'a Arc<Route>> {
+    routes.find(|route| route.is_catch_all() || route.matches().hold(request, look))
 }
 
 /// Routes of one listener, compiled.

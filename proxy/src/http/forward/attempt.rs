@@ -108,6 +108,8 @@ pub(super) struct Way<'a> {
     pub per_try: Option<Duration>,
     /// What is left of that for this one.
     pub try_clock: Option<Clock>,
+    /// How long all attempts may take together.
+    pub whole: Option<Rc<Clock>>,
 }
 
 /// What a head says about who sent it.
@@ -237,17 +239,37 @@ impl Way<'_> {
         }
     }
 
-    /// The attempt has a connection: its time begins, as soon as the whole request is here.
-    pub(super) fn start_try_clock(&mut self) {
-        self.try_clock = self.per_try.map(|each| {
-            let upload = self.exchange.as_ref().and_then(|exchange| exchange.upload.clone());
-            Clock::new(each, upload)
-        });
+    /// What `poll` comes to, within the time of an attempt that has a connection; `None`: not in time.
+    pub(super) async fn in_time<T>(
+        &mut self,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Option<T> {
+        self.start_try_clock();
+        let came = std::future::poll_fn(|context| match poll(context) {
+            Poll::Ready(came) => Poll::Ready(Some(came)),
+            Poll::Pending => {
+                self.try_clock.as_ref().map_or(Poll::Pending, |clock| clock.poll_over(context)).map(|()| None)
+            }
+        })
+        .await;
+        self.try_clock = None;
+        if let Some(whole) = &self.whole {
+            whole.rest(false);
+        }
+        came
     }
 
-    /// Completes when the attempt has had its time.
-    pub(super) fn poll_over(&self, context: &mut Context<'_>) -> Poll<()> {
-        self.try_clock.as_ref().map_or(Poll::Pending, |clock| clock.poll_over(context))
+    /// The time begins as soon as the whole request is here. Where all of it is over sooner there is no other clock.
+    fn start_try_clock(&mut self) {
+        let Some(each) = self.per_try else { return };
+        if let Some(whole) = &self.whole {
+            if whole.left() <= each {
+                return;
+            }
+            whole.rest(true);
+        }
+        let upload = self.exchange.as_ref().and_then(|exchange| exchange.upload.clone());
+        self.try_clock = Some(Clock::new(each, upload));
     }
 
     pub(super) fn is_switch(&self, status: StatusCode) -> bool {

@@ -18,7 +18,6 @@ use super::{Refusal, Session, mirror};
 use crate::balance::Outcome;
 use crate::http::clock::Clock;
 use crate::http::headers::Intent;
-use crate::policy::fault::FaultPolicy;
 use crate::policy::limit::Taken;
 use crate::policy::retry::{Ended, RetryPolicy};
 use crate::policy::timeout;
@@ -31,7 +30,14 @@ use crate::worker::Worker;
 /// What a rule does to a request in front of everything else.
 pub(super) async fn front(session: &Session, route: &Route, request: &Parts) -> Result<(), Refusal> {
     if let Some(fault) = route.fault() {
-        inject(&session.worker, fault, request).await?;
+        let injected = fault.inject(request, [fastrand::u64(..), fastrand::u64(..)]);
+        if let Some(delay) = injected.delay {
+            // Boxed, because most requests are not held up.
+            Box::pin(hold_up(&session.worker, delay)).await;
+        }
+        if let Some(abort) = injected.abort {
+            return Err(Refusal::telling(Reason::FaultInjected, reply::aborted(abort)));
+        }
     }
     match route.rate_limit() {
         Some(limit) => admit(session, limit),
@@ -39,18 +45,10 @@ pub(super) async fn front(session: &Session, route: &Route, request: &Parts) -> 
     }
 }
 
-async fn inject(worker: &Worker, policy: &FaultPolicy, request: &Parts) -> Result<(), Refusal> {
-    let draws = [fastrand::u64(..), fastrand::u64(..)];
-    let injected = policy.inject(request, draws);
-    if let Some(delay) = injected.delay {
-        match worker.http.delayed.acquire() {
-            Some(_active) => tokio::time::sleep(delay).await,
-            None => worker.shard.limit(Limit::Delayed),
-        }
-    }
-    match injected.abort {
-        Some(abort) => Err(Refusal::telling(Reason::FaultInjected, reply::aborted(abort))),
-        None => Ok(()),
+async fn hold_up(worker: &Worker, delay: Duration) {
+    match worker.http.delayed.acquire() {
+        Some(_active) => tokio::time::sleep(delay).await,
+        None => worker.shard.limit(Limit::Delayed),
     }
 }
 
@@ -110,6 +108,7 @@ impl Way<'_> {
             let upload = self.exchange.as_ref().and_then(|exchange| exchange.upload.clone());
             Rc::new(Clock::new(allowed, upload))
         });
+        self.whole.clone_from(&clock);
         let told = clock.as_deref().filter(|_| announced);
         let answer = {
             let mut attempts = pin!(self.attempts(retry, told));

@@ -1,7 +1,6 @@
 //! An attempt over HTTP/1.
 
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Instant;
 
 use http::{HeaderValue, StatusCode, Version, header};
@@ -29,12 +28,7 @@ impl Way<'_> {
         self.begin_h1(&mut link);
         loop {
             let begun = self.begin();
-            self.start_try_clock();
-            let answer = std::future::poll_fn(|context| match link.poll_head(context) {
-                Poll::Ready(answer) => Poll::Ready(Some(answer)),
-                Poll::Pending => self.poll_over(context).map(|()| None),
-            })
-            .await;
+            let answer = self.in_time(|context| link.poll_head(context)).await;
             let unanswered = match answer {
                 Some(Ok(head)) if self.is_switch(head.status()) => {
                     self.answered(begun, &head);

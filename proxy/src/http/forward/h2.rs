@@ -1,7 +1,6 @@
 //! An attempt over HTTP/2.
 
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Instant;
 
 use h2::RecvStream;
@@ -66,12 +65,7 @@ impl Way<'_> {
 
     /// The response's head; `None`: not in time.
     async fn answer(&mut self, opened: &mut Opened) -> Option<Result<Response<RecvStream>, h2::Error>> {
-        self.start_try_clock();
-        std::future::poll_fn(|context| match opened.poll_answer(context) {
-            Poll::Ready(answer) => Poll::Ready(Some(answer)),
-            Poll::Pending => self.poll_over(context).map(|()| None),
-        })
-        .await
+        self.in_time(|context| opened.poll_answer(context)).await
     }
 
     /// A connection with room for a stream; one at a time is opened for each endpoint.

@@ -87,6 +87,7 @@ impl Copy {
             tried: Vec::new(),
             per_try: None,
             try_clock: None,
+            whole: None,
         };
         let answer = way.attempt().await;
         if admission.is_probe() {

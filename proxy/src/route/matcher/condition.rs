@@ -133,29 +133,50 @@ impl Matches {
             && self.fraction.is_all()
     }
 
-    /// Whether all conditions hold. `draw` is asked for once per request at most, and only where a share is.
-    pub(in crate::route) fn hold(&self, request: &Parts, draw: &mut Draw) -> bool {
+    /// Whether all conditions hold.
+    pub(in crate::route) fn hold<'a>(&'a self, request: &Parts, look: &mut Look<'a>) -> bool {
         self.method.as_ref().is_none_or(|method| *method == request.method)
             && self.path.holds(request.uri.path())
-            && self.headers.iter().all(|header| header.holds(request))
+            && self.headers.iter().all(|header| look.finds(header, request))
             && self.query.iter().all(|query| query.holds(request.uri.query().unwrap_or_default()))
-            && (self.fraction.is_all() || self.fraction.holds(draw.get()))
+            && (self.fraction.is_all() || self.fraction.holds(look.draw()))
     }
 }
 
-/// One random number for all routes of a table, so that shares of successive routes add up: 30 % of the first and
-/// 50 % of the second leave 50 % for the third, as in Envoy.
+/// What the routes of a table share in looking at one request.
 #[derive(Debug, Default)]
-pub(in crate::route) struct Draw(Option<u64>);
+pub(in crate::route) struct Look<'a> {
+    /// One random number for all of them, asked for only where a share is, so that shares of successive routes add up:
+    /// 30 % of the first and 50 % of the second leave 50 % for the third, as in Envoy.
+    draw: Option<u64>,
+    /// The header that was last found missing: successive routes often ask for the same one, and hashing its name
+    /// for each of them costs more than the rest of the look.
+    missing: Option<&'a HeaderName>,
+}
 
-impl Draw {
+impl<'a> Look<'a> {
     #[cfg(test)]
     pub(in crate::route) fn of(draw: u64) -> Self {
-        Self(Some(draw))
+        Self { draw: Some(draw), missing: None }
     }
 
-    fn get(&mut self) -> u64 {
-        *self.0.get_or_insert_with(|| fastrand::u64(..))
+    fn draw(&mut self) -> u64 {
+        *self.draw.get_or_insert_with(|| fastrand::u64(..))
+    }
+
+    fn finds(&mut self, header: &'a HeaderMatch, request: &Parts) -> bool {
+        let name = match &header.field {
+            Field::Header(name) => name,
+            Field::Method | Field::Path | Field::Authority | Field::Scheme => return header.holds(request),
+        };
+        if self.missing == Some(name) {
+            return header.verdict(None);
+        }
+        let found = header.look(request);
+        if found.is_none() {
+            self.missing = Some(name);
+        }
+        header.verdict(found)
     }
 }
 
@@ -324,16 +345,21 @@ impl HeaderMatch {
     /// Whether a request fulfils the condition.
     #[must_use]
     pub fn holds(&self, request: &Parts) -> bool {
-        let mut there = false;
-        let mut holds = false;
-        self.field.each(request, |value| {
-            there = true;
-            holds = holds || self.value.holds(value);
-        });
-        match self.value {
-            ValueMatch::Present => there != self.invert,
-            _ if there => holds != self.invert,
-            _ => self.missing_is_empty && self.value.holds(b"") != self.invert,
+        self.verdict(self.look(request))
+    }
+
+    /// Whether any value of the field is as it must be; `None`: there is none.
+    fn look(&self, request: &Parts) -> Option<bool> {
+        let mut found = None;
+        self.field.each(request, |value| found = Some(found == Some(true) || self.value.holds(value)));
+        found
+    }
+
+    fn verdict(&self, found: Option<bool>) -> bool {
+        match (&self.value, found) {
+            (ValueMatch::Present, _) => found.is_some() != self.invert,
+            (_, Some(holds)) => holds != self.invert,
+            (_, None) => self.missing_is_empty && self.value.holds(b"") != self.invert,
         }
     }
 }
