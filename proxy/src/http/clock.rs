@@ -28,14 +28,14 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A timeout that begins when `upload` ends, or now.
+    /// A timeout that begins when `upload` ends, or at `now`.
     #[must_use]
-    pub fn new(after: Duration, upload: Option<Rc<Upload>>) -> Self {
+    pub fn new(after: Duration, upload: Option<Rc<Upload>>, now: Instant) -> Self {
         let begins = upload.as_ref().is_none_or(|upload| upload.ended.get());
         Self {
             after,
             upload,
-            over_at: Cell::new(begins.then(|| Instant::now() + after)),
+            over_at: Cell::new(begins.then(|| now + after)),
             timer: RefCell::new(None),
             resting: Cell::new(false),
         }
@@ -61,11 +61,11 @@ impl Clock {
         timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(over_at))).as_mut().poll(context)
     }
 
-    /// What is left of it.
+    /// What is left of it at `now`.
     #[must_use]
-    pub fn left(&self) -> Duration {
+    pub fn left(&self, now: Instant) -> Duration {
         match self.over_at.get() {
-            Some(over_at) => over_at.saturating_duration_since(Instant::now()),
+            Some(over_at) => over_at.saturating_duration_since(now),
             None => self.after,
         }
     }
@@ -86,24 +86,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn time_runs_from_the_end_of_the_body() {
         let upload = Rc::new(Upload::default());
-        let clock = Clock::new(Duration::from_secs(2), Some(Rc::clone(&upload)));
+        let clock = Clock::new(Duration::from_secs(2), Some(Rc::clone(&upload)), Instant::now());
         let begun = Instant::now();
         assert!(is_pending(&clock).await);
         tokio::time::sleep(Duration::from_secs(5)).await;
-        assert_eq!(clock.left(), Duration::from_secs(2));
+        assert_eq!(clock.left(Instant::now()), Duration::from_secs(2));
         upload.end();
         poll_fn(|context| clock.poll_over(context)).await;
         assert_eq!(begun.elapsed().as_secs(), 7);
-        assert_eq!(clock.left(), Duration::ZERO);
+        assert_eq!(clock.left(Instant::now()), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_clock_that_rests_is_not_over_until_it_is_looked_at_again() {
-        let clock = Clock::new(Duration::from_secs(2), None);
+        let clock = Clock::new(Duration::from_secs(2), None, Instant::now());
         clock.rest(true);
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert!(is_pending(&clock).await);
-        assert_eq!(clock.left(), Duration::ZERO, "time goes on");
+        assert_eq!(clock.left(Instant::now()), Duration::ZERO, "time goes on");
         clock.rest(false);
         assert!(!is_pending(&clock).await);
     }

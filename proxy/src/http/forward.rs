@@ -176,15 +176,15 @@ async fn carry(
             _ => {}
         }
     }
-    if let Some(answer) = enter(session, destination, exchange, parts).await? {
+    let mut held_up = false;
+    if let Some(answer) = enter(session, destination, exchange, parts, &mut held_up).await? {
         return Ok(answered(answer, exchange.take()));
     }
     let cluster = destination.cluster(session, passage(exchange))?;
     let guarded = passage(exchange).map(Passage::route).filter(|route| route.guards()).cloned();
     if let Some(exchange) = exchange {
-        let fronted = exchange.passage.as_ref().is_some_and(|passage| passage.route().is_fronted());
         // A delay on purpose is over by now, and says nothing about whoever will be asked.
-        let now = if fronted { Instant::now() } else { exchange.record.started() };
+        let now = if held_up { Instant::now() } else { exchange.record.started() };
         if let Some(port) = destination.port(worker, now) {
             exchange.in_progress = Some(port.begin(now).ok_or_else(|| {
                 worker.shard.limit(Limit::Concurrency);
@@ -214,7 +214,7 @@ async fn carry(
     let answer = if guarded.is_none() && !said.deadline {
         way.attempt().await.map_err(|unanswered| unanswered.refusal)?
     } else {
-        Box::pin(way.guarded(session, guarded.as_deref())).await?
+        Box::pin(way.guarded(session, guarded.as_deref(), said.deadline)).await?
     };
     Ok(deliver(session, answer, exchange.take()))
 }
@@ -225,6 +225,7 @@ async fn enter(
     destination: &Destination,
     exchange: &mut Option<Box<Exchange>>,
     parts: &mut Parts,
+    held_up: &mut bool,
 ) -> Result<Option<Response<Bytes>>, Refusal> {
     let Some(exchange) = exchange else { return Ok(None) };
     exchange.passage = destination.passage(parts)?;
@@ -238,7 +239,7 @@ async fn enter(
         return Ok(Some(answer));
     }
     if passage.route().is_fronted() {
-        guard::front(session, passage.route(), parts).await?;
+        *held_up = guard::front(session, passage.route(), parts).await?;
     }
     if let Some(answer) = passage.answer(parts) {
         return Ok(Some(answer));

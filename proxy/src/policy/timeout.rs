@@ -37,10 +37,11 @@ pub fn shortest(route: Option<Duration>, headers: &HeaderMap, grpc: bool) -> Opt
 }
 
 /// Tells the next hop what is left.
-pub fn announce(headers: &mut HeaderMap, left: Duration) {
+pub fn announce(headers: &mut HeaderMap, left: Duration, grpc: bool) {
     let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
     headers.insert(HeaderName::from_static(DEADLINE), HeaderValue::from(millis));
-    if let Some(value) = headers.get_mut(GRPC_TIMEOUT)
+    if grpc
+        && let Some(value) = headers.get_mut(GRPC_TIMEOUT)
         && read_grpc(value.as_bytes()).is_none_or(|asked| left < asked)
     {
         *value = write_grpc(left);
@@ -121,13 +122,13 @@ mod tests {
     #[test]
     fn the_next_hop_hears_what_is_left_and_never_more() {
         let mut told = headers(&[("grpc-timeout", "5S")]);
-        announce(&mut told, MS(1500));
+        announce(&mut told, MS(1500), true);
         assert_eq!(told["x-weft-deadline"], "1500");
         assert_eq!(told["grpc-timeout"], "1500000u");
-        announce(&mut told, MS(4000));
+        announce(&mut told, MS(4000), true);
         assert_eq!(told["grpc-timeout"], "1500000u", "only ever shorter");
         let mut plain = headers(&[]);
-        announce(&mut plain, MS(7));
+        announce(&mut plain, MS(7), false);
         assert!(!plain.contains_key("grpc-timeout"), "who did not speak gRPC does not begin to");
     }
 

@@ -10,6 +10,7 @@
 
 mod condition;
 mod index;
+mod needs;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,8 +21,9 @@ use http::request::Parts;
 use super::rule::Route;
 use crate::http::headers;
 use crate::xds::Cluster;
-use condition::Look;
+use condition::Draw;
 use index::Index;
+use needs::Needs;
 
 pub use condition::{Field, HeaderMatch, Matches, PathMatch, QueryMatch, Text, ValueMatch};
 
@@ -63,33 +65,31 @@ pub enum InvalidTable {
 struct Host {
     routes: Vec<Arc<Route>>,
     index: Index,
+    needs: Needs,
 }
 
 impl Host {
     fn new(routes: Vec<Arc<Route>>) -> Self {
         let index = Index::new(routes.iter().map(|route| &route.matches().path));
-        Self { routes, index }
+        let needs = Needs::new(routes.iter().map(|route| route.matches().required()));
+        Self { routes, index, needs }
     }
 
     fn pick(&self, request: &Parts) -> Option<&Arc<Route>> {
-        let mut look = Look::default();
-        match self.index.candidates(request.uri.path()) {
-            None => first(self.routes.iter(), request, &mut look),
-            Some(candidates) => {
-                let candidates = candidates.iter().filter_map(|position| self.routes.get(*position as usize));
-                first(candidates, request, &mut look)
+        let mut draw = Draw::default();
+        let mut missing = needs::Missing::default();
+        let mut holds = |position: usize| {
+            if self.needs.lacks(position, &request.headers, &mut missing) {
+                return None;
             }
+            let route = self.routes.get(position)?;
+            (route.is_catch_all() || route.matches().hold(request, &mut draw)).then_some(route)
+        };
+        match self.index.candidates(request.uri.path()) {
+            None => (0..self.routes.len()).find_map(holds),
+            Some(candidates) => candidates.iter().find_map(|position| holds(*position as usize)),
         }
     }
-}
-
-/// The first of the routes whose conditions hold.
-fn first<'a>(
-    mut routes: impl Iterator<Item = &'a Arc<Route>>,
-    request: &Parts,
-    look: &mut Look<'a>,
-) -> Option<&'a Arc<Route>> {
-    routes.find(|route| route.is_catch_all() || route.matches().hold(request, look))
 }
 
 /// Routes of one listener, compiled.

@@ -242,9 +242,10 @@ impl Way<'_> {
     /// What `poll` comes to, within the time of an attempt that has a connection; `None`: not in time.
     pub(super) async fn in_time<T>(
         &mut self,
+        begun: Option<Instant>,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Option<T> {
-        self.start_try_clock();
+        self.start_try_clock(begun);
         let came = std::future::poll_fn(|context| match poll(context) {
             Poll::Ready(came) => Poll::Ready(Some(came)),
             Poll::Pending => {
@@ -260,16 +261,17 @@ impl Way<'_> {
     }
 
     /// The time begins as soon as the whole request is here. Where all of it is over sooner there is no other clock.
-    fn start_try_clock(&mut self) {
+    fn start_try_clock(&mut self, begun: Option<Instant>) {
         let Some(each) = self.per_try else { return };
+        let now = begun.map_or_else(tokio::time::Instant::now, tokio::time::Instant::from_std);
         if let Some(whole) = &self.whole {
-            if whole.left() <= each {
+            if whole.left(now) <= each {
                 return;
             }
             whole.rest(true);
         }
         let upload = self.exchange.as_ref().and_then(|exchange| exchange.upload.clone());
-        self.try_clock = Some(Clock::new(each, upload));
+        self.try_clock = Some(Clock::new(each, upload, now));
     }
 
     pub(super) fn is_switch(&self, status: StatusCode) -> bool {

@@ -27,22 +27,24 @@ use crate::route::policies::RateLimit;
 use crate::route::rule::Route;
 use crate::worker::Worker;
 
-/// What a rule does to a request in front of everything else.
-pub(super) async fn front(session: &Session, route: &Route, request: &Parts) -> Result<(), Refusal> {
+/// What a rule does to a request in front of everything else. Whether it was held up by that.
+pub(super) async fn front(session: &Session, route: &Route, request: &Parts) -> Result<bool, Refusal> {
+    let mut held_up = false;
     if let Some(fault) = route.fault() {
         let injected = fault.inject(request, [fastrand::u64(..), fastrand::u64(..)]);
         if let Some(delay) = injected.delay {
             // Boxed, because most requests are not held up.
             Box::pin(hold_up(&session.worker, delay)).await;
+            held_up = true;
         }
         if let Some(abort) = injected.abort {
             return Err(Refusal::telling(Reason::FaultInjected, reply::aborted(abort)));
         }
     }
-    match route.rate_limit() {
-        Some(limit) => admit(session, limit),
-        None => Ok(()),
+    if let Some(limit) = route.rate_limit() {
+        admit(session, limit)?;
     }
+    Ok(held_up)
 }
 
 async fn hold_up(worker: &Worker, delay: Duration) {
@@ -69,10 +71,14 @@ impl Way<'_> {
         &mut self,
         session: &Session,
         route: Option<&Route>,
+        deadline: bool,
     ) -> Result<Answer, Refusal> {
-        let mut allowed = timeout::shortest(None, &self.outgoing.head.headers, self.grpc);
-        // Between sidecars only: an app, or somebody outside, would not know what it means.
-        self.outgoing.head.headers.remove(header::DEADLINE);
+        let mut allowed = None;
+        if deadline {
+            allowed = timeout::shortest(None, &self.outgoing.head.headers, self.grpc);
+            // Between sidecars only: an app, or somebody outside, would not know what it means.
+            self.outgoing.head.headers.remove(header::DEADLINE);
+        }
         let mut retry = None;
         if let Some(route) = route {
             allowed = [allowed, route.timeout()].into_iter().flatten().min();
@@ -106,7 +112,7 @@ impl Way<'_> {
     ) -> Result<Answer, Unanswered> {
         let clock = allowed.map(|allowed| {
             let upload = self.exchange.as_ref().and_then(|exchange| exchange.upload.clone());
-            Rc::new(Clock::new(allowed, upload))
+            Rc::new(Clock::new(allowed, upload, tokio::time::Instant::now()))
         });
         self.whole.clone_from(&clock);
         let told = clock.as_deref().filter(|_| announced);

@@ -28,7 +28,7 @@ impl Way<'_> {
         self.begin_h1(&mut link);
         loop {
             let begun = self.begin();
-            let answer = self.in_time(|context| link.poll_head(context)).await;
+            let answer = self.in_time(begun, |context| link.poll_head(context)).await;
             let unanswered = match answer {
                 Some(Ok(head)) if self.is_switch(head.status()) => {
                     self.answered(begun, &head);

@@ -26,7 +26,7 @@ impl Way<'_> {
             let begun = self.begin();
             let spare = self.outgoing.spare();
             let (error, ended, again) = match connection.open(self.outgoing.take()).await {
-                Ok(mut opened) => match self.answer(&mut opened).await {
+                Ok(mut opened) => match self.answer(begun, &mut opened).await {
                     None => {
                         let unanswered = Unanswered::new(Reason::RequestTimeout, Ended::TimedOut);
                         self.failed(begun, &unanswered);
@@ -64,8 +64,12 @@ impl Way<'_> {
     }
 
     /// The response's head; `None`: not in time.
-    async fn answer(&mut self, opened: &mut Opened) -> Option<Result<Response<RecvStream>, h2::Error>> {
-        self.in_time(|context| opened.poll_answer(context)).await
+    async fn answer(
+        &mut self,
+        begun: Option<Instant>,
+        opened: &mut Opened,
+    ) -> Option<Result<Response<RecvStream>, h2::Error>> {
+        self.in_time(begun, |context| opened.poll_answer(context)).await
     }
 
     /// A connection with room for a stream; one at a time is opened for each endpoint.

@@ -30,9 +30,9 @@ impl Way<'_> {
         // Held while a further attempt is under way.
         let mut permit = None;
         loop {
-            if let Some(left) = told.map(Clock::left) {
+            if let Some(left) = told.map(|clock| clock.left(tokio::time::Instant::now())) {
                 let left = self.per_try.map_or(left, |each| each.min(left));
-                timeout::announce(&mut self.outgoing.head.headers, left);
+                timeout::announce(&mut self.outgoing.head.headers, left, self.grpc);
             }
             let ended = self.attempt().await;
             drop(permit.take());
@@ -58,11 +58,17 @@ impl Way<'_> {
     fn wants(&self, policy: &RetryPolicy, retries: u32, ended: &Result<Answer, Unanswered>) -> bool {
         let ended = match ended {
             Ok(answer) if matches!(answer.body(), Arrived::Switch(_)) => None,
-            Ok(answer) => Some(Ended::Answered {
-                status: answer.status(),
-                grpc: class::grpc_status(answer.headers()).filter(|_| self.grpc),
-                rate_limited: answer.headers().contains_key(RATE_LIMITED),
-            }),
+            Ok(answer) => {
+                let (status, headers) = (answer.status(), answer.headers());
+                let grpc = class::grpc_status(headers).filter(|_| self.grpc);
+                // Names are hashed; most answers are good ones.
+                let bad = grpc.is_some() || !status.is_success();
+                Some(Ended::Answered {
+                    status,
+                    grpc,
+                    rate_limited: bad && headers.contains_key(RATE_LIMITED),
+                })
+            }
             Err(unanswered) => unanswered.ended,
         };
         let wanted = retries < policy.retries && ended.is_some_and(|ended| policy.wants(ended));

@@ -134,49 +134,36 @@ impl Matches {
     }
 
     /// Whether all conditions hold.
-    pub(in crate::route) fn hold<'a>(&'a self, request: &Parts, look: &mut Look<'a>) -> bool {
+    pub(in crate::route) fn hold(&self, request: &Parts, draw: &mut Draw) -> bool {
         self.method.as_ref().is_none_or(|method| *method == request.method)
             && self.path.holds(request.uri.path())
-            && self.headers.iter().all(|header| look.finds(header, request))
+            && self.headers.iter().all(|header| header.holds(request))
             && self.query.iter().all(|query| query.holds(request.uri.query().unwrap_or_default()))
-            && (self.fraction.is_all() || self.fraction.holds(look.draw()))
+            && (self.fraction.is_all() || self.fraction.holds(draw.get()))
+    }
+
+    /// A header without which the conditions cannot hold, if there is one.
+    pub(super) fn required(&self) -> Option<&HeaderName> {
+        self.headers.iter().find_map(|header| match &header.field {
+            Field::Header(name) if !header.verdict(None) => Some(name),
+            _ => None,
+        })
     }
 }
 
-/// What the routes of a table share in looking at one request.
+/// One random number for all routes of a table, asked for only where a share is, so that shares of successive routes
+/// add up: 30 % of the first and 50 % of the second leave 50 % for the third, as in Envoy.
 #[derive(Debug, Default)]
-pub(in crate::route) struct Look<'a> {
-    /// One random number for all of them, asked for only where a share is, so that shares of successive routes add up:
-    /// 30 % of the first and 50 % of the second leave 50 % for the third, as in Envoy.
-    draw: Option<u64>,
-    /// The header that was last found missing: successive routes often ask for the same one, and hashing its name
-    /// for each of them costs more than the rest of the look.
-    missing: Option<&'a HeaderName>,
-}
+pub(in crate::route) struct Draw(Option<u64>);
 
-impl<'a> Look<'a> {
+impl Draw {
     #[cfg(test)]
     pub(in crate::route) fn of(draw: u64) -> Self {
-        Self { draw: Some(draw), missing: None }
+        Self(Some(draw))
     }
 
-    fn draw(&mut self) -> u64 {
-        *self.draw.get_or_insert_with(|| fastrand::u64(..))
-    }
-
-    fn finds(&mut self, header: &'a HeaderMatch, request: &Parts) -> bool {
-        let name = match &header.field {
-            Field::Header(name) => name,
-            Field::Method | Field::Path | Field::Authority | Field::Scheme => return header.holds(request),
-        };
-        if self.missing == Some(name) {
-            return header.verdict(None);
-        }
-        let found = header.look(request);
-        if found.is_none() {
-            self.missing = Some(name);
-        }
-        header.verdict(found)
+    fn get(&mut self) -> u64 {
+        *self.0.get_or_insert_with(|| fastrand::u64(..))
     }
 }
 
