@@ -43,9 +43,7 @@ impl Clock {
 
     /// Completes when the time is over.
     pub fn poll_over(&self, context: &mut Context<'_>) -> Poll<()> {
-        if self.resting.get() {
-            return Poll::Pending;
-        }
+        // A clock that rests still notices when it begins.
         let over_at = match self.over_at.get() {
             Some(over_at) => over_at,
             None => {
@@ -57,6 +55,9 @@ impl Clock {
                 over_at
             }
         };
+        if self.resting.get() {
+            return Poll::Pending;
+        }
         let mut timer = self.timer.borrow_mut();
         timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(over_at))).as_mut().poll(context)
     }
@@ -70,8 +71,8 @@ impl Clock {
         }
     }
 
-    /// Until told otherwise another clock, which is over sooner, is looked at in its place. Whoever takes that one away
-    /// must [poll](Self::poll_over) this one again.
+    /// Until told otherwise another clock, which is over sooner, is looked at in its place. It must still be
+    /// [polled](Self::poll_over), and so must this one when the other is taken away.
     pub fn rest(&self, rests: bool) {
         self.resting.set(rests);
     }
@@ -106,6 +107,21 @@ mod tests {
         assert_eq!(clock.left(Instant::now()), Duration::ZERO, "time goes on");
         clock.rest(false);
         assert!(!is_pending(&clock).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_runs_while_a_clock_rests() {
+        let upload = Rc::new(Upload::default());
+        let clock = Clock::new(Duration::from_secs(2), Some(Rc::clone(&upload)), Instant::now());
+        clock.rest(true);
+        assert!(is_pending(&clock).await);
+        upload.end();
+        assert!(is_pending(&clock).await);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        clock.rest(false);
+        let begun = Instant::now();
+        poll_fn(|context| clock.poll_over(context)).await;
+        assert_eq!(begun.elapsed().as_secs(), 1);
     }
 
     async fn is_pending(clock: &Clock) -> bool {
