@@ -20,6 +20,7 @@ pub mod config;
 pub mod connect;
 pub mod detect;
 pub mod drain;
+mod exposition;
 pub mod http;
 pub mod inbound;
 pub mod intercept;

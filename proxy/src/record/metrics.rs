@@ -5,12 +5,11 @@
 //! a value is left out, which Prometheus reads as the same thing. Invariant: as many series as the ledger has
 //! label sets, which is bounded; nothing here creates one.
 
-use std::collections::HashMap;
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 
 use prometheus::core::Desc;
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{Bucket, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use weft_wire::attribute;
 use weft_wire::histogram::BOUNDS_SECONDS;
 
@@ -18,9 +17,10 @@ use super::cell::Totals;
 use super::rules::RuleLabels;
 use super::series::{FlowLabels, RequestLabels, Sum as _};
 use super::{Detected, Direction, EdgeSpec, Limit, PeerSpec, Telemetry};
+use crate::exposition::{self, Described, counter, gauge, label};
 
 /// The families; [`family`] names their positions.
-const FAMILIES: [(&str, &str, MetricType); 18] = [
+const FAMILIES: [Described; 18] = [
     ("http_client_request_duration_seconds", "Outbound HTTP and gRPC requests.", MetricType::HISTOGRAM),
     ("http_server_request_duration_seconds", "Inbound HTTP and gRPC requests.", MetricType::HISTOGRAM),
     ("weft_client_io_bytes_total", "Bytes of outbound edges, as the caller sees them.", MetricType::COUNTER),
@@ -96,10 +96,7 @@ pub(super) struct Collector {
 
 impl Collector {
     pub(super) fn new(telemetry: Weak<Telemetry>) -> Self {
-        let describe = |(name, help, _): &(&str, &str, MetricType)| {
-            Desc::new((*name).to_owned(), (*help).to_owned(), Vec::new(), HashMap::new()).ok()
-        };
-        Self { telemetry, descriptions: FAMILIES.iter().filter_map(describe).collect() }
+        Self { telemetry, descriptions: FAMILIES.iter().filter_map(exposition::description).collect() }
     }
 }
 
@@ -114,16 +111,7 @@ impl prometheus::core::Collector for Collector {
             collect(&telemetry, &mut metrics);
         }
         let families = FAMILIES.iter().zip(metrics).filter(|(_, metrics)| !metrics.is_empty());
-        families
-            .map(|((name, help, kind), metrics)| {
-                let mut family = MetricFamily::default();
-                family.set_name((*name).to_owned());
-                family.set_help((*help).to_owned());
-                family.set_field_type(*kind);
-                family.set_metric(metrics);
-                family
-            })
-            .collect()
+        families.map(|(described, metrics)| exposition::family(described, metrics)).collect()
     }
 }
 
@@ -199,13 +187,6 @@ fn side(edge: &EdgeSpec) -> usize {
     }
 }
 
-fn label(name: &str, value: &str) -> LabelPair {
-    let mut pair = LabelPair::default();
-    pair.set_name(name.replace('.', "_"));
-    pair.set_value(value.to_owned());
-    pair
-}
-
 fn edge_labels(edge: &EdgeSpec, peer: &PeerSpec) -> Vec<LabelPair> {
     let mut labels = vec![
         label(attribute::SERVER_ADDRESS, &edge.server_address),
@@ -263,22 +244,6 @@ fn rule_labels(rule: &RuleLabels) -> Vec<LabelPair> {
         labels.push(label(attribute::ERROR_TYPE, attribute::ERROR_FAILED));
     }
     labels
-}
-
-fn counter(labels: Vec<LabelPair>, value: u64) -> Metric {
-    let mut counter = Counter::default();
-    counter.set_value(value as f64);
-    let mut metric = Metric::from_label(labels);
-    metric.set_counter(counter);
-    metric
-}
-
-fn gauge(labels: Vec<LabelPair>, value: f64) -> Metric {
-    let mut gauge = Gauge::default();
-    gauge.set_value(value);
-    let mut metric = Metric::from_label(labels);
-    metric.set_gauge(gauge);
-    metric
 }
 
 fn histogram(labels: Vec<LabelPair>, totals: &Totals) -> Metric {

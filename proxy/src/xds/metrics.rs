@@ -5,9 +5,10 @@
 use std::sync::Weak;
 
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{MetricFamily, MetricType};
 
 use super::directory::{Directory, Status};
+use crate::exposition::{self, label, value};
 
 /// Name, help, kind and how to read the series' labels and values out of the status.
 struct Family {
@@ -122,10 +123,7 @@ pub struct Metrics {
 
 impl Metrics {
     pub(super) fn new(directory: Weak<Directory>) -> Self {
-        let describe = |family: &Family| {
-            Desc::new(family.name.into(), family.help.into(), Vec::new(), std::collections::HashMap::new())
-                .ok()
-        };
+        let describe = |family: &Family| exposition::description(&(family.name, family.help, family.kind));
         Self { directory, descriptions: FAMILIES.iter().filter_map(describe).collect() }
     }
 }
@@ -148,34 +146,11 @@ impl Collector for Metrics {
 }
 
 fn message(family: &Family, series: Vec<Series>) -> MetricFamily {
-    let mut message = MetricFamily::default();
-    message.set_name(family.name.into());
-    message.set_help(family.help.into());
-    message.set_field_type(family.kind);
-    message
-        .set_metric(series.into_iter().map(|(labels, value)| metric(family.kind, labels, value)).collect());
-    message
-}
-
-fn metric(kind: MetricType, labels: Vec<(&'static str, &'static str)>, value: f64) -> Metric {
-    let mut metric = Metric::default();
-    let pair = |(name, word): (&str, &str)| {
-        let mut pair = LabelPair::default();
-        pair.set_name(name.into());
-        pair.set_value(word.into());
-        pair
+    let metric = |(labels, number): Series| {
+        let labels = labels.into_iter().map(|(name, word)| label(name, word)).collect();
+        value(family.kind, labels, number)
     };
-    metric.set_label(labels.into_iter().map(pair).collect());
-    if kind == MetricType::COUNTER {
-        let mut counter = Counter::default();
-        counter.set_value(value);
-        metric.set_counter(counter);
-    } else {
-        let mut gauge = Gauge::default();
-        gauge.set_value(value);
-        metric.set_gauge(gauge);
-    }
-    metric
+    exposition::family(&(family.name, family.help, family.kind), series.into_iter().map(metric).collect())
 }
 
 #[cfg(test)]

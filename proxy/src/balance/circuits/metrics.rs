@@ -4,13 +4,13 @@
 //! [`SHOWN_MAX`](super::SHOWN_MAX) at most, and of counters those that are not zero, which needs traffic to a cluster
 //! that has a place. Surprise: the cause is no label; a series must not change its name when a circuit opens again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Counter, Gauge as Value, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{Metric, MetricFamily, MetricType};
 use serde_json::json;
 use weft_wire::attribute;
 
@@ -18,9 +18,10 @@ use super::super::breaker::{Kind, Position};
 use super::Circuits;
 use super::cluster::{Core, Gauge};
 use super::view::Circuit;
+use crate::exposition::{Described, counter, description, family, gauge, label};
 
 /// The families; [`collect`](Metrics::collect) fills them in this order.
-const FAMILIES: [(&str, &str, MetricType); 6] = [
+const FAMILIES: [Described; 6] = [
     (
         "weft_circuit_state",
         "Where a circuit is: 0 closed, 1 half open, 2 open. Closed ones are shown while they have calls.",
@@ -52,10 +53,7 @@ impl Circuits {
     /// For a Prometheus registry.
     #[must_use]
     pub fn metrics(self: &Arc<Self>) -> Metrics {
-        let describe = |(name, help, _): &(&str, &str, MetricType)| {
-            Desc::new((*name).to_owned(), (*help).to_owned(), Vec::new(), HashMap::new()).ok()
-        };
-        let descriptions = FAMILIES.iter().filter_map(describe).collect();
+        let descriptions = FAMILIES.iter().filter_map(description).collect();
         Metrics { circuits: Arc::downgrade(self), descriptions }
     }
 
@@ -119,13 +117,13 @@ impl Collector for Metrics {
                     checks.push(counter(labels, core.checks(passed)));
                 }
             }
-            for gauge in Gauge::ALL {
-                let labels = || vec![label("cluster", &core.name), label("limit", gauge.cause().word())];
-                if core.refused(gauge) > 0 {
-                    refused.push(counter(labels(), core.refused(gauge)));
+            for limit in Gauge::ALL {
+                let labels = || vec![label("cluster", &core.name), label("limit", limit.cause().word())];
+                if core.refused(limit) > 0 {
+                    refused.push(counter(labels(), core.refused(limit)));
                 }
-                if core.held(gauge) > 0 {
-                    held.push(value(labels(), core.held(gauge).into()));
+                if core.held(limit) > 0 {
+                    held.push(gauge(labels(), core.held(limit).into()));
                 }
             }
         }
@@ -133,18 +131,9 @@ impl Collector for Metrics {
         let families = FAMILIES.iter().zip([states, transitions, refused, held, checks, untracked]);
         families
             .filter(|(_, metrics)| !metrics.is_empty())
-            .map(|(family, metrics)| named(family, metrics))
+            .map(|(described, metrics)| family(described, metrics))
             .collect()
     }
-}
-
-fn named((name, help, kind): &(&str, &str, MetricType), metrics: Vec<Metric>) -> MetricFamily {
-    let mut family = MetricFamily::default();
-    family.set_name((*name).to_owned());
-    family.set_help((*help).to_owned());
-    family.set_field_type(*kind);
-    family.set_metric(metrics);
-    family
 }
 
 fn state(circuit: &Circuit) -> Metric {
@@ -156,7 +145,7 @@ fn state(circuit: &Circuit) -> Metric {
         labels.push(label(attribute::PEER_NAMESPACE, workload.namespace()));
     }
     labels.extend(callee.version.as_ref().map(|version| label(attribute::PEER_VERSION, version)));
-    value(labels, f64::from(circuit.position as u8))
+    gauge(labels, f64::from(circuit.position as u8))
 }
 
 /// A cluster's transitions. A cluster of many endpoints is one series for each place they went.
@@ -172,29 +161,6 @@ fn counted(core: &Core) -> Vec<Metric> {
         }
     }
     metrics
-}
-
-fn label(name: &str, value: &str) -> LabelPair {
-    let mut pair = LabelPair::default();
-    pair.set_name(name.replace('.', "_"));
-    pair.set_value(value.to_owned());
-    pair
-}
-
-fn counter(labels: Vec<LabelPair>, count: u64) -> Metric {
-    let mut counter = Counter::default();
-    counter.set_value(count as f64);
-    let mut metric = Metric::from_label(labels);
-    metric.set_counter(counter);
-    metric
-}
-
-fn value(labels: Vec<LabelPair>, value: f64) -> Metric {
-    let mut gauge = Value::default();
-    gauge.set_value(value);
-    let mut metric = Metric::from_label(labels);
-    metric.set_gauge(gauge);
-    metric
 }
 
 #[cfg(test)]
