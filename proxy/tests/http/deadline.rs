@@ -1,6 +1,6 @@
 //! Time and cancellation along a chain of sidecars.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::task::spawn_local;
 use weft_proxy::http::Target;
 use weft_proxy::http::Version::Http1;
 
-use crate::harness::{App, GET, OK, Raw, answering, app, story, until};
+use crate::harness::{App, GET, OK, Raw, abandoned, answering, app, story, until};
 use crate::policy::{cluster, forward, listener, retrying};
 
 fn within(after: Duration, to: SocketAddr) -> Target {
@@ -99,17 +99,7 @@ fn a_grpc_deadline_only_shrinks() {
 #[test]
 fn a_caller_that_leaves_cancels_the_work_behind_two_sidecars() {
     story(|mesh| async move {
-        let gone = Rc::new(Cell::new(false));
-        let tell = Rc::clone(&gone);
-        let app = app(move |mut raw, _| {
-            let tell = Rc::clone(&tell);
-            async move {
-                raw.head().await;
-                raw.rest().await;
-                tell.set(true);
-            }
-        })
-        .await;
+        let (app, gone) = abandoned().await;
         let inbound = mesh.inbound(app.address).await;
         let outbound = mesh.sidecar(Http1, within(Duration::from_secs(60), inbound)).await;
         let mut client = Raw::connect(outbound).await;

@@ -172,6 +172,22 @@ pub(crate) async fn answering(response: &'static str) -> App {
     .await
 }
 
+/// An app that answers nothing, and whether its caller has left it.
+pub(crate) async fn abandoned() -> (App, Rc<Cell<bool>>) {
+    let gone = Rc::new(Cell::new(false));
+    let tell = Rc::clone(&gone);
+    let app = app(move |mut raw, _| {
+        let tell = Rc::clone(&tell);
+        async move {
+            raw.head().await;
+            raw.rest().await;
+            tell.set(true);
+        }
+    })
+    .await;
+    (app, gone)
+}
+
 pub(crate) struct App {
     pub(crate) address: SocketAddr,
     connections: Rc<Cell<usize>>,

@@ -1,6 +1,5 @@
 //! Connections over time: idle, stale, broken, cancelled, drained.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use tokio::net::TcpStream;
@@ -8,7 +7,7 @@ use weft_proxy::drain::Phase;
 use weft_proxy::record::PeerIndex;
 use weft_proxy::tcp::Upstream;
 
-use crate::harness::{GET, OK, Raw, answering, app, story, until};
+use crate::harness::{GET, OK, Raw, abandoned, answering, app, story, until};
 
 #[test]
 fn idle_connections_are_parked_and_come_back() {
@@ -221,17 +220,7 @@ fn half_a_response_is_not_a_whole_one() {
 #[test]
 fn a_client_that_leaves_takes_its_request_along() {
     story(|mesh| async move {
-        let gone = Rc::new(Cell::new(false));
-        let tell = Rc::clone(&gone);
-        let app = app(move |mut raw, _| {
-            let tell = Rc::clone(&tell);
-            async move {
-                raw.head().await;
-                raw.rest().await;
-                tell.set(true);
-            }
-        })
-        .await;
+        let (app, gone) = abandoned().await;
         let mut client = Raw::connect(mesh.inbound(app.address).await).await;
         client.write(GET).await;
         until(|| app.connections() == 1).await;
