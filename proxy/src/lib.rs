@@ -22,6 +22,7 @@ pub mod detect;
 pub mod drain;
 mod exposition;
 pub mod http;
+pub mod identity;
 pub mod inbound;
 pub mod intercept;
 pub mod outbound;

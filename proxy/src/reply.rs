@@ -70,7 +70,13 @@ pub fn verdict(reason: Reason, fault: Fault) -> Verdict {
         Reason::RetryBudgetExhausted => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, false),
         Reason::RouteNotFound => (StatusCode::NOT_FOUND, UNIMPLEMENTED, false),
         Reason::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, true),
-        Reason::TlsIdentityMismatch => (StatusCode::BAD_GATEWAY, UNAUTHENTICATED, false),
+        Reason::TlsCertificateExpired
+        | Reason::TlsCertificateMissing
+        | Reason::TlsIdentityMismatch
+        | Reason::TlsTrustDomain
+        | Reason::TlsUnknownIssuer => (StatusCode::BAD_GATEWAY, UNAUTHENTICATED, false),
+        Reason::TlsHandshakeFailed => (StatusCode::BAD_GATEWAY, UNAVAILABLE, true),
+        Reason::TlsRequired => (StatusCode::FORBIDDEN, UNAUTHENTICATED, false),
         Reason::UpstreamReset => (StatusCode::BAD_GATEWAY, UNAVAILABLE, true),
     };
     Verdict { status, grpc, retryable }

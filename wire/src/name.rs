@@ -221,6 +221,21 @@ pub struct SpiffeId {
 }
 
 impl SpiffeId {
+    /// Builds the identity from its parts.
+    ///
+    /// # Errors
+    /// When a part is empty, too long, or not made of `a-z 0-9 - _ .`.
+    pub fn new(trust_domain: &str, namespace: &str, service_account: &str) -> Result<Self, InvalidName> {
+        for part in [trust_domain, namespace, service_account] {
+            label("SPIFFE id", part)?;
+        }
+        Ok(Self {
+            trust_domain: trust_domain.into(),
+            namespace: namespace.into(),
+            service_account: service_account.into(),
+        })
+    }
+
     /// The trust domain.
     #[must_use]
     pub fn trust_domain(&self) -> &str {
@@ -258,14 +273,7 @@ impl FromStr for SpiffeId {
         else {
             return Err(form());
         };
-        for part in [trust_domain, namespace, service_account] {
-            label(KIND, part)?;
-        }
-        Ok(Self {
-            trust_domain: trust_domain.into(),
-            namespace: namespace.into(),
-            service_account: service_account.into(),
-        })
+        Self::new(trust_domain, namespace, service_account)
     }
 }
 

@@ -72,8 +72,20 @@ reasons! {
     RouteNotFound = "route_not_found",
     /// The proxy is shutting down.
     ShuttingDown = "shutting_down",
-    /// The endpoint's certificate names someone else.
+    /// The peer's certificate has expired, or is not valid yet.
+    TlsCertificateExpired = "tls_certificate_expired",
+    /// The peer showed no certificate.
+    TlsCertificateMissing = "tls_certificate_missing",
+    /// The TLS handshake failed for another cause (version, protocol, broken off, …).
+    TlsHandshakeFailed = "tls_handshake_failed",
+    /// The peer's certificate names someone else, or nobody: no SPIFFE identity, several, or not the expected one.
     TlsIdentityMismatch = "tls_identity_mismatch",
+    /// The port takes mutual TLS only, and something else came.
+    TlsRequired = "tls_required",
+    /// The peer's certificate is of another trust domain.
+    TlsTrustDomain = "tls_trust_domain",
+    /// The peer's certificate was issued by nobody whom this mesh trusts.
+    TlsUnknownIssuer = "tls_unknown_issuer",
     /// The endpoint broke the connection before the response was complete.
     UpstreamReset = "upstream_reset",
 }

@@ -81,7 +81,12 @@ pub(super) fn judgement(reason: Reason, fault: Fault) -> Outcome {
         | Reason::ConnectRefused
         | Reason::ConnectTimeout
         | Reason::RequestTimeout
+        | Reason::TlsCertificateExpired
+        | Reason::TlsCertificateMissing
+        | Reason::TlsHandshakeFailed
         | Reason::TlsIdentityMismatch
+        | Reason::TlsTrustDomain
+        | Reason::TlsUnknownIssuer
         | Reason::UpstreamReset => Outcome::LocalOrigin(reason),
         Reason::ProtocolError if fault == Fault::Upstream => Outcome::LocalOrigin(reason),
         _ => Outcome::Cancelled,
