@@ -31,7 +31,7 @@ mod upgrade;
 
 pub use server::{Scope, Target, Version, serve};
 
-use crate::policy::{REQUESTS_MAX, Shed, fault, mirror};
+use crate::policy::{REQUESTS_MAX, Shed, fault, mirror, timeout};
 use crate::worker::{Permits, Worker};
 
 /// Bytes that an HTTP/1 engine reads ahead or holds for writing on one connection. Twice the largest header section,
@@ -60,6 +60,10 @@ pub struct Shared {
     pub delayed: Permits,
     /// Copies on their way to mirrors.
     pub mirrors: Permits,
+    /// Timers for timeouts.
+    pub timers: Rc<clock::Timers>,
+    /// What next hops were told last about the time that is left.
+    pub announced: timeout::Announced,
 }
 
 impl Default for Shared {
@@ -70,6 +74,8 @@ impl Default for Shared {
             ports: concurrency::Ports::default(),
             delayed: Permits::new(fault::DELAYED_MAX),
             mirrors: Permits::new(mirror::MIRRORS_MAX),
+            timers: Rc::default(),
+            announced: timeout::Announced::default(),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! Invariant: what a caller grants is only ever shortened. Surprise: a timeout runs from the end of the request, not from
 //! its beginning, as Envoy counts it: how long an upload takes is the caller's affair. Non-goal: keeping time.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -36,10 +37,31 @@ pub fn shortest(route: Option<Duration>, headers: &HeaderMap, grpc: bool) -> Opt
     [route, deadline, grpc].into_iter().flatten().min()
 }
 
+/// What was announced last, kept because most requests of a rule are told the same: a number is dearer to write than
+/// a value is to share.
+#[derive(Debug)]
+pub struct Announced(RefCell<(u64, HeaderValue)>);
+
+impl Default for Announced {
+    fn default() -> Self {
+        Self(RefCell::new((0, HeaderValue::from(0))))
+    }
+}
+
+impl Announced {
+    fn value(&self, millis: u64) -> HeaderValue {
+        let mut last = self.0.borrow_mut();
+        if last.0 != millis {
+            *last = (millis, HeaderValue::from(millis));
+        }
+        last.1.clone()
+    }
+}
+
 /// Tells the next hop what is left.
-pub fn announce(headers: &mut HeaderMap, left: Duration, grpc: bool) {
+pub fn announce(headers: &mut HeaderMap, left: Duration, grpc: bool, last: &Announced) {
     let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-    headers.insert(HeaderName::from_static(DEADLINE), HeaderValue::from(millis));
+    headers.insert(HeaderName::from_static(DEADLINE), last.value(millis));
     if grpc
         && let Some(value) = headers.get_mut(GRPC_TIMEOUT)
         && read_grpc(value.as_bytes()).is_none_or(|asked| left < asked)
@@ -121,14 +143,15 @@ mod tests {
 
     #[test]
     fn the_next_hop_hears_what_is_left_and_never_more() {
+        let last = Announced::default();
         let mut told = headers(&[("grpc-timeout", "5S")]);
-        announce(&mut told, MS(1500), true);
+        announce(&mut told, MS(1500), true, &last);
         assert_eq!(told["x-weft-deadline"], "1500");
         assert_eq!(told["grpc-timeout"], "1500000u");
-        announce(&mut told, MS(4000), true);
+        announce(&mut told, MS(4000), true, &last);
         assert_eq!(told["grpc-timeout"], "1500000u", "only ever shorter");
         let mut plain = headers(&[]);
-        announce(&mut plain, MS(7), false);
+        announce(&mut plain, MS(7), false, &last);
         assert!(!plain.contains_key("grpc-timeout"), "who did not speak gRPC does not begin to");
     }
 

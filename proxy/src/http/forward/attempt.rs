@@ -115,6 +115,8 @@ pub(super) struct Way<'a> {
     pub try_clock: Option<Clock>,
     /// How long all attempts may take together.
     pub whole: Option<Rc<Clock>>,
+    /// Whether the next hop is told how much of that is left.
+    pub told: bool,
 }
 
 /// What a head says about who sent it.
@@ -276,7 +278,7 @@ impl Way<'_> {
             whole.rest(true);
         }
         let upload = self.exchange.as_ref().and_then(|exchange| exchange.upload.clone());
-        self.try_clock = Some(Clock::new(each, upload, now));
+        self.try_clock = Some(Clock::new(&self.worker.http.timers, each, upload, now));
     }
 
     pub(super) fn is_switch(&self, status: StatusCode) -> bool {

@@ -5,12 +5,13 @@
 //! much time is left is told what is left now. Surprise: an injected delay is not part of the timeout, as in Envoy, where
 //! the clock belongs to the router behind the fault filter.
 
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
+use pin_project::pin_project;
 use weft_wire::{DecidedBy, Reason, header};
 
 use super::attempt::{Answer, Unanswered, Way};
@@ -19,7 +20,7 @@ use crate::balance::Outcome;
 use crate::http::clock::Clock;
 use crate::http::headers::Intent;
 use crate::policy::limit::Taken;
-use crate::policy::retry::{Ended, RetryPolicy};
+use crate::policy::retry::RetryPolicy;
 use crate::policy::timeout;
 use crate::record::Limit;
 use crate::reply;
@@ -66,13 +67,14 @@ fn admit(session: &Session, limit: &RateLimit) -> Result<(), Refusal> {
 }
 
 impl Way<'_> {
-    /// A request that has a policy, or whose caller does not wait for ever.
-    pub(super) async fn guarded(
+    /// Makes ready what a request needs that has a policy, or whose caller does not wait for ever. How it is retried.
+    pub(super) fn guard<'r>(
         &mut self,
         session: &Session,
-        route: Option<&Route>,
+        route: Option<&'r Route>,
         deadline: bool,
-    ) -> Result<Answer, Refusal> {
+        held_up: bool,
+    ) -> Option<&'r RetryPolicy> {
         let mut allowed = None;
         if deadline {
             allowed = timeout::shortest(None, &self.outgoing.head.headers, self.grpc);
@@ -87,11 +89,36 @@ impl Way<'_> {
                 self.mirror(route, allowed);
             }
         }
-        if retry.is_some() {
+        if let Some(retry) = retry {
             self.outgoing.keep();
+            self.per_try = retry.per_try_timeout;
         }
-        let announced = session.by == DecidedBy::ClientProxy && self.destination.is_routed();
-        self.within(allowed, retry, announced).await.map_err(|unanswered| unanswered.refusal)
+        if let Some(allowed) = allowed {
+            self.allow(allowed, session, held_up);
+        }
+        retry
+    }
+
+    /// Starts the clock of all attempts together.
+    fn allow(&mut self, allowed: Duration, session: &Session, held_up: bool) {
+        let (mut upload, mut now) = (None, None);
+        if let Some(exchange) = self.exchange {
+            upload.clone_from(&exchange.upload);
+            // What came between is a microsecond, unless there was a delay on purpose.
+            now = Some(exchange.record.started()).filter(|_| !held_up);
+        }
+        let now = now.unwrap_or_else(Instant::now);
+        self.whole = Some(Rc::new(Clock::new(&self.worker.http.timers, allowed, upload, now.into())));
+        self.told = session.by == DecidedBy::ClientProxy && self.destination.is_routed();
+        if self.told {
+            self.announce(allowed);
+        }
+    }
+
+    /// Tells the next hop how much time it has.
+    pub(super) fn announce(&mut self, left: Duration) {
+        let left = self.per_try.map_or(left, |each| each.min(left));
+        timeout::announce(&mut self.outgoing.head.headers, left, self.grpc, &self.worker.http.announced);
     }
 
     fn mirror(&mut self, route: &Route, allowed: Option<Duration>) {
@@ -103,44 +130,43 @@ impl Way<'_> {
         }
     }
 
-    /// The attempts, for as long as they may take; what is left then is for the answer's body.
-    async fn within(
-        &mut self,
-        allowed: Option<Duration>,
-        retry: Option<&RetryPolicy>,
-        announced: bool,
-    ) -> Result<Answer, Unanswered> {
-        let clock = allowed.map(|allowed| {
-            let upload = self.exchange.as_ref().and_then(|exchange| exchange.upload.clone());
-            Rc::new(Clock::new(allowed, upload, tokio::time::Instant::now()))
-        });
-        self.whole.clone_from(&clock);
-        let told = clock.as_deref().filter(|_| announced);
-        let answer = {
-            let mut attempts = pin!(self.attempts(retry, told));
-            std::future::poll_fn(|context| match attempts.as_mut().poll(context) {
-                Poll::Ready(answer) => Poll::Ready(Some(answer)),
-                Poll::Pending => {
-                    clock.as_ref().map_or(Poll::Pending, |clock| clock.poll_over(context)).map(|()| None)
-                }
-            })
-            .await
-        };
-        match (answer, &mut self.exchange) {
-            (Some(Ok(answer)), Some(exchange)) => {
-                exchange.deadline = clock;
-                Ok(answer)
-            }
-            (Some(answer), _) => answer,
-            (None, exchange) => {
-                // Whoever was being asked did not answer in time.
-                let outcome = Outcome::LocalOrigin(Reason::RequestTimeout);
-                let asked = exchange.as_ref();
-                if let Some(exchange) = asked {
-                    exchange.judge(outcome, allowed.unwrap_or_default(), Instant::now());
-                }
-                Err(Unanswered::new(Reason::RequestTimeout, Ended::TimedOut))
-            }
+    /// One attempt, for as long as all of them may take.
+    pub(super) async fn attempt_in_time(&mut self) -> Result<Answer, Unanswered> {
+        let whole = self.whole.clone();
+        match (Within { whole, work: self.attempt() }).await {
+            Some(answer) => answer,
+            None => Err(self.out_of_time()),
+        }
+    }
+
+    /// Whoever was being asked did not answer in time. Nor will anybody else.
+    #[cold]
+    pub(super) fn out_of_time(&mut self) -> Unanswered {
+        let allowed = self.whole.as_ref().map_or(Duration::ZERO, |clock| clock.after());
+        if let Some(exchange) = self.exchange {
+            exchange.judge(Outcome::LocalOrigin(Reason::RequestTimeout), allowed, Instant::now());
+        }
+        Reason::RequestTimeout.into()
+    }
+}
+
+/// Work that may take as long as a clock says, or as long as it likes. `None`: it did not end in time.
+#[pin_project]
+pub(super) struct Within<F> {
+    #[pin]
+    pub work: F,
+    pub whole: Option<Rc<Clock>>,
+}
+
+impl<F: Future> Future for Within<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        match (this.work.poll(context), this.whole) {
+            (Poll::Ready(output), _) => Poll::Ready(Some(output)),
+            (Poll::Pending, Some(whole)) => whole.poll_over(context).map(|()| None),
+            (Poll::Pending, None) => Poll::Pending,
         }
     }
 }

@@ -88,6 +88,7 @@ impl Copy {
             per_try: None,
             try_clock: None,
             whole: None,
+            told: false,
         };
         let answer = way.attempt().await;
         if admission.is_probe() {

@@ -1,4 +1,4 @@
-//! One attempt after the other, for as long as the rule's policy wants and the cluster's budget allows.
+//! One attempt after the first, and another, for as long as the rule's policy wants and the cluster's budget allows.
 //!
 //! In: a request that is kept, if it may be sent again. Out: the first answer that is good enough, or the last one there
 //! was. Invariants: an answer that is passed on is never retried; whoever failed the request is not asked again while
@@ -8,54 +8,65 @@
 use std::rc::Rc;
 
 use super::attempt::{Answer, Arrived, Unanswered, Way};
+use super::guard::Within;
 use crate::balance::Endpoint;
 use crate::http::class;
-use crate::http::clock::Clock;
 use crate::policy::retry::{Ended, RetryPolicy};
-use crate::policy::timeout;
 use crate::record::Limit;
 
 /// Says that an answer's sender was limited by somebody, who should not be asked again at once.
 const RATE_LIMITED: &str = "x-envoy-ratelimited";
 
 impl Way<'_> {
-    /// The attempts. The next hop is `told` how much time is left.
-    pub(super) async fn attempts(
+    /// The attempts after the first, which `ended` in a way that the policy wants another.
+    pub(super) async fn retries(
         &mut self,
-        policy: Option<&RetryPolicy>,
-        told: Option<&Clock>,
+        policy: &RetryPolicy,
+        ended: Result<Answer, Unanswered>,
     ) -> Result<Answer, Unanswered> {
-        self.per_try = policy.and_then(|policy| policy.per_try_timeout);
+        let whole = self.whole.clone();
+        match (Within { whole, work: self.further(policy, ended) }).await {
+            Some(answer) => answer,
+            None => Err(self.out_of_time()),
+        }
+    }
+
+    async fn further(
+        &mut self,
+        policy: &RetryPolicy,
+        mut ended: Result<Answer, Unanswered>,
+    ) -> Result<Answer, Unanswered> {
         let mut retries = 0;
-        // Held while a further attempt is under way.
-        let mut permit = None;
-        loop {
-            if let Some(left) = told.map(|clock| clock.left(tokio::time::Instant::now())) {
-                let left = self.per_try.map_or(left, |each| each.min(left));
-                timeout::announce(&mut self.outgoing.head.headers, left, self.grpc);
-            }
-            let ended = self.attempt().await;
-            drop(permit.take());
-            let Some(policy) = policy.filter(|policy| self.wants(policy, retries, &ended)) else {
-                return ended;
-            };
-            permit = self.cluster.circuit().retry();
-            if permit.is_none() {
+        while self.wants(policy, retries, &ended) {
+            // Held while the attempt is under way.
+            let Some(_permit) = self.cluster.circuit().retry() else {
                 if let Some(exchange) = self.exchange {
                     exchange.record.retry_denied();
                 }
-                return ended;
-            }
+                break;
+            };
             retries += 1;
             self.dismiss(ended.ok());
             tokio::time::sleep(policy.backoff.pause(retries, fastrand::f64())).await;
             if let Some(exchange) = self.exchange {
                 exchange.record.retried();
             }
+            if let Some(whole) = self.whole.as_ref().filter(|_| self.told) {
+                let left = whole.left(tokio::time::Instant::now());
+                self.announce(left);
+            }
+            ended = self.attempt().await;
         }
+        ended
     }
 
-    fn wants(&self, policy: &RetryPolicy, retries: u32, ended: &Result<Answer, Unanswered>) -> bool {
+    /// Whether an attempt that `ended` like this is followed by another.
+    pub(super) fn wants(
+        &self,
+        policy: &RetryPolicy,
+        retries: u32,
+        ended: &Result<Answer, Unanswered>,
+    ) -> bool {
         let ended = match ended {
             Ok(answer) if matches!(answer.body(), Arrived::Switch(_)) => None,
             Ok(answer) => {
