@@ -5,6 +5,7 @@ use std::hint::black_box;
 use clap::Parser;
 use proptest::prelude::*;
 
+use super::parse::{duration, parse_destination};
 use super::*;
 
 #[derive(clap::Parser)]
