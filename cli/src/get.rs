@@ -52,10 +52,11 @@ enum Format {
 const KEPT: &str = "file_kept_last_good";
 
 /// Kinds with what else people call them.
-const KINDS: [(&str, &[&str]); 5] = [
+const KINDS: [(&str, &[&str]); 6] = [
     ("Service", &["service", "services", "svc"]),
     ("HTTPRoute", &["httproute", "httproutes"]),
     ("GRPCRoute", &["grpcroute", "grpcroutes"]),
+    ("AccessPolicy", &["accesspolicy", "accesspolicies", "ap"]),
     ("CircuitBreaker", &["circuitbreaker", "circuitbreakers", "cb"]),
     ("TrafficPolicy", &["trafficpolicy", "trafficpolicies", "tp"]),
 ];

@@ -9,6 +9,7 @@
 //! content, so it survives restarts and is the same on every replica.
 //! Non-goal: caching. Compiling takes microseconds, and only what was touched is compiled.
 
+mod access;
 mod cluster;
 mod defaults;
 mod endpoint;

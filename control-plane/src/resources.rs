@@ -26,28 +26,31 @@ mod protocol;
 mod weight;
 
 use std::fmt;
+use std::sync::Arc;
 
 use gateway_api::apis::experimental::grpcroutes::GrpcRoute;
 use gateway_api::apis::experimental::httproutes::HttpRoute;
 use gateway_api::apis::experimental::referencegrants::ReferenceGrant;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::Deserialize;
 use weft_wire::ServiceId;
 
 use crate::world::{
-    Event, GrantSpec, ObjectName, PodSpec, PolicyId, PolicySpec, RouteId, RouteSpec, ServiceSpec, SliceSpec,
+    AccessSpec, Event, GrantSpec, NamespaceSpec, ObjectName, PodSpec, PolicyId, PolicySpec, RouteId,
+    RouteSpec, ServiceSpec, SliceSpec,
 };
 
 use policy::Manifest;
+use policy::access_policy::AccessPolicySpec;
 use policy::circuit_breaker::CircuitBreakerSpec;
 use policy::traffic_policy::TrafficPolicySpec;
 
 pub use locate::{Lines, Segment};
 
 /// The kinds that are read, as people are told.
-pub const KINDS: &str =
-    "Service, EndpointSlice, Pod, HTTPRoute, GRPCRoute, ReferenceGrant, CircuitBreaker and TrafficPolicy";
+pub const KINDS: &str = "Namespace, Service, EndpointSlice, Pod, HTTPRoute, GRPCRoute, ReferenceGrant, AccessPolicy, \
+     CircuitBreaker and TrafficPolicy";
 
 /// Unknown fields reported for one file.
 const FLAWS_MAX: usize = 50;
@@ -55,8 +58,12 @@ const FLAWS_MAX: usize = 50;
 /// Something the mesh has a use for.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Object {
+    /// An AccessPolicy.
+    Access(Box<AccessSpec>),
     /// A ReferenceGrant.
     Grant(GrantSpec),
+    /// A Namespace.
+    Namespace(NamespaceSpec),
     /// A Pod.
     Pod(PodSpec),
     /// A CircuitBreaker or a TrafficPolicy.
@@ -74,9 +81,11 @@ pub enum Object {
 pub enum ObjectId {
     /// A ReferenceGrant.
     Grant(ObjectName),
+    /// A Namespace.
+    Namespace(Arc<str>),
     /// A Pod.
     Pod(ObjectName),
-    /// A CircuitBreaker or a TrafficPolicy.
+    /// An AccessPolicy, a CircuitBreaker or a TrafficPolicy.
     Policy(PolicyId),
     /// An HTTPRoute or a GRPCRoute.
     Route(RouteId),
@@ -91,7 +100,9 @@ impl Object {
     #[must_use]
     pub fn id(&self) -> ObjectId {
         match self {
+            Self::Access(policy) => ObjectId::Policy(policy.id.clone()),
             Self::Grant(grant) => ObjectId::Grant(grant.name.clone()),
+            Self::Namespace(namespace) => ObjectId::Namespace(Arc::clone(&namespace.name)),
             Self::Pod(pod) => ObjectId::Pod(pod.name.clone()),
             Self::Policy(policy) => ObjectId::Policy(policy.id.clone()),
             Self::Route(route) => ObjectId::Route(route.id.clone()),
@@ -104,7 +115,9 @@ impl Object {
     #[must_use]
     pub fn set(self) -> Event {
         match self {
+            Self::Access(policy) => Event::AccessSet(policy),
             Self::Grant(grant) => Event::GrantSet(grant),
+            Self::Namespace(namespace) => Event::NamespaceSet(namespace),
             Self::Pod(pod) => Event::PodSet(pod),
             Self::Policy(policy) => Event::PolicySet(policy),
             Self::Route(route) => Event::RouteSet(route),
@@ -120,6 +133,7 @@ impl ObjectId {
     pub fn gone(self) -> Event {
         match self {
             Self::Grant(name) => Event::GrantGone(name),
+            Self::Namespace(name) => Event::NamespaceGone(name),
             Self::Pod(name) => Event::PodGone(name),
             Self::Policy(id) => Event::PolicyGone(id),
             Self::Route(id) => Event::RouteGone(id),
@@ -133,6 +147,7 @@ impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Grant(name) => write!(f, "ReferenceGrant {name}"),
+            Self::Namespace(name) => write!(f, "Namespace {name}"),
             Self::Pod(name) => write!(f, "Pod {name}"),
             Self::Policy(id) => id.fmt(f),
             Self::Route(id) => id.fmt(f),
@@ -231,6 +246,7 @@ fn read(
         }]);
     };
     match (version.as_str(), kind.as_str()) {
+        ("v1", "Namespace") => typed::<Namespace>(document, place, budget, core::namespace),
         ("v1", "Pod") => typed::<Pod>(document, place, budget, core::pod),
         ("v1", "Service") => typed::<Service>(document, place, budget, core::service),
         ("discovery.k8s.io/v1", "EndpointSlice") => {
@@ -244,6 +260,9 @@ fn read(
         }
         ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "ReferenceGrant") => {
             typed::<ReferenceGrant>(document, place, budget, gateway::reference_grant)
+        }
+        ("weft.dev/v1alpha1", "AccessPolicy") => {
+            typed::<Manifest<AccessPolicySpec>>(document, place, budget, policy::access_policy)
         }
         ("weft.dev/v1alpha1", "CircuitBreaker") => {
             typed::<Manifest<CircuitBreakerSpec>>(document, place, budget, policy::circuit_breaker)
@@ -353,6 +372,9 @@ impl Header {
         let kind = self.kind.as_deref()?;
         let field = |name: &str| self.metadata.as_ref()?.get(name)?.as_str();
         let name = field("name").unwrap_or("?");
+        if kind == "Namespace" {
+            return Some(format!("{kind} {name}"));
+        }
         Some(format!("{kind} {}/{name}", field("namespace").unwrap_or(core::DEFAULT_NAMESPACE)))
     }
 }

@@ -12,6 +12,7 @@
 //! Surprise: what a connected sidecar says of its own address wins over the Pod object at that address,
 //! because its reports bear the same name, and a graph with two names for one program is worse than either.
 
+pub mod access;
 mod compare;
 mod index;
 mod live;
@@ -32,9 +33,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use weft_wire::node::NodeMetadata;
+use weft_wire::tls::TRUST_DOMAIN_DEFAULT;
 use weft_wire::xds::Protocol;
 use weft_wire::{ServiceId, ServicePort};
 
+pub use access::{AccessSpec, AccessView, NamespaceSpec, Posture};
 pub use compare::Novelty;
 pub use live::{Directory, Live};
 pub use policy::{Effective, PolicyId, PolicyKind, PolicySpec, Settings};
@@ -67,6 +70,9 @@ pub struct World {
     pods: Pods,
     proxies: Proxies,
     tables: Tables,
+    access: access::Tables,
+    /// `None` is the one that everybody has.
+    trust_domain: Option<Arc<str>>,
     // What follows is derived: `rebuild` is its only writer.
     services: HashMap<ServiceId, Service>,
     by_virtual_ip: Index<IpAddr, ServiceId>,
@@ -81,6 +87,8 @@ struct Changes {
     services: BTreeSet<ServiceId>,
     /// Services whose routes or policies may say something else now.
     concerned: Concerned,
+    /// Where policies on access may say something else now.
+    guarded: BTreeSet<access::Scope>,
     touched: Touched,
 }
 
@@ -179,6 +187,18 @@ impl World {
         self.proxies.get(instance).map(|proxy| proxy.metadata.addresses.clone())
     }
 
+    /// The trust domain of the mesh.
+    #[must_use]
+    pub fn trust_domain(&self) -> &str {
+        self.trust_domain.as_deref().unwrap_or(TRUST_DOMAIN_DEFAULT)
+    }
+
+    /// The same world in another trust domain; set once, before anybody asks.
+    #[must_use]
+    pub fn in_trust_domain(self, trust_domain: &str) -> Self {
+        Self { trust_domain: Some(trust_domain.into()), ..self }
+    }
+
     // === events ===
 
     fn record(&mut self, event: Event, now: Instant, changes: &mut Changes) {
@@ -230,7 +250,13 @@ impl World {
             Event::RouteSet(spec) => self.tables.set_route(spec, &mut changes.concerned),
             Event::RouteGone(id) => self.tables.remove_route(&id, &mut changes.concerned),
             Event::PolicySet(spec) => self.tables.set_policy(*spec, &mut changes.concerned),
+            Event::PolicyGone(id) if id.kind == PolicyKind::AccessPolicy => {
+                changes.guarded.extend(self.access.remove(&id));
+            }
             Event::PolicyGone(id) => self.tables.remove_policy(&id, &mut changes.concerned),
+            Event::AccessSet(spec) => changes.guarded.extend(self.access.set(*spec)),
+            Event::NamespaceSet(spec) => changes.guarded.extend(self.access.set_namespace(spec)),
+            Event::NamespaceGone(name) => changes.guarded.extend(self.access.remove_namespace(&name)),
             Event::GrantSet(spec) => self.tables.set_grant(spec, &mut changes.concerned),
             Event::GrantGone(name) => self.tables.remove_grant(&name, &mut changes.concerned),
         }
@@ -279,7 +305,7 @@ impl World {
     // === views ===
 
     fn finish(&mut self, changes: Changes) -> Touched {
-        let Changes { services, mut concerned, mut touched } = changes;
+        let Changes { services, mut concerned, guarded, mut touched } = changes;
         for id in services {
             self.rebuild(&id, &mut touched);
             if touched.contains(&Key::Service(id.clone())) {
@@ -289,7 +315,28 @@ impl World {
         for id in concerned {
             self.reconsider(&id, &mut touched);
         }
+        for scope in guarded {
+            self.guarded_touched(&scope, &mut touched);
+        }
         touched
+    }
+
+    /// What is let in at an address, and by which protection, is known to who stands there and to who calls.
+    fn guarded_touched(&self, scope: &access::Scope, touched: &mut Touched) {
+        let addresses: BTreeSet<IpAddr> = match scope {
+            access::Scope::Service(id) => {
+                self.services.get(id).into_iter().flat_map(Service::addresses).collect()
+            }
+            access::Scope::Namespace(name) => {
+                let services = self.services.values().filter(|service| service.id.namespace() == &**name);
+                let pods = self.pods.in_namespace(name).chain(self.proxies.in_namespace(name));
+                services.flat_map(Service::addresses).chain(pods).collect()
+            }
+        };
+        for address in addresses {
+            touched.insert(Key::Address(address));
+            touched.extend(self.services_on.get(&address).cloned().map(Key::Endpoints));
+        }
     }
 
     /// Finds out what routes and policies say about a service now.

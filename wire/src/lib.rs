@@ -8,6 +8,7 @@
 //! Invariant: nothing in this crate does IO, and nothing in it knows a proxy or a control plane.
 //! Non-goal: helpers. A function lives here only if both ends of a wire would otherwise write it twice.
 
+pub mod access;
 pub mod attribute;
 pub mod ca;
 pub mod header;

@@ -20,7 +20,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher};
 use envoy_types::pb::envoy::r#type::v3::TokenBucket;
-use envoy_types::pb::google::protobuf::BoolValue;
+use envoy_types::pb::google::protobuf::{Any, BoolValue};
 use gradient_controller_config::{ConcurrencyLimitCalculationParams, MinimumRttCalculationParams};
 use prost::{Message, Name};
 
@@ -49,18 +49,23 @@ pub(super) fn outbound() -> Vec<HttpFilter> {
     ]
 }
 
-/// What requests to one's own app pass.
-pub(super) fn inbound(concurrency: Option<&Concurrency>) -> Vec<HttpFilter> {
-    let mut filters = vec![filter(RATE_LIMIT, &inert_rate_limit())];
+/// What requests to one's own app pass: first of all who may call.
+pub(super) fn inbound(access: Vec<HttpFilter>, concurrency: Option<&Concurrency>) -> Vec<HttpFilter> {
+    let mut filters = access;
+    filters.push(filter(RATE_LIMIT, &inert_rate_limit()));
     filters.extend(concurrency.map(|limit| filter(CONCURRENCY, &adaptive_concurrency(limit))));
     filters.push(filter(ROUTER, &Router::default()));
     filters
 }
 
 fn filter<M: Message + Name>(name: &str, config: &M) -> HttpFilter {
+    named(name, any(config))
+}
+
+pub(super) fn named(name: &str, config: Any) -> HttpFilter {
     HttpFilter {
         name: name.to_owned(),
-        config_type: Some(http_filter::ConfigType::TypedConfig(any(config))),
+        config_type: Some(http_filter::ConfigType::TypedConfig(config)),
         ..Default::default()
     }
 }

@@ -18,12 +18,12 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 };
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy};
 use envoy_types::pb::google::protobuf::BoolValue;
-use http_connection_manager::{CodecType, RouteSpecifier, UpgradeConfig};
+use http_connection_manager::{CodecType, PathWithEscapedSlashesAction, RouteSpecifier, UpgradeConfig};
 use weft_wire::xds::{Destination, ListenerName, Protocol, endpoint_cluster};
 
 use super::proto::{self, Fields, ads, any, duration};
 use super::{
-    Direct, Resource, any_address, canonical, direct, filters, finish, inbound, provisional, resolve,
+    Direct, Resource, access, any_address, canonical, direct, filters, finish, inbound, provisional, resolve,
     service_port,
 };
 use crate::world::{Port, Service, World};
@@ -53,7 +53,7 @@ fn by_address(world: &World, name: &str, address: SocketAddr) -> Option<Resource
     let (fields, protocol) = who(world, &direct, address);
     let listener = Listener {
         traffic_direction: TrafficDirection::Outbound as i32,
-        ..listener(name, address, protocol, &cluster, filters::outbound())
+        ..listener(name, address, protocol, &cluster, Inside::out())
     };
     Some(marked(listener, fields, true))
 }
@@ -62,7 +62,7 @@ fn to_service(name: &str, address: SocketAddr, service: &Service, port: &Port) -
     let cluster = service_port(service, port).to_string();
     let listener = Listener {
         traffic_direction: TrafficDirection::Outbound as i32,
-        ..listener(name, address, port.protocol, &cluster, filters::outbound())
+        ..listener(name, address, port.protocol, &cluster, Inside::out())
     };
     let fields = Fields::default().service(service, port);
     marked(listener, fields, provisional(service, port))
@@ -75,10 +75,15 @@ fn own_port(world: &World, name: &str, address: SocketAddr) -> Option<Resource> 
     let (fields, protocol) = who(world, &direct, address);
     // The app's cluster and the table bear the listener's name.
     let cluster = format!("inbound/{address}");
-    let filters = filters::inbound(inbound::concurrency(world, address));
+    let guards = access::guards(&world.access_at(address));
+    let inside = Inside {
+        http_filters: filters::inbound(guards.http, inbound::concurrency(world, address)),
+        network_filters: guards.tcp,
+        one_spelling: guards.looks_at_paths,
+    };
     let listener = Listener {
         traffic_direction: TrafficDirection::Inbound as i32,
-        ..listener(name, address, protocol, &cluster, filters)
+        ..listener(name, address, protocol, &cluster, inside)
     };
     Some(marked(listener, fields, true))
 }
@@ -101,12 +106,28 @@ fn who(world: &World, direct: &Direct<'_>, address: SocketAddr) -> (Fields, Opti
     (fields, protocol)
 }
 
+/// What a connection passes.
+#[derive(Clone)]
+struct Inside {
+    http_filters: Vec<HttpFilter>,
+    /// In front of the proxy for bytes.
+    network_filters: Vec<Filter>,
+    /// Whether every path is brought to one spelling first: what is decided by path would else be decided by spelling.
+    one_spelling: bool,
+}
+
+impl Inside {
+    fn out() -> Self {
+        Self { http_filters: filters::outbound(), network_filters: Vec::new(), one_spelling: false }
+    }
+}
+
 fn listener(
     name: &str,
     address: SocketAddr,
     protocol: Option<Protocol>,
     cluster: &str,
-    filters: Vec<HttpFilter>,
+    inside: Inside,
 ) -> Listener {
     let basic = Listener {
         name: name.to_owned(),
@@ -116,10 +137,10 @@ fn listener(
     };
     match protocol {
         Some(Protocol::Http | Protocol::Http2) => {
-            Listener { filter_chains: vec![chain("http", None, http(cluster, filters))], ..basic }
+            Listener { filter_chains: vec![chain("http", None, vec![http(cluster, &inside)])], ..basic }
         }
         Some(Protocol::Tcp | Protocol::Tls) => {
-            Listener { filter_chains: vec![chain("tcp", None, tcp(cluster))], ..basic }
+            Listener { filter_chains: vec![chain("tcp", None, tcp(cluster, inside))], ..basic }
         }
         None => {
             let plain_http = FilterChainMatch {
@@ -129,8 +150,8 @@ fn listener(
                 ..Default::default()
             };
             Listener {
-                filter_chains: vec![chain("http", Some(plain_http), http(cluster, filters))],
-                default_filter_chain: Some(chain("tcp", None, tcp(cluster))),
+                filter_chains: vec![chain("http", Some(plain_http), vec![http(cluster, &inside)])],
+                default_filter_chain: Some(chain("tcp", None, tcp(cluster, inside))),
                 listener_filters: vec![
                     listener_filter("envoy.filters.listener.tls_inspector", any(&TlsInspector::default())),
                     listener_filter("envoy.filters.listener.http_inspector", any(&HttpInspector::default())),
@@ -143,43 +164,52 @@ fn listener(
     }
 }
 
-fn chain(name: &str, matches: Option<FilterChainMatch>, filter: Filter) -> FilterChain {
-    FilterChain {
-        name: name.to_owned(),
-        filter_chain_match: matches,
-        filters: vec![filter],
-        ..Default::default()
-    }
+fn chain(name: &str, matches: Option<FilterChainMatch>, filters: Vec<Filter>) -> FilterChain {
+    FilterChain { name: name.to_owned(), filter_chain_match: matches, filters, ..Default::default() }
 }
 
 /// HTTP with the table that bears the cluster's name.
-fn http(cluster: &str, http_filters: Vec<HttpFilter>) -> Filter {
+fn http(cluster: &str, inside: &Inside) -> Filter {
     let routes = Rds { config_source: Some(ads()), route_config_name: cluster.to_owned() };
     let upgrade = |kind: &str| UpgradeConfig { upgrade_type: kind.to_owned(), ..Default::default() };
     let manager = HttpConnectionManager {
         stat_prefix: cluster.to_owned(),
         codec_type: CodecType::Auto as i32,
         route_specifier: Some(RouteSpecifier::Rds(routes)),
-        http_filters,
+        http_filters: inside.http_filters.clone(),
         upgrade_configs: vec![upgrade("websocket")],
         // A stream may be silent for as long as its two ends like; see the route's timeout.
         stream_idle_timeout: Some(duration(Duration::ZERO)),
         server_header_transformation: http_connection_manager::ServerHeaderTransformation::PassThrough as i32,
         ..Default::default()
     };
+    let manager = if inside.one_spelling { spelled(manager) } else { manager };
     network_filter("envoy.filters.network.http_connection_manager", any(&manager))
 }
 
-fn tcp(cluster: &str) -> Filter {
+/// Brings every path to the spelling that it is judged by and that the app gets. An escaped slash has no such spelling: to
+/// one app it is a slash, to another a letter; so it is refused.
+fn spelled(manager: HttpConnectionManager) -> HttpConnectionManager {
+    HttpConnectionManager {
+        normalize_path: Some(BoolValue { value: true }),
+        merge_slashes: true,
+        path_with_escaped_slashes_action: PathWithEscapedSlashesAction::RejectRequest as i32,
+        ..manager
+    }
+}
+
+fn tcp(cluster: &str, inside: Inside) -> Vec<Filter> {
     let proxy = TcpProxy {
         stat_prefix: cluster.to_owned(),
         cluster_specifier: Some(tcp_proxy::ClusterSpecifier::Cluster(cluster.to_owned())),
         ..Default::default()
     };
-    network_filter("envoy.filters.network.tcp_proxy", any(&proxy))
+    let mut filters = inside.network_filters;
+    filters.push(network_filter("envoy.filters.network.tcp_proxy", any(&proxy)));
+    filters
 }
 
-fn network_filter(name: &str, config: envoy_types::pb::google::protobuf::Any) -> Filter {
+pub(super) fn network_filter(name: &str, config: envoy_types::pb::google::protobuf::Any) -> Filter {
     Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(config)) }
 }
 

@@ -52,6 +52,14 @@ const OBJECTS: &str = "
 ---
 {apiVersion: weft.dev/v1alpha1, kind: TrafficPolicy, metadata: {name: q, namespace: shop}, spec: {targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}, {kind: Service, name: orders}], rateLimit: {requests: 3}, timeouts: {request: 1s}}}
 ---
+{apiVersion: weft.dev/v1alpha1, kind: AccessPolicy, metadata: {name: a, namespace: shop}, spec: {rules: [{from: [{serviceAccount: web}]}], mtls: {mode: strict}}}
+---
+{apiVersion: weft.dev/v1alpha1, kind: AccessPolicy, metadata: {name: a, namespace: shop}, spec: {targetRefs: [{kind: Service, name: orders, sectionName: http}, {kind: Service, name: v2}], action: Deny, rules: [{}]}}
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: shop, annotations: {weft.dev/default-access: deny}}}
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: other, annotations: {weft.dev/default-access: deny}}}
+---
 {apiVersion: weft.dev/v1alpha1, kind: CircuitBreaker, metadata: {name: b, namespace: shop}, spec: {targetRefs: [{kind: Service, name: orders, sectionName: http}, {kind: Service, name: v1}], service: {openFor: 1s}}}
 ";
 

@@ -4,6 +4,7 @@
 //! Invariant: objects are in order of kind, namespace and name.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -11,14 +12,15 @@ use weft_wire::ServicePort;
 
 use super::programmed::{Programmed, Runs};
 use crate::world::policy::RateKey;
-use crate::world::{Effective, ObjectStatus, PolicyId, Service, Subject, World};
+use crate::world::{Effective, ObjectStatus, PolicyId, PolicyKind, Service, Subject, World};
 use crate::xds::{Kind, ProxyStatus};
 
 /// Objects in one answer: more than a person reads, and half a megabyte. Filters find the others.
 pub const OBJECTS_MAX: usize = 2_000;
 
 /// The kinds that are shown.
-pub const KINDS: [&str; 5] = ["CircuitBreaker", "GRPCRoute", "HTTPRoute", "Service", "TrafficPolicy"];
+pub const KINDS: [&str; 6] =
+    ["AccessPolicy", "CircuitBreaker", "GRPCRoute", "HTTPRoute", "Service", "TrafficPolicy"];
 
 /// Objects that were asked for.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -194,20 +196,27 @@ fn resources_of_service(service: &Service) -> Vec<(Kind, String)> {
 /// The resources that a route or a policy has a part in.
 fn resources_of(world: &World, status: &ObjectStatus) -> Vec<(Kind, String)> {
     let mut resources = Vec::new();
+    if let Subject::Policy(PolicyId { kind: PolicyKind::AccessPolicy, .. }) = &status.subject {
+        let own = status.services.iter().flat_map(|port| endpoints_of(world, port));
+        return own.map(|address| (Kind::Listener, format!("inbound/{address}"))).collect();
+    }
     for port in &status.services {
         resources.push((Kind::Route, port.to_string()));
         let Subject::Policy(policy) = &status.subject else { continue };
         resources.push((Kind::Cluster, port.to_string()));
         for guarded in guarded_by(world, port, policy) {
-            let service = world.service(&guarded.service).and_then(|service| service.port(guarded.port));
-            let endpoints = service.into_iter().flat_map(|port| &port.endpoints);
             // The adaptive limit is in the listener, a limit of rate in the table.
-            resources.extend(endpoints.flat_map(|endpoint| {
-                [Kind::Listener, Kind::Route].map(|kind| (kind, format!("inbound/{}", endpoint.address)))
+            resources.extend(endpoints_of(world, &guarded).flat_map(|address| {
+                [Kind::Listener, Kind::Route].map(|kind| (kind, format!("inbound/{address}")))
             }));
         }
     }
     resources
+}
+
+fn endpoints_of<'a>(world: &'a World, port: &ServicePort) -> impl Iterator<Item = SocketAddr> + use<'a> {
+    let known = world.service(&port.service).and_then(|service| service.port(port.port));
+    known.into_iter().flat_map(|port| port.endpoints.iter().map(|endpoint| endpoint.address))
 }
 
 /// The service ports whose own sidecars enforce something that a policy sets for callers of `port`.

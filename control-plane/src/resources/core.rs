@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -12,8 +12,8 @@ use weft_wire::{ServiceId, WorkloadId};
 
 use super::{Object, Refusal, Segment, protocol};
 use crate::world::{
-    Created, Health, ObjectName, PodSpec, PortSpec, ServiceSpec, SliceEndpoint, SlicePort, SliceSpec,
-    TargetPort,
+    Created, Health, NamespaceSpec, ObjectName, PodSpec, PortSpec, Posture, ServiceSpec, SliceEndpoint,
+    SlicePort, SliceSpec, TargetPort,
 };
 
 /// The namespace of an object that names none.
@@ -24,7 +24,26 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The label by which a Deployment's pods and ReplicaSets name their template.
 const TEMPLATE_HASH: &str = "pod-template-hash";
 
+/// The annotation by which a namespace says what happens where no AccessPolicy speaks.
+const DEFAULT_ACCESS: &str = "weft.dev/default-access";
+
 type Labels = BTreeMap<Box<str>, Box<str>>;
+
+pub(super) fn namespace(namespace: Namespace) -> Result<Option<Object>, Refusal> {
+    let name = namespace.metadata.name.as_deref().filter(|name| !name.is_empty());
+    let name = name.ok_or_else(|| (path!["metadata", "name"], "is missing".to_owned()))?;
+    WorkloadId::new(name, "x").map_err(|error| (path!["metadata", "name"], error.to_string()))?;
+    let annotations = namespace.metadata.annotations.as_ref();
+    let posture = match annotations.and_then(|annotations| annotations.get(DEFAULT_ACCESS)) {
+        None => Posture::default(),
+        Some(word) => {
+            let known = [Posture::Allow, Posture::Deny].into_iter().find(|posture| posture.word() == word);
+            let at = || path!["metadata", "annotations", DEFAULT_ACCESS];
+            known.ok_or_else(|| (at(), format!("{word:?} is not one of allow, deny")))?
+        }
+    };
+    Ok(Some(Object::Namespace(NamespaceSpec { name: name.into(), posture })))
+}
 
 pub(super) fn service(service: Service) -> Result<Option<Object>, Refusal> {
     let id = service_id(&service.metadata, path!["metadata", "name"])?;

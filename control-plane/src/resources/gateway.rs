@@ -29,6 +29,8 @@ use crate::world::{
 };
 use filter::Place;
 pub(super) use filter::header_name;
+pub(super) use matches::{call, headers, path_match};
+pub(super) use shape::{MethodMatch as CallShape, PathMatch as PathShape, ValueMatch as ValueShape};
 use shape::{Reference, Spec};
 
 /// The API group of routes.

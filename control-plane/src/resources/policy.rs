@@ -1,6 +1,6 @@
-//! Policies of the group weft.dev: CircuitBreaker and TrafficPolicy.
+//! Policies of the group weft.dev: AccessPolicy, CircuitBreaker and TrafficPolicy.
 //!
-//! In: objects, already read strictly into the types of [`circuit_breaker`] and [`traffic_policy`], which are the API:
+//! In: objects, already read strictly into the types of [`access_policy`], [`circuit_breaker`] and [`traffic_policy`], which are the API:
 //! every field optional, numbers and texts as people write them. Out: the world's settings, in which every value is in
 //! range, or the first thing that is not, with its field and the range.
 //!
@@ -8,6 +8,7 @@
 //! other is refused together. Non-goal: defaults; what is absent stays absent, so that policies can be laid over each
 //! other.
 
+pub mod access_policy;
 mod balancing;
 pub mod circuit_breaker;
 mod probing;
@@ -23,7 +24,7 @@ use super::core::{created, object_name};
 use super::gateway;
 use super::{Object, Refusal, Segment};
 use crate::world::policy::{PolicyId, PolicyKind, PolicySpec, Settings, Share, Target};
-use crate::world::{ObjectName, RouteId, RouteKind};
+use crate::world::{AccessSpec, ObjectName, RouteId, RouteKind};
 
 /// The API group of policies.
 pub(super) const GROUP: &str = "weft.dev";
@@ -55,6 +56,26 @@ pub struct TargetRef {
     /// Only a part of it: a Service's port or a route's rule, by its name.
     #[serde(default)]
     pub section_name: Option<String>,
+}
+
+pub(super) fn access_policy(
+    manifest: Manifest<access_policy::AccessPolicySpec>,
+) -> Result<Option<Object>, Refusal> {
+    let name = object_name(&manifest.metadata)?;
+    let Manifest { metadata, spec } = manifest;
+    // Without a target it is for every workload of its namespace.
+    let targets = match spec.target_refs.as_deref() {
+        Some(refs) => targets(refs, &name)?,
+        None => Vec::new(),
+    };
+    if let Some(at) = targets.iter().position(|target| matches!(target, Target::Route(..))) {
+        let reason = "access is decided where a Service's workloads are: name a Service, and paths in rules";
+        return Err((path!["spec", "targetRefs", at, "kind"], reason.into()));
+    }
+    let (access, mtls) = access_policy::read(spec, &name.namespace, &[Segment::from("spec")])?;
+    let id = PolicyId { kind: PolicyKind::AccessPolicy, name };
+    let (created, generation) = (created(&metadata), metadata.generation);
+    Ok(Some(Object::Access(Box::new(AccessSpec { id, created, generation, targets, access, mtls }))))
 }
 
 pub(super) fn circuit_breaker(

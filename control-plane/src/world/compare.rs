@@ -25,6 +25,8 @@ impl World {
             }
         }
         match event {
+            Event::AccessSet(policy) => of(self.access.policy(&policy.id), policy),
+            Event::NamespaceSet(namespace) => of(self.access.namespace(&namespace.name), namespace),
             Event::GrantSet(grant) => of(self.tables.grant(&grant.name), grant),
             Event::PolicySet(policy) => of(self.tables.policy(&policy.id), policy),
             Event::RouteSet(route) => of(self.tables.route(&route.id), route),
@@ -32,6 +34,7 @@ impl World {
             Event::ServiceSet(service) => of(self.declared.get(&service.id), service),
             Event::SliceSet(slice) => of(self.slices.get(&slice.name), slice),
             Event::GrantGone(_)
+            | Event::NamespaceGone(_)
             | Event::PodGone(_)
             | Event::PolicyGone(_)
             | Event::ProxyConnected { .. }

@@ -69,6 +69,12 @@ impl Pods {
         self.on.get(&address).filter_map(|name| self.pods.get(name))
     }
 
+    /// The addresses of a namespace's workloads.
+    pub(super) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = IpAddr> {
+        let pods = self.pods.values().filter(move |pod| pod.spec.workload.namespace() == namespace);
+        pods.flat_map(|pod| pod.spec.addresses.iter().copied())
+    }
+
     /// The pods that carry a label.
     pub(super) fn labelled(&self, key: &LabelKey) -> impl Iterator<Item = &Pod> {
         self.labelled.get(key).filter_map(|name| self.pods.get(name))

@@ -23,6 +23,8 @@ pub(super) use merge::{Conflict, Layer, Level, merge};
 /// What kind of object a policy is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PolicyKind {
+    /// An AccessPolicy; see [`access`](super::access).
+    AccessPolicy,
     /// A CircuitBreaker.
     CircuitBreaker,
     /// A TrafficPolicy.
@@ -34,6 +36,7 @@ impl PolicyKind {
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
+            Self::AccessPolicy => "AccessPolicy",
             Self::CircuitBreaker => "CircuitBreaker",
             Self::TrafficPolicy => "TrafficPolicy",
         }

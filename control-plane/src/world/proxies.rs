@@ -98,6 +98,16 @@ impl Proxies {
         self.on.get(&address).filter_map(|instance| self.proxies.get(instance))
     }
 
+    /// The addresses of a namespace's workloads.
+    pub(super) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = IpAddr> {
+        let proxies = self.proxies.values().map(|proxy| &proxy.metadata);
+        let proxies = proxies.filter(move |metadata| metadata.workload.namespace() == namespace);
+        proxies.flat_map(|metadata| {
+            let registered = metadata.registrations.iter().map(|registration| registration.address.ip());
+            metadata.addresses.iter().copied().chain(registered)
+        })
+    }
+
     /// Who registered for a service, and how.
     pub(super) fn registered(&self, service: &ServiceId) -> impl Iterator<Item = (&Proxy, &Registration)> {
         self.registered.get(service).filter_map(|instance| self.proxies.get(instance)).flat_map(

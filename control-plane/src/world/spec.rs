@@ -13,6 +13,7 @@ use weft_wire::node::NodeMetadata;
 use weft_wire::xds::Protocol;
 use weft_wire::{ServiceId, WorkloadId};
 
+use super::access::{AccessSpec, NamespaceSpec};
 use super::policy::{PolicyId, PolicySpec};
 use super::route::{GrantSpec, RouteId, RouteSpec};
 
@@ -140,10 +141,16 @@ pub struct StreamId(pub u64);
 /// Something that happened outside.
 #[derive(Debug, Clone)]
 pub enum Event {
+    /// An AccessPolicy appeared or changed.
+    AccessSet(Box<AccessSpec>),
     /// A grant disappeared.
     GrantGone(ObjectName),
     /// A grant appeared or changed.
     GrantSet(GrantSpec),
+    /// A namespace disappeared.
+    NamespaceGone(Arc<str>),
+    /// A namespace appeared or changed.
+    NamespaceSet(NamespaceSpec),
     /// A pod disappeared.
     PodGone(ObjectName),
     /// A pod appeared or changed.

@@ -18,7 +18,7 @@ use super::view::{Port, Service};
 /// A route or a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Subject {
-    /// A CircuitBreaker or a TrafficPolicy.
+    /// An AccessPolicy, a CircuitBreaker or a TrafficPolicy.
     Policy(PolicyId),
     /// An HTTPRoute or a GRPCRoute.
     Route(RouteId),
@@ -85,7 +85,7 @@ impl ConditionKind {
 }
 
 /// Why an object is not attached to one of its targets: reason and message.
-type Rejection = (&'static str, String);
+pub(super) type Rejection = (&'static str, String);
 
 impl World {
     /// How every route and policy fares, in order.
@@ -93,7 +93,8 @@ impl World {
     pub fn statuses(&self) -> Vec<ObjectStatus> {
         let policies = self.tables.policies().map(|policy| self.policy_status(policy));
         let routes = self.tables.routes().map(|route| self.route_status(route));
-        let mut all: Vec<_> = policies.chain(routes).collect();
+        let access = self.access.policies().map(|policy| self.access_status(policy));
+        let mut all: Vec<_> = policies.chain(routes).chain(access).collect();
         all.sort_by(|a, b| a.subject.cmp(&b.subject));
         all
     }
@@ -205,7 +206,7 @@ impl World {
         )
     }
 
-    fn target_ports(&self, target: &Target) -> Result<Vec<ServicePort>, Rejection> {
+    pub(super) fn target_ports(&self, target: &Target) -> Result<Vec<ServicePort>, Rejection> {
         let absent = |what: String| ("TargetNotFound", format!("there is no {what}"));
         match target {
             Target::Service(id, section) => {
@@ -246,7 +247,7 @@ fn ports_of<'a>(id: &ServiceId, ports: impl Iterator<Item = &'a Port>) -> Vec<Se
     ports.map(|port| ServicePort { service: id.clone(), port: port.number }).collect()
 }
 
-fn accepted(outcomes: Vec<Result<(), (String, Rejection)>>, note: &str) -> Condition {
+pub(super) fn accepted(outcomes: Vec<Result<(), (String, Rejection)>>, note: &str) -> Condition {
     let mut reason = "Accepted";
     let mut messages = Vec::new();
     for (target, (why, message)) in outcomes.into_iter().filter_map(Result::err) {

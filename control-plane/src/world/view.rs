@@ -29,6 +29,11 @@ impl Service {
         // At most a few dozen, sorted.
         self.ports.binary_search_by_key(&number, |port| port.number).ok().map(|at| &self.ports[at])
     }
+
+    /// The addresses of all endpoints, with repetitions.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.ports.iter().flat_map(|port| port.endpoints.iter().map(|endpoint| endpoint.address.ip()))
+    }
 }
 
 /// A port of a service.

@@ -31,7 +31,7 @@ pub(in crate::compile) fn headers(matches: &[ValueMatch]) -> impl Iterator<Item 
     matches.iter().map(|one| header(&one.name, &one.value))
 }
 
-fn header(name: &str, value: &Pattern) -> HeaderMatcher {
+pub(in crate::compile) fn header(name: &str, value: &Pattern) -> HeaderMatcher {
     HeaderMatcher {
         name: name.to_owned(),
         header_match_specifier: Some(header_matcher::HeaderMatchSpecifier::StringMatch(string(value))),
@@ -65,9 +65,14 @@ fn path(path: &PathMatch) -> PathSpecifier {
             PathSpecifier::Prefix(format!("/{service}/"))
         }
         PathMatch::Grpc { service, method } => {
-            PathSpecifier::SafeRegex(regex(format!("/{}/{}", part(service.as_ref()), part(method.as_ref()))))
+            PathSpecifier::SafeRegex(regex(call(service.as_ref(), method.as_ref())))
         }
     }
+}
+
+/// The path of a gRPC call.
+pub(in crate::compile) fn call(service: Option<&Pattern>, method: Option<&Pattern>) -> String {
+    format!("/{}/{}", part(service), part(method))
 }
 
 fn part(pattern: Option<&Pattern>) -> String {

@@ -1,7 +1,7 @@
 //! What a rule matches: paths, methods, headers and query parameters.
 
 use super::shape::{
-    GrpcMatch, HttpMatch, PathKind, PathMatch as PathShape, ValueKind, ValueMatch as ValueShape,
+    GrpcMatch, HttpMatch, MethodMatch, PathKind, PathMatch as PathShape, ValueKind, ValueMatch as ValueShape,
 };
 use super::{ITEMS_MAX, Match, PathMatch, bounded};
 use crate::resources::{Refusal, Segment};
@@ -24,24 +24,28 @@ pub(super) fn http(shape: HttpMatch, at: &[Segment]) -> Result<Match, Refusal> {
 }
 
 pub(super) fn grpc(shape: GrpcMatch, at: &[Segment]) -> Result<Match, Refusal> {
-    let mut path = PathMatch::Grpc { service: None, method: None };
-    if let Some(method) = shape.method {
-        let at = path![@at; "method"];
-        let part = |text: Option<String>, field: &str| {
-            let text = text.filter(|text| !text.is_empty());
-            text.map(|text| call_part(method.kind, text, &path![@at; field])).transpose()
-        };
-        let (service, method) = (part(method.service, "service")?, part(method.method, "method")?);
-        if service.is_none() && method.is_none() {
-            return Err((at, "names neither a service nor a method".into()));
-        }
-        path = PathMatch::Grpc { service, method };
-    }
+    let path = match shape.method {
+        Some(method) => call(method, &path![@at; "method"])?,
+        None => PathMatch::Grpc { service: None, method: None },
+    };
     let headers = headers(shape.headers, &path![@at; "headers"])?;
     Ok(Match { path, method: None, headers, query: Vec::new() })
 }
 
-fn path_match(shape: PathShape, at: &[Segment]) -> Result<PathMatch, Refusal> {
+/// A gRPC service, a method of it, or a method of any.
+pub(in crate::resources) fn call(shape: MethodMatch, at: &[Segment]) -> Result<PathMatch, Refusal> {
+    let part = |text: Option<String>, field: &str| {
+        let text = text.filter(|text| !text.is_empty());
+        text.map(|text| call_part(shape.kind, text, &path![@at; field])).transpose()
+    };
+    let (service, method) = (part(shape.service, "service")?, part(shape.method, "method")?);
+    if service.is_none() && method.is_none() {
+        return Err((at.to_vec(), "names neither a service nor a method".into()));
+    }
+    Ok(PathMatch::Grpc { service, method })
+}
+
+pub(in crate::resources) fn path_match(shape: PathShape, at: &[Segment]) -> Result<PathMatch, Refusal> {
     let value = shape.value.unwrap_or_else(|| "/".to_owned());
     if let PathKind::RegularExpression = shape.kind {
         return Ok(PathMatch::Regex(expression(value, at)?));
@@ -89,7 +93,10 @@ fn call_part(kind: ValueKind, text: String, at: &[Segment]) -> Result<Pattern, R
     Ok(Pattern::Exact(text.into()))
 }
 
-fn headers(shapes: Vec<ValueShape>, at: &[Segment]) -> Result<Vec<ValueMatch>, Refusal> {
+pub(in crate::resources) fn headers(
+    shapes: Vec<ValueShape>,
+    at: &[Segment],
+) -> Result<Vec<ValueMatch>, Refusal> {
     values(shapes, at, super::filter::header_name)
 }
 

@@ -104,9 +104,9 @@ pub(super) struct GrpcMatch {
 }
 
 /// A path, by `type`.
-#[derive(Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct PathMatch {
+pub(in crate::resources) struct PathMatch {
     #[serde(default, rename = "type")]
     pub(super) kind: PathKind,
     #[serde(default)]
@@ -114,8 +114,8 @@ pub(super) struct PathMatch {
 }
 
 /// How a path's value is meant.
-#[derive(Deserialize, Default, Clone, Copy)]
-pub(super) enum PathKind {
+#[derive(Debug, Deserialize, Default, Clone, Copy)]
+pub(in crate::resources) enum PathKind {
     Exact,
     #[default]
     PathPrefix,
@@ -123,17 +123,17 @@ pub(super) enum PathKind {
 }
 
 /// How another value is meant.
-#[derive(Deserialize, Default, Clone, Copy)]
-pub(super) enum ValueKind {
+#[derive(Debug, Deserialize, Default, Clone, Copy)]
+pub(in crate::resources) enum ValueKind {
     #[default]
     Exact,
     RegularExpression,
 }
 
 /// A header or a query parameter.
-#[derive(Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ValueMatch {
+pub(in crate::resources) struct ValueMatch {
     #[serde(default, rename = "type")]
     pub(super) kind: ValueKind,
     pub(super) name: String,
@@ -141,9 +141,9 @@ pub(super) struct ValueMatch {
 }
 
 /// A gRPC service and method.
-#[derive(Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct MethodMatch {
+pub(in crate::resources) struct MethodMatch {
     #[serde(default, rename = "type")]
     pub(super) kind: ValueKind,
     #[serde(default)]

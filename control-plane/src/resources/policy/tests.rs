@@ -235,3 +235,124 @@ fn on_a_route_only_what_concerns_requests_is_accepted() {
         assert_eq!(flaw(&on_route(settings)).field, field);
     }
 }
+
+const ACCESS: &str = "apiVersion: weft.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: orders, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: orders}]
+  action: Deny
+  mode: Enforce
+  rules:
+  - from: [{serviceAccount: web, namespace: front, trustDomain: elsewhere.org}, {unauthenticated: true}, {notServiceAccount: api}]
+    to: [{methods: [GET, PURGE], paths: [{type: Exact, value: /a}, {value: /b/}], headers: [{name: X-Team, value: blue}], ports: [8080]}]
+  - to: [{grpc: {service: shop.Orders}}]
+  mtls: {mode: strict, ports: {'9090': disabled}}
+";
+
+#[test]
+fn an_access_policy_is_read() {
+    use crate::world::access::Action;
+    use crate::world::{PathMatch, Pattern};
+    use weft_wire::tls::Mode;
+    let Content::Object(Object::Access(policy)) = only(ACCESS) else { panic!("an AccessPolicy") };
+    assert_eq!(policy.id.to_string(), "AccessPolicy shop/orders");
+    let access = policy.access.unwrap();
+    assert_eq!((access.action, access.audit, access.rules.len()), (Action::Deny, false, 2));
+    let from = &access.rules[0].from;
+    assert_eq!(from[0].service_account.as_ref().unwrap().to_string(), "front/web");
+    assert_eq!(from[0].trust_domain.as_deref(), Some("elsewhere.org"));
+    assert_eq!(from[1].authenticated, Some(false));
+    assert_eq!(from[2].not_service_account.as_ref().unwrap().to_string(), "shop/api", "of its own namespace");
+    let to = &access.rules[0].to[0];
+    assert_eq!(to.paths, [PathMatch::Exact("/a".into()), PathMatch::Prefix("/b".into())]);
+    assert_eq!((&*to.headers[0].name, &to.ports[..]), ("x-team", &[8080][..]));
+    let call = PathMatch::Grpc { service: Some(Pattern::Exact("shop.Orders".into())), method: None };
+    assert_eq!(access.rules[1].to[0].paths, [call]);
+    assert_eq!((policy.mtls.mode, policy.mtls.ports[&9090]), (Some(Mode::Strict), Mode::Disabled));
+}
+
+#[test]
+fn every_mistake_in_an_access_policy_is_named_by_its_field() {
+    for (from, to, field, reason) in [
+        ("action: Deny", "action: deny", "spec.action", "not one of Allow, Deny"),
+        ("mode: Enforce", "mode: Warn", "spec.mode", "not one of Enforce, Audit"),
+        ("mode: Enforce", "mode: Audit", "spec.mtls", "cannot be audited"),
+        ("action: Deny", "acton: Deny", "spec.acton", "unknown field"),
+        (
+            "serviceAccount: web",
+            "serviceAccounts: web",
+            "spec.rules[0].from[0].serviceAccounts",
+            "unknown field",
+        ),
+        ("serviceAccount: web", "serviceAccount: Web", "spec.rules[0].from[0].serviceAccount", "not a name"),
+        (
+            "unauthenticated: true",
+            "unauthenticated: false",
+            "spec.rules[0].from[1].unauthenticated",
+            "say authenticated: true",
+        ),
+        (
+            "unauthenticated: true",
+            "unauthenticated: true, namespace: a",
+            "spec.rules[0].from[1].unauthenticated",
+            "excludes everything else",
+        ),
+        ("{unauthenticated: true}", "{}", "spec.rules[0].from[1]", "says nothing"),
+        ("[GET, PURGE]", "[GET, 'A B']", "spec.rules[0].to[0].methods[1]", "not a method"),
+        ("[GET, PURGE]", "[]", "spec.rules[0].to[0].methods", "leave it out for any"),
+        ("value: /a", "value: a", "spec.rules[0].to[0].paths[0].value", "begin with a slash"),
+        ("value: /a", "value: /a/../b", "spec.rules[0].to[0].paths[0].value", "segment of dots"),
+        ("[8080]", "[0]", "spec.rules[0].to[0].ports[0]", "not a port"),
+        ("X-Team", "'X Team'", "spec.rules[0].to[0].headers[0].name", "not a header name"),
+        ("{grpc: {service: shop.Orders}}", "{}", "spec.rules[1].to[0]", "says nothing"),
+        ("{grpc: {service: shop.Orders}}", "{grpc: {}}", "spec.rules[1].to[0].grpc", "neither a service"),
+        ("{grpc: {", "{methods: [GET], grpc: {", "spec.rules[1].to[0].methods", "excluded by grpc"),
+        ("mode: strict", "mode: Strict", "spec.mtls.mode", "not one of strict"),
+        ("'9090': disabled", "http: disabled", "spec.mtls.ports.http", "not a port"),
+        ("{mode: strict, ports: {'9090': disabled}}", "{}", "spec.mtls", "says nothing"),
+        (
+            "{kind: Service, name: orders}",
+            "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}",
+            "spec.targetRefs[0].kind",
+            "name a Service",
+        ),
+    ] {
+        let text = ACCESS.replacen(from, to, 1);
+        assert_ne!(text, ACCESS, "{from}");
+        let flaw = flaw(&text);
+        assert_eq!(flaw.field, field, "{to}: {flaw:?}");
+        assert!(flaw.reason.contains(reason), "{to}: {flaw:?}");
+    }
+}
+
+#[test]
+fn an_access_policy_says_something() {
+    let of = |spec: &str| {
+        format!("apiVersion: weft.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: p}}\nspec: {spec}\n")
+    };
+    for (spec, field) in [
+        ("{}", "spec.rules"),
+        ("{action: Deny}", "spec.rules"),
+        ("{action: Deny, rules: []}", "spec.rules"),
+        ("{mode: Audit}", "spec.rules"),
+        ("{rules: [], targetRefs: []}", "spec.targetRefs"),
+    ] {
+        assert_eq!(flaw(&of(spec)).field, field, "{spec}");
+    }
+    assert!(matches!(only(&of("{rules: []}")), Content::Object(Object::Access(_))));
+}
+
+#[test]
+fn a_namespace_says_what_happens_where_no_policy_speaks() {
+    use crate::world::Posture;
+    let of = |word: &str| {
+        format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, annotations: {{weft.dev/default-access: {word}}}}}\n"
+        )
+    };
+    let Content::Object(Object::Namespace(namespace)) = only(&of("deny")) else { panic!("a Namespace") };
+    assert_eq!((&*namespace.name, namespace.posture), ("shop", Posture::Deny));
+    let flaw = flaw(&of("no"));
+    assert_eq!(flaw.field, "metadata.annotations.weft.dev/default-access");
+}

@@ -1,0 +1,12 @@
+//! Access: what the filters that let in and keep out are called, and how their rules are.
+//!
+//! A rule's name (`AccessPolicy/shop/orders/0`) is the key of its policy in Envoy's RBAC filters, and its name in telemetry.
+
+/// The HTTP filter whose rules keep out.
+pub const HTTP_DENY: &str = "envoy.filters.http.rbac.deny";
+/// The HTTP filter whose rules let in.
+pub const HTTP_ALLOW: &str = "envoy.filters.http.rbac.allow";
+/// The network filter whose rules keep out.
+pub const NETWORK_DENY: &str = "envoy.filters.network.rbac.deny";
+/// The network filter whose rules let in.
+pub const NETWORK_ALLOW: &str = "envoy.filters.network.rbac.allow";
