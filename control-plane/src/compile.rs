@@ -18,6 +18,7 @@ mod inbound;
 mod listener;
 mod proto;
 mod route;
+mod secret;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
 use sha2::{Digest, Sha256};
+use weft_wire::tls::TRUST_BUNDLE;
 use weft_wire::xds::{Destination, ListenerName, parse_endpoint_cluster};
 use weft_wire::{ServiceId, ServicePort};
 
@@ -47,6 +49,7 @@ pub struct Resource {
 #[must_use]
 pub fn depends_on(kind: Kind, name: &str, namespace: &str) -> Option<Key> {
     match kind {
+        Kind::Secret => (name == TRUST_BUNDLE).then_some(Key::Trust),
         Kind::Listener => match name.parse().ok()? {
             ListenerName::Inbound(address) => Some(Key::Inbound(address.ip().to_canonical())),
             ListenerName::Outbound(Destination::Address(address)) => {
@@ -60,7 +63,7 @@ pub fn depends_on(kind: Kind, name: &str, namespace: &str) -> Option<Key> {
             Target::Service(port) => Some(match kind {
                 Kind::Cluster => Key::Cluster(port.service),
                 Kind::Endpoint => Key::Endpoints(port.service),
-                Kind::Listener | Kind::Route => Key::Routes(port.service),
+                Kind::Listener | Kind::Route | Kind::Secret => Key::Routes(port.service),
             }),
             Target::Direct(address) => Some(Key::Address(address.ip())),
             Target::App(address) => Some(Key::Inbound(address.ip())),
@@ -72,6 +75,7 @@ pub fn depends_on(kind: Kind, name: &str, namespace: &str) -> Option<Key> {
 #[must_use]
 pub fn resource(world: &World, kind: Kind, name: &str, namespace: &str) -> Option<Resource> {
     match kind {
+        Kind::Secret => secret::compile(world, name),
         Kind::Cluster => cluster::compile(world, name),
         Kind::Endpoint => endpoint::compile(world, name),
         Kind::Listener => listener::compile(world, name, namespace),
@@ -90,9 +94,9 @@ pub fn every_name(world: &World, kind: Kind) -> Vec<String> {
                 addresses.map(|ip| format!("outbound/{}", SocketAddr::new(*ip, port.number)))
             })
             .collect(),
-        // Routes and endpoints have no wildcard in the protocol: clients ask for what clusters and listeners name.
+        // Routes, endpoints and secrets have no wildcard in the protocol: clients ask for what clusters and listeners name.
         Kind::Cluster => ports.map(|(service, port)| service_port(service, port).to_string()).collect(),
-        Kind::Endpoint | Kind::Route => Vec::new(),
+        Kind::Endpoint | Kind::Route | Kind::Secret => Vec::new(),
     };
     names.sort_unstable();
     names

@@ -35,7 +35,7 @@ use std::time::Instant;
 use weft_wire::node::NodeMetadata;
 use weft_wire::tls::TRUST_DOMAIN_DEFAULT;
 use weft_wire::xds::Protocol;
-use weft_wire::{ServiceId, ServicePort};
+use weft_wire::{ServiceId, ServicePort, SpiffeId, WorkloadId};
 
 pub use access::{AccessSpec, AccessView, NamespaceSpec, Posture};
 pub use compare::Novelty;
@@ -48,7 +48,7 @@ pub use route::{
 };
 pub use spec::{
     Event, Health, ObjectName, PodSpec, PortSpec, ServiceSpec, SliceEndpoint, SlicePort, SliceSpec, StreamId,
-    TargetPort,
+    TargetPort, Trust,
 };
 pub use status::{Condition, ConditionKind, ObjectStatus, Subject};
 pub use touched::{Key, Touched};
@@ -71,8 +71,7 @@ pub struct World {
     proxies: Proxies,
     tables: Tables,
     access: access::Tables,
-    /// `None` is the one that everybody has.
-    trust_domain: Option<Arc<str>>,
+    trust: Option<Trust>,
     // What follows is derived: `rebuild` is its only writer.
     services: HashMap<ServiceId, Service>,
     by_virtual_ip: Index<IpAddr, ServiceId>,
@@ -190,13 +189,30 @@ impl World {
     /// The trust domain of the mesh.
     #[must_use]
     pub fn trust_domain(&self) -> &str {
-        self.trust_domain.as_deref().unwrap_or(TRUST_DOMAIN_DEFAULT)
+        self.trust.as_ref().map_or(TRUST_DOMAIN_DEFAULT, |trust| &trust.domain)
     }
 
-    /// The same world in another trust domain; set once, before anybody asks.
+    /// Who a connected proxy instance proved to be.
     #[must_use]
-    pub fn in_trust_domain(self, trust_domain: &str) -> Self {
-        Self { trust_domain: Some(trust_domain.into()), ..self }
+    pub fn identity_of(&self, instance: &str) -> Option<&Arc<SpiffeId>> {
+        self.proxies.get(instance)?.peer.identity.as_ref()
+    }
+
+    /// What workload a connected proxy instance says it is.
+    #[must_use]
+    pub fn workload_of(&self, instance: &str) -> Option<&WorkloadId> {
+        self.proxies.get(instance).map(|proxy| &proxy.metadata.workload)
+    }
+
+    /// The pods that claim an address.
+    pub fn pods_on(&self, address: IpAddr) -> impl Iterator<Item = &PodSpec> {
+        self.pods.on(address).map(|pod| &pod.spec)
+    }
+
+    /// Whom everybody trusts; `None` where nobody issues certificates.
+    #[must_use]
+    pub fn trust(&self) -> Option<&Trust> {
+        self.trust.as_ref()
     }
 
     // === events ===
@@ -232,14 +248,8 @@ impl World {
                 let old = self.pods.remove(&name);
                 self.pod_changed(old.as_ref(), &name, changes);
             }
-            Event::ProxyConnected { instance, stream, metadata } => {
-                let old = self.proxies.connect(instance, stream, Arc::clone(&metadata));
-                if old.as_ref() != Some(&metadata) {
-                    self.proxy_changed(&metadata, changes);
-                    if let Some(old) = old {
-                        self.proxy_changed(&old, changes);
-                    }
-                }
+            Event::ProxyConnected { instance, stream, metadata, identity } => {
+                self.proxy_connected(instance, stream, metadata, identity, changes);
             }
             Event::ProxyLeft { instance, stream } => {
                 if let Some(gone) = self.proxies.leave(&instance, stream) {
@@ -259,6 +269,12 @@ impl World {
             Event::NamespaceGone(name) => changes.guarded.extend(self.access.remove_namespace(&name)),
             Event::GrantSet(spec) => self.tables.set_grant(spec, &mut changes.concerned),
             Event::GrantGone(name) => self.tables.remove_grant(&name, &mut changes.concerned),
+            Event::TrustSet(trust) => {
+                if self.trust.as_ref() != Some(&trust) {
+                    self.trust = Some(trust);
+                    changes.touched.insert(Key::Trust);
+                }
+            }
         }
     }
 
@@ -287,6 +303,29 @@ impl World {
             for key in labels(pod) {
                 changes.services.extend(self.selecting.get(&key).cloned());
             }
+        }
+    }
+
+    fn proxy_connected(
+        &mut self,
+        instance: Arc<str>,
+        stream: StreamId,
+        metadata: Arc<NodeMetadata>,
+        identity: Option<Arc<SpiffeId>>,
+        changes: &mut Changes,
+    ) {
+        if let Some(identity) = &identity {
+            for address in &metadata.addresses {
+                self.pods.prove(*address, identity);
+            }
+        }
+        let old = self.proxies.connect(instance, stream, Arc::clone(&metadata), identity.clone());
+        if old.as_ref().is_some_and(|old| old.metadata == metadata && old.peer.identity == identity) {
+            return;
+        }
+        self.proxy_changed(&metadata, changes);
+        if let Some(old) = old {
+            self.proxy_changed(&old.metadata, changes);
         }
     }
 
@@ -508,6 +547,8 @@ fn agree<'a>(peers: impl Iterator<Item = &'a Arc<Peer>>) -> Option<Result<Arc<Pe
     for peer in peers {
         match found {
             Some(other) if other.workload != peer.workload => return Some(Err(Ambiguous)),
+            // Whoever proved nothing does not speak for whoever did.
+            Some(other) if other.identity.is_some() && peer.identity.is_none() => {}
             _ => found = Some(peer),
         }
     }

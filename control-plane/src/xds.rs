@@ -17,9 +17,11 @@ pub use metrics::Metrics;
 pub use server::{Server, WARM_UP};
 pub use status::{KindStatus, ProxyStatus, Refusal, Running, Status};
 
-/// The four kinds of resource, in the order in which they are pushed: what is referred to goes first.
+/// The kinds of resource, in the order in which they are pushed: what is referred to goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
+    /// Secrets: the roots that everybody trusts. What certificates are checked against goes before what needs them.
+    Secret,
     /// Clusters.
     Cluster,
     /// Endpoints of clusters.
@@ -32,12 +34,13 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in push order; `ALL[kind as usize] == kind`.
-    pub const ALL: [Self; 4] = [Self::Cluster, Self::Endpoint, Self::Listener, Self::Route];
+    pub const ALL: [Self; 5] = [Self::Secret, Self::Cluster, Self::Endpoint, Self::Listener, Self::Route];
 
-    /// The short name people use: `CDS`, `EDS`, `LDS`, `RDS`.
+    /// The short name people use: `SDS`, `CDS`, `EDS`, `LDS`, `RDS`.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
+            Self::Secret => "SDS",
             Self::Cluster => "CDS",
             Self::Endpoint => "EDS",
             Self::Listener => "LDS",
@@ -49,6 +52,7 @@ impl Kind {
     #[must_use]
     pub const fn type_url(self) -> &'static str {
         match self {
+            Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
             Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             Self::Endpoint => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",

@@ -13,7 +13,10 @@ pub const ALPN_H2: &[u8] = b"h2";
 /// ALPN: bytes that no sidecar looks into. Not registered; only between sidecars. Without any ALPN the bytes are looked at.
 pub const ALPN_OPAQUE: &[u8] = b"weft-opaque";
 
-/// Name of the xDS `Secret` (SDS) that holds the roots every member of the mesh trusts.
+/// Name of the xDS `Secret` (SDS) that holds the roots every member of the mesh trusts, PEM.
+///
+/// Order matters to a sidecar: the first root is the one that the authority issues from now. A sidecar whose own chain
+/// ends at another one renews its certificate soon, with jitter: that is how a rotation of the root reaches everybody.
 pub const TRUST_BUNDLE: &str = "trust-bundle";
 /// Name of the xDS `Secret` (SDS) by which a client of the control plane that is no Weft sidecar names its own certificate.
 pub const OWN_CERTIFICATE: &str = "identity";

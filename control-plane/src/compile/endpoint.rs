@@ -18,7 +18,11 @@ pub(super) fn compile(world: &World, name: &str) -> Option<Resource> {
         Target::Service(port) => {
             let service = world.service(&port.service)?;
             let port = service.port(port.port)?;
-            Some(to_resource(name, &port.endpoints, provisional(service, port)))
+            // Who an endpoint is may be known only when its sidecar has come back, and until then nobody shall begin to
+            // call it in plain text.
+            let proven = |endpoint: &Endpoint| endpoint.peer.as_ref().is_some_and(|p| p.identity.is_some());
+            let unproven = world.trust().is_some() && !port.endpoints.iter().all(proven);
+            Some(to_resource(name, &port.endpoints, unproven || provisional(service, port)))
         }
         Target::Direct(address) => {
             let endpoint = directly(world, address)?;

@@ -259,7 +259,10 @@ fn an_inbound_listener_says_whose_port_it_is() {
         }],
     };
     let (instance, metadata) = ("i".into(), metadata.into());
-    world.apply(Event::ProxyConnected { instance, stream: StreamId(1), metadata }, Instant::now());
+    world.apply(
+        Event::ProxyConnected { instance, stream: StreamId(1), metadata, identity: None },
+        Instant::now(),
+    );
     let listener: Listener = get(&world, Kind::Listener, "inbound/127.0.0.1:40000").unwrap();
     assert_eq!(
         fields(listener.metadata.as_ref()),
@@ -306,4 +309,24 @@ proptest! {
             prop_assert!(compiled.is_none() || depends_on(kind, &name, "shop").is_some());
         }
     }
+}
+
+#[test]
+fn the_trust_bundle_is_a_secret_without_a_secret() {
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
+    use weft_wire::tls::TRUST_BUNDLE;
+
+    let mut world = World::default();
+    assert_eq!(resource(&world, Kind::Secret, TRUST_BUNDLE, "shop"), None);
+    let trust = crate::world::Trust { domain: "cluster.local".into(), roots: "PEM".into() };
+    world.apply(Event::TrustSet(trust), Instant::now());
+    let bundle = resource(&world, Kind::Secret, TRUST_BUNDLE, "shop").unwrap();
+    assert_eq!(resource(&world, Kind::Secret, "identity", "shop"), None);
+    let secret = Secret::decode(&*bundle.body.value).unwrap();
+    let Some(secret::Type::ValidationContext(context)) = secret.r#type else { panic!("{secret:?}") };
+    assert_eq!(
+        context.trusted_ca.unwrap().specifier.unwrap(),
+        envoy_types::pb::envoy::config::core::v3::data_source::Specifier::InlineBytes(b"PEM".to_vec())
+    );
+    assert_eq!(depends_on(Kind::Secret, TRUST_BUNDLE, "shop"), Some(Key::Trust));
 }

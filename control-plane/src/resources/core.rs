@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use weft_wire::tls::SERVICE_ACCOUNT_DEFAULT;
 use weft_wire::{ServiceId, WorkloadId};
 
 use super::{Object, Refusal, Segment, protocol};
@@ -198,8 +199,11 @@ pub(super) fn pod(pod: Pod) -> Result<Option<Object>, Refusal> {
             ports.insert(name.into(), port_number(port.container_port, at)?);
         }
     }
+    let service_account = spec.service_account_name.filter(|name| !name.is_empty());
+    let service_account = service_account.map_or_else(|| SERVICE_ACCOUNT_DEFAULT.into(), Arc::from);
     let labels = boxed(pod.metadata.labels);
-    Ok(Some(Object::Pod(PodSpec { name, workload, version, addresses, labels, ports, health })))
+    let pod = PodSpec { name, workload, version, addresses, service_account, labels, ports, health };
+    Ok(Some(Object::Pod(pod)))
 }
 
 /// What a pod is an instance of: its label, else its controller, else its older label, else itself. The first

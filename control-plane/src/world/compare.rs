@@ -42,7 +42,8 @@ impl World {
             | Event::ProxyLost { .. }
             | Event::RouteGone(_)
             | Event::ServiceGone(_)
-            | Event::SliceGone(_) => Novelty::New,
+            | Event::SliceGone(_)
+            | Event::TrustSet(_) => Novelty::New,
         }
     }
 }

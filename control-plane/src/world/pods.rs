@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use weft_wire::SpiffeId;
+
 use super::index::Index;
 use super::spec::{ObjectName, PodSpec};
 use super::view::Peer;
@@ -33,6 +35,10 @@ pub(super) fn labels(pod: &PodSpec) -> impl Iterator<Item = LabelKey> + '_ {
 impl Pods {
     /// Puts a pod in and gives back what was there before.
     pub(super) fn set(&mut self, spec: PodSpec) -> Option<PodSpec> {
+        let known = self.pods.get(&spec.name).filter(|known| {
+            known.spec.addresses == spec.addresses && known.spec.service_account == spec.service_account
+        });
+        let identity = known.and_then(|known| known.peer.identity.clone());
         let old = self.remove(&spec.name);
         for address in &spec.addresses {
             self.on.insert(*address, spec.name.clone());
@@ -44,9 +50,21 @@ impl Pods {
             workload: spec.workload.clone(),
             version: spec.version.clone(),
             pod: Some(Arc::clone(&spec.name.name)),
+            identity,
         };
         self.pods.insert(spec.name.clone(), Pod { spec, peer: Arc::new(peer) });
         old
+    }
+
+    /// Notes that a sidecar at `address` has proved to be `identity`, for the pods there that may be it.
+    pub(super) fn prove(&mut self, address: IpAddr, identity: &Arc<SpiffeId>) {
+        for name in self.on.get(&address) {
+            if let Some(pod) = self.pods.get_mut(name).filter(|pod| pod.spec.runs_as(identity))
+                && pod.peer.identity.as_ref() != Some(identity)
+            {
+                pod.peer = Arc::new(Peer { identity: Some(Arc::clone(identity)), ..Peer::clone(&pod.peer) });
+            }
+        }
     }
 
     pub(super) fn remove(&mut self, name: &ObjectName) -> Option<PodSpec> {

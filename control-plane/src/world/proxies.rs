@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use weft_wire::ServiceId;
 use weft_wire::node::{NodeMetadata, Registration};
+use weft_wire::{ServiceId, SpiffeId};
 
 use super::index::Index;
 use super::spec::StreamId;
@@ -37,14 +37,15 @@ pub(super) struct Proxy {
 }
 
 impl Proxies {
-    /// Puts a sidecar in. Gives back what the instance said of itself before, if it was known.
+    /// Puts a sidecar in. Gives back what was known of the instance before, if anything.
     pub(super) fn connect(
         &mut self,
         instance: Arc<str>,
         stream: StreamId,
         metadata: Arc<NodeMetadata>,
-    ) -> Option<Arc<NodeMetadata>> {
-        let old = self.remove(&instance);
+        identity: Option<Arc<SpiffeId>>,
+    ) -> Option<Proxy> {
+        let old = self.take(&instance);
         for address in &metadata.addresses {
             self.on.insert(*address, Arc::clone(&instance));
         }
@@ -55,6 +56,7 @@ impl Proxies {
             workload: metadata.workload.clone(),
             version: metadata.version.as_deref().map(Arc::from),
             pod: metadata.pod.as_deref().map(Arc::from),
+            identity,
         });
         self.proxies.insert(instance, Proxy { metadata, peer, stream, lost_until: None });
         old
@@ -119,6 +121,10 @@ impl Proxies {
     }
 
     fn remove(&mut self, instance: &str) -> Option<Arc<NodeMetadata>> {
+        self.take(instance).map(|proxy| proxy.metadata)
+    }
+
+    fn take(&mut self, instance: &str) -> Option<Proxy> {
         let (instance, proxy) = self.proxies.remove_entry(instance)?;
         for address in &proxy.metadata.addresses {
             self.on.remove(address, &instance);
@@ -134,6 +140,6 @@ impl Proxies {
                 self.lost.remove(&until);
             }
         }
-        Some(proxy.metadata)
+        Some(proxy)
     }
 }

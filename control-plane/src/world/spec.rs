@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use weft_wire::node::NodeMetadata;
 use weft_wire::xds::Protocol;
-use weft_wire::{ServiceId, WorkloadId};
+use weft_wire::{ServiceId, SpiffeId, WorkloadId};
 
 use super::access::{AccessSpec, NamespaceSpec};
 use super::policy::{PolicyId, PolicySpec};
@@ -126,12 +126,31 @@ pub struct PodSpec {
     pub version: Option<Arc<str>>,
     /// Its addresses. Empty for a pod on the host's network: the address is not its own.
     pub addresses: Vec<IpAddr>,
+    /// The account it runs as.
+    pub service_account: Arc<str>,
     /// Labels, for selectors.
     pub labels: BTreeMap<Box<str>, Box<str>>,
     /// Named container ports, for named target ports.
     pub ports: BTreeMap<Box<str>, u16>,
     /// Whether it may be called where no EndpointSlice says it.
     pub health: Health,
+}
+
+impl PodSpec {
+    /// Whether `identity` is the pod's.
+    #[must_use]
+    pub fn runs_as(&self, identity: &SpiffeId) -> bool {
+        *self.name.namespace == *identity.namespace() && *self.service_account == *identity.service_account()
+    }
+}
+
+/// Whom everybody trusts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trust {
+    /// The trust domain of every identity.
+    pub domain: Arc<str>,
+    /// The roots, PEM, the one that certificates are issued from first.
+    pub roots: Arc<str>,
 }
 
 /// One connection of one sidecar. Distinguishes a reconnected sidecar from its own older, dying stream.
@@ -167,6 +186,8 @@ pub enum Event {
         stream: StreamId,
         /// What it says of itself.
         metadata: Arc<NodeMetadata>,
+        /// Who it proved to be; `None` on a connection without proof.
+        identity: Option<Arc<SpiffeId>>,
     },
     /// A sidecar closed its stream in good order: it is gone.
     ProxyLeft {
@@ -194,4 +215,6 @@ pub enum Event {
     SliceGone(ObjectName),
     /// An EndpointSlice appeared or changed.
     SliceSet(SliceSpec),
+    /// Whom everybody trusts from now.
+    TrustSet(Trust),
 }

@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use weft_wire::WorkloadId;
 use weft_wire::node::Registration;
 
 use super::*;
@@ -55,6 +54,7 @@ fn pod(name: &str, app: &str, address: &str) -> PodSpec {
         workload: WorkloadId::new("shop", app).unwrap(),
         version: Some("v1".into()),
         addresses: vec![ip(address)],
+        service_account: "default".into(),
         labels: BTreeMap::from([("app".into(), app.into())]),
         ports: BTreeMap::from([("web".into(), 9000)]),
         health: Health::Ready,
@@ -78,6 +78,7 @@ fn proxy(instance: &str, stream: u64, address: &str, register: Option<&str>) -> 
             addresses: vec![ip(address)],
             registrations: registrations.collect(),
         }),
+        identity: None,
     }
 }
 
@@ -342,4 +343,57 @@ fn a_large_mesh_is_quick() {
     }
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     assert_eq!(world.services().count(), 5_000);
+}
+
+fn identified(event: Event, identity: &str) -> Event {
+    let Event::ProxyConnected { instance, stream, metadata, .. } = event else { panic!("{event:?}") };
+    let identity = Some(Arc::new(format!("spiffe://cluster.local/ns/shop/sa/{identity}").parse().unwrap()));
+    Event::ProxyConnected { instance, stream, metadata, identity }
+}
+
+fn identity_at(world: &World, address: &str) -> Option<String> {
+    world.peer_at(ip(address))?.identity.as_ref().map(ToString::to_string)
+}
+
+#[test]
+fn a_pod_keeps_the_identity_that_its_sidecar_proved_until_it_is_gone() {
+    let (mut world, now) = (World::default(), Instant::now());
+    world.apply(Event::PodSet(pod("orders-1", "orders", "10.0.0.7")), now);
+    assert_eq!(identity_at(&world, "10.0.0.7"), None);
+    let touched = world.apply(identified(proxy("a", 1, "10.0.0.7", None), "default"), now);
+    assert!(touched.contains(&Key::Address(ip("10.0.0.7"))));
+    let default = Some("spiffe://cluster.local/ns/shop/sa/default".to_owned());
+    assert_eq!(identity_at(&world, "10.0.0.7"), default);
+    world.apply(Event::ProxyLeft { instance: "a".into(), stream: StreamId(1) }, now);
+    assert_eq!(identity_at(&world, "10.0.0.7"), default, "its callers must not begin to speak plain");
+    let unready = PodSpec { health: Health::NotReady, ..pod("orders-1", "orders", "10.0.0.7") };
+    world.apply(Event::PodSet(unready), now);
+    assert_eq!(identity_at(&world, "10.0.0.7"), default);
+    world.apply(Event::PodSet(pod("orders-1", "orders", "10.0.0.8")), now);
+    assert_eq!(identity_at(&world, "10.0.0.8"), None, "another address is another pod");
+}
+
+#[test]
+fn an_identity_is_noted_only_of_pods_that_run_as_it() {
+    let (mut world, now) = (World::default(), Instant::now());
+    world.apply(Event::PodSet(pod("orders-1", "orders", "10.0.0.7")), now);
+    world.apply(identified(proxy("a", 1, "10.0.0.7", None), "thief"), now);
+    world.apply(Event::ProxyLeft { instance: "a".into(), stream: StreamId(1) }, now);
+    assert_eq!(identity_at(&world, "10.0.0.7"), None);
+}
+
+#[test]
+fn who_proved_nothing_does_not_hide_who_did() {
+    let (mut world, now) = (World::default(), Instant::now());
+    world.apply(identified(proxy("a", 1, "10.0.0.7", None), "orders"), now);
+    world.apply(proxy("b", 2, "10.0.0.7", None), now);
+    assert_eq!(identity_at(&world, "10.0.0.7").as_deref(), Some("spiffe://cluster.local/ns/shop/sa/orders"));
+}
+
+#[test]
+fn the_trust_bundle_touches_only_when_it_changes() {
+    let (mut world, now) = (World::default(), Instant::now());
+    let trust = Trust { domain: "cluster.local".into(), roots: "one".into() };
+    assert!(world.apply(Event::TrustSet(trust.clone()), now).contains(&Key::Trust));
+    assert!(world.apply(Event::TrustSet(trust), now).is_empty());
 }

@@ -23,6 +23,8 @@ pub enum Key {
     Routes(ServiceId),
     /// A service's existence, ports, protocols, virtual IPs.
     Service(ServiceId),
+    /// Whom everybody trusts.
+    Trust,
 }
 
 /// The keys that one or more changes touched.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use weft_wire::xds::Protocol;
-use weft_wire::{ServiceId, WorkloadId};
+use weft_wire::{ServiceId, SpiffeId, WorkloadId};
 
 use super::spec::Health;
 
@@ -71,6 +71,11 @@ pub struct Peer {
     pub version: Option<Arc<str>>,
     /// The pod's name, when there is a pod.
     pub pod: Option<Arc<str>>,
+    /// Who it proved to be. `None`: it has no sidecar, or one without a certificate; whoever calls it speaks plain.
+    ///
+    /// Of a pod this is kept until the pod is gone, although its sidecar may lose its stream: its callers must not
+    /// begin to speak plain because the control plane cannot be reached from there.
+    pub identity: Option<Arc<SpiffeId>>,
 }
 
 /// Who is behind an address, for those who read reports.

@@ -312,7 +312,7 @@ impl<'a> Presence<'a> {
         if let Some(metadata) = &client.metadata {
             let (instance, metadata) = (Arc::clone(&client.instance), Arc::clone(metadata));
             sidecar = Some(Arc::clone(&instance));
-            shared.live.apply([Event::ProxyConnected { instance, stream, metadata }], now());
+            shared.live.apply([Event::ProxyConnected { instance, stream, metadata, identity: None }], now());
         }
         info!(instance = &*client.instance, agent = client.agent, "proxy connected");
         Self { shared, stream, sidecar, clean: false }

@@ -46,7 +46,7 @@ const WILDCARD: &str = "*";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Violation {
     /// A type of resource that is not served here.
-    #[error("type_url {0:?} is not served here: only listeners, routes, clusters and endpoints are")]
+    #[error("type_url {0:?} is not served here: only listeners, routes, clusters, endpoints and secrets are")]
     UnknownType(String),
     /// A name that is too long to be one.
     #[error("a {kind} resource name of {length} bytes: at most {NAME_MAX} are allowed")]
@@ -123,7 +123,7 @@ struct KindState {
 
 /// One stream.
 pub(super) struct Session {
-    kinds: [KindState; 4],
+    kinds: [KindState; 5],
     nonce: u64,
     /// Whether a first request without names means "everything", as the protocol has it for listeners and
     /// clusters. Our own sidecars are lazy and say `*` if they ever mean it.
