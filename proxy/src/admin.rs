@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::TcpListener as StdListener;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -27,6 +27,7 @@ use crate::app::LogLevel;
 use crate::balance::Circuits;
 use crate::config::Config;
 use crate::drain::{Phase, Trigger};
+use crate::identity::Identity;
 use crate::record::{Limit, Telemetry};
 use crate::xds::Directory;
 
@@ -61,6 +62,8 @@ pub struct Admin {
     pub directory: Arc<Directory>,
     /// What is open, and why.
     pub circuits: Arc<Circuits>,
+    /// Who this sidecar is; `None` without TLS.
+    pub identity: Option<Arc<Identity>>,
     /// The numbers.
     pub telemetry: Arc<Telemetry>,
     /// Starts a drain.
@@ -134,6 +137,7 @@ impl Admin {
             (Face::Admin, &Method::GET, "/") => text(StatusCode::OK, INDEX),
             (Face::Admin, &Method::GET, "/config") => self.dump(),
             (Face::Admin, &Method::GET, "/circuits") => document(&self.circuits.dump(Instant::now())),
+            (Face::Admin, &Method::GET, "/identity") => document(&self.identity()),
             (Face::Admin, &Method::POST, "/log-level") => self.log_level(body).await,
             (Face::Admin, &Method::POST, "/drain") => {
                 self.trigger.advance(Phase::Draining);
@@ -179,6 +183,16 @@ impl Admin {
         document(&dump)
     }
 
+    fn identity(&self) -> serde_json::Value {
+        match &self.identity {
+            Some(identity) => identity.describe(SystemTime::now()),
+            // Says which of the two it is: not yet, or never.
+            None => {
+                json!({ "certificate": null, "roots": [], "enrolment": "off: the control plane is not asked over TLS" })
+            }
+        }
+    }
+
     async fn log_level(&self, body: Incoming) -> Answer {
         let Ok(body) = Limited::new(body, BODY_MAX).collect().await else {
             return text(StatusCode::PAYLOAD_TOO_LARGE, "a log filter has at most 4096 bytes\n");
@@ -212,6 +226,7 @@ GET  /ready      fit for traffic, or why not
 GET  /metrics    Prometheus text format
 GET  /config     settings, listeners and what the control plane said, as JSON
 GET  /circuits   circuits that are open or in use, and what counts against limits, as JSON
+GET  /identity   certificate, trusted roots and how renewals go, as JSON
 POST /log-level  the body is the filter: info, debug, weft_proxy::xds=debug,info
 POST /drain      finish what is in flight, then exit
 ";

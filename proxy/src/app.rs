@@ -1,6 +1,6 @@
 //! The sidecar from start to end, on one page; the only file that knows all others.
 //!
-//! Boot order: log → descriptor limit → listening sockets → telemetry → control plane → workers → admin →
+//! Boot order: log → descriptor limit → listening sockets → telemetry → identity → control plane → workers → admin →
 //! ready. Then it waits for a signal and drains. Threads: one for each worker, and this one, which runs
 //! everything that is not traffic, so that a scrape never delays a request. Invariant: a worker that ends
 //! before its time ends the process; a sidecar that serves with fewer workers than it says helps nobody.
@@ -22,7 +22,8 @@ use crate::check;
 use crate::config::Config;
 use crate::connect::{self, ConnectOptions, Dialer};
 use crate::drain::{Phase, Trigger, Watch};
-use crate::record::{Identity, Telemetry};
+use crate::identity::{Identity, Show};
+use crate::record::{self, Telemetry};
 use crate::report;
 use crate::worker::{self, Worker};
 use crate::xds::{self, Directory};
@@ -82,7 +83,7 @@ fn start(
     }
     let sockets = accept::bind(&config)?;
     let config = Arc::new(config);
-    let telemetry = Telemetry::new(config.record.clone(), identity(&config));
+    let telemetry = Telemetry::new(config.record.clone(), speaks_for(&config));
     runtime_builder().build().context("cannot start the runtime")?.block_on(async {
         // Signals belong to a runtime, so they are asked for inside of it.
         serve(config, sockets, telemetry, connections_max, level, owner()?).await
@@ -101,6 +102,16 @@ async fn serve(
     let bound = Arc::new(bound);
     let trigger = Trigger::default();
 
+    // Who this sidecar is.
+    let identity = config.enrolment.clone().map(Identity::new);
+    let (forget, forgetting) = oneshot::channel::<()>();
+    let mut enrolling = None;
+    if let (Some(identity), Some(address)) = (&identity, &config.control_plane) {
+        telemetry.registry().register(Box::new(identity.metrics())).context("metrics of the same name")?;
+        let task = identity.enrol(address.clone(), dialer(&config, None));
+        enrolling = Some(tokio::spawn(task.run(async { drop(forgetting.await) })));
+    }
+
     // What the control plane says.
     let (node, following) = watch::channel(describe(&config, &bound));
     let (stop, stopped) = oneshot::channel::<()>();
@@ -112,8 +123,12 @@ async fn serve(
                 instance: config.identity.instance.to_string(),
                 node: node.borrow().clone(),
                 listeners_max: xds::LISTENERS_MAX_DEFAULT,
+                identity: identity.clone(),
             });
-            let asking = task.follow(following).dial(dialer(&config)).run(async { drop(stopped.await) });
+            let asking = task
+                .follow(following)
+                .dial(dialer(&config, identity.as_ref()))
+                .run(async { drop(stopped.await) });
             (directory, Some(tokio::spawn(asking)))
         }
     };
@@ -127,7 +142,10 @@ async fn serve(
     let reporting = tokio::spawn(report::run(
         Arc::clone(&telemetry),
         Arc::clone(&circuits),
-        config.control_plane.clone().map(|address| report::channel(address, dialer(&config))),
+        config
+            .control_plane
+            .clone()
+            .map(|address| report::Link::new(address, dialer(&config, identity.as_ref()), identity.clone())),
         async { drop(flushing.await) },
     ));
     let (rest_checks, no_more_checks) = oneshot::channel::<()>();
@@ -170,6 +188,7 @@ async fn serve(
         bound: Arc::clone(&bound),
         directory: Arc::clone(&directory),
         circuits: Arc::clone(&circuits),
+        identity: identity.clone(),
         telemetry: Arc::clone(&telemetry),
         trigger: trigger.clone(),
         level,
@@ -191,17 +210,21 @@ async fn serve(
     drop((rest, rest_checks, flush, close_log));
     let ends = async { drop(tokio::join!(tending, checking, reporting, logging)) };
     drop(tokio::time::timeout(GOODBYE, ends).await);
-    drop(stop);
-    if let Some(asking) = asking {
-        drop(tokio::time::timeout(GOODBYE, asking).await);
+    drop((stop, forget));
+    for task in [asking, enrolling].into_iter().flatten() {
+        drop(tokio::time::timeout(GOODBYE, task).await);
     }
     tracing::info!("drained");
     Ok(())
 }
 
-/// Opens connections to the control plane.
-fn dialer(config: &Config) -> Dialer {
-    Dialer::new(ConnectOptions { timeout: CONTROL_CONNECT_TIMEOUT, mark: config.socket_mark })
+/// Opens connections to the control plane, as somebody if there is an identity.
+fn dialer(config: &Config, identity: Option<&Arc<Identity>>) -> Dialer {
+    let dialer = Dialer::new(ConnectOptions { timeout: CONTROL_CONNECT_TIMEOUT, mark: config.socket_mark });
+    match identity {
+        Some(identity) => identity.secure(dialer, Show::Certificate),
+        None => dialer,
+    }
 }
 
 /// Waits for a signal or `POST /drain`.
@@ -344,10 +367,10 @@ fn runtime_builder() -> tokio::runtime::Builder {
     builder
 }
 
-fn identity(config: &Config) -> Identity {
+fn speaks_for(config: &Config) -> record::Identity {
     let crate::config::Identity { workload, version, pod, instance, zone: _, addresses: _ } =
         config.identity.clone();
-    Identity { workload, version, pod, instance }
+    record::Identity { workload, version, pod, instance }
 }
 
 /// Says where it listens: in the log, and in the file that whoever started it waits for.

@@ -21,7 +21,10 @@ use self::parse::{
 };
 use crate::record;
 
+mod enrolment;
 mod parse;
+
+pub use enrolment::{Enrolment, Proof, Secret};
 
 /// Workers by default: a sidecar shares its pod's CPUs with the app, and one worker saturates a core at tens of
 /// thousands of requests per second.
@@ -36,8 +39,8 @@ const OUTBOUND_FORWARDS_MAX: usize = 64;
 /// Flags and environment as clap reads them. Everything is text here; [`Config::try_from`] gives it meaning.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Arguments {
-    /// The control plane's address, `http://HOST:15010`. Without it every
-    /// connection passes through to where it was going, still measured
+    /// The control plane's address: `https://HOST:15012`, or `http://HOST:15010` if it is insecure. Without
+    /// it every connection passes through to where it was going, still measured
     #[arg(long, env = "WEFT_CONTROL_PLANE", value_name = "URL")]
     pub control_plane: Option<String>,
     /// What runs here: the Deployment's, StatefulSet's or program's name
@@ -115,6 +118,9 @@ pub struct Arguments {
     /// A file that receives the bound addresses as JSON once the sidecar serves
     #[arg(long, env = "WEFT_READY_FILE", value_name = "PATH")]
     pub ready_file: Option<PathBuf>,
+    /// How the sidecar gets its identity.
+    #[command(flatten)]
+    pub enrolment: enrolment::Proofs,
     /// Telemetry.
     #[command(flatten)]
     pub record: record::Config,
@@ -173,6 +179,8 @@ pub struct Register {
 pub struct Config {
     /// The control plane; `None` is stand-alone.
     pub control_plane: Option<http::Uri>,
+    /// How the sidecar gets its identity; `None` without a control plane at `https://`.
+    pub enrolment: Option<Enrolment>,
     /// Who this sidecar speaks for.
     pub identity: Identity,
     /// Where it listens.
@@ -230,6 +238,24 @@ pub enum Error {
         /// Why it is needed and what to write.
         fix: &'static str,
     },
+    /// Set, but nothing could come of it.
+    #[error("{variable} cannot be used; {fix}")]
+    Unused {
+        /// The environment variable.
+        variable: &'static str,
+        /// Why, and what to write instead.
+        fix: &'static str,
+    },
+    /// A secret that does not parse; it is not repeated.
+    #[error("{variable} is not {expected}; {fix}")]
+    Secret {
+        /// The environment variable.
+        variable: &'static str,
+        /// What it should be.
+        expected: &'static str,
+        /// An example or instruction.
+        fix: &'static str,
+    },
 }
 
 impl TryFrom<Arguments> for Config {
@@ -263,6 +289,7 @@ impl TryFrom<Arguments> for Config {
             connect_timeout,
             tcp_idle_timeout,
             ready_file,
+            enrolment,
             record,
         } = arguments;
 
@@ -278,8 +305,10 @@ impl TryFrom<Arguments> for Config {
                 .into(),
             addresses: parse_pod_ips(pod_ips)?,
         };
+        let control_plane = control_plane.map(parse_control_plane).transpose()?;
         let config = Self {
-            control_plane: control_plane.map(parse_control_plane).transpose()?,
+            enrolment: enrolment::parse(enrolment, control_plane.as_ref(), &identity.workload)?,
+            control_plane,
             identity,
             listen: Listen {
                 inbound: parse_listen("WEFT_INBOUND_LISTEN", &inbound_listen)?,
@@ -327,12 +356,13 @@ impl TryFrom<Arguments> for Config {
 }
 
 impl Config {
-    /// The settings for people: the admin's dump. Holds no secret, because no setting is one.
+    /// The settings for people: the admin's dump. Without secrets.
     #[must_use]
     pub fn describe(&self) -> serde_json::Value {
         let text = |value: &dyn fmt::Display| value.to_string();
         serde_json::json!({
             "control_plane": self.control_plane.as_ref().map(|uri| text(uri)),
+            "enrolment": self.enrolment.as_ref().map(Enrolment::describe),
             "workload": text(&self.identity.workload),
             "version": self.identity.version.as_deref(),
             "pod": self.identity.pod.as_deref(),

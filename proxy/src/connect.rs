@@ -6,14 +6,15 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 use weft_wire::Reason;
+
+mod dialer;
+
+pub use dialer::{DialError, Dialer};
 
 /// Addresses of one name that are tried, at most.
 const RESOLVED_MAX: usize = 8;
@@ -147,38 +148,6 @@ pub async fn connect_host(
         }
     }
     Err(failed)
-}
-
-/// Opens the sidecar's own gRPC connections to the control plane. With the mark, like every other: an intercepted
-/// one would come back to this sidecar.
-#[derive(Debug, Clone)]
-pub struct Dialer(ConnectOptions);
-
-impl Dialer {
-    /// Connects with these options.
-    #[must_use]
-    pub fn new(options: ConnectOptions) -> Self {
-        Self(options)
-    }
-}
-
-impl tower::Service<http::Uri> for Dialer {
-    type Response = TokioIo<TcpStream>;
-    type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ConnectError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: http::Uri) -> Self::Future {
-        let options = self.0;
-        Box::pin(async move {
-            let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-            let port = uri.port_u16().unwrap_or(default);
-            connect_host(uri.host().unwrap_or_default(), port, &options).await.map(TokioIo::new)
-        })
-    }
 }
 
 #[cfg(test)]

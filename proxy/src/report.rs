@@ -21,12 +21,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus::{IntCounter, IntGauge, Registry};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use weft_wire::header;
 
 use crate::balance::Circuits;
 use crate::balance::circuits::Transition;
-use crate::connect::Dialer;
 use crate::record::{Limit, Telemetry};
 use queue::{Queue, Report, Signal};
 use transition::{Numbered, Transitions};
@@ -34,9 +33,12 @@ use transition::{Numbered, Transitions};
 mod circuit;
 mod client;
 mod encode;
+mod link;
 mod queue;
 mod snapshot;
 mod transition;
+
+pub use link::Link;
 
 /// How often differences are taken.
 pub const INTERVAL: Duration = Duration::from_secs(1);
@@ -60,10 +62,6 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Failures after which the last reports are given up: whoever stops a whole mesh at once waits for nobody.
 const FLUSH_FAILURES_MAX: u32 = 3;
 
-/// How long the connection may be silent until it is probed; a dead one would hold every report for
-/// [`ANSWER_TIMEOUT`].
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
-
 /// Intervals between two rounds of [`Telemetry::tidy`].
 const TIDY_EVERY: u32 = 60;
 
@@ -73,30 +71,21 @@ const TIDY_EVERY: u32 = 60;
 pub async fn run(
     telemetry: Arc<Telemetry>,
     circuits: Arc<Circuits>,
-    channel: Option<Channel>,
+    channel: Option<Link>,
     stop: impl Future<Output = ()>,
 ) {
     let watch = Watch::new(circuits);
-    let Some(channel) = channel else { return tidy(&telemetry, watch, stop).await };
+    let Some(mut channel) = channel else { return tidy(&telemetry, watch, stop).await };
     telemetry.report_differences();
     let mut reporter = Reporter::new(telemetry, watch);
-    reporter.report(&channel, stop).await;
+    reporter.report(&mut channel, stop).await;
     reporter.take(true);
-    if tokio::time::timeout(FLUSH_TIMEOUT, reporter.flush(&channel)).await.is_err() {
+    if tokio::time::timeout(FLUSH_TIMEOUT, reporter.flush(&mut channel)).await.is_err() {
         tracing::warn!(
             reports = reporter.queue.len(),
             "control plane does not answer, last reports are lost"
         );
     }
-}
-
-/// A connection to the control plane that is opened when there is something to send. Call inside a runtime.
-#[must_use]
-pub fn channel(control_plane: http::Uri, dialer: Dialer) -> Channel {
-    Endpoint::from(control_plane)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(ANSWER_TIMEOUT)
-        .connect_with_connector_lazy(dialer)
 }
 
 async fn tidy(telemetry: &Telemetry, mut watch: Watch, stop: impl Future<Output = ()>) {
@@ -228,7 +217,7 @@ impl Reporter {
     }
 
     /// The loop: takes a report every second; sends one at a time, with a pause after a failure.
-    async fn report(&mut self, channel: &Channel, stop: impl Future<Output = ()>) {
+    async fn report(&mut self, link: &mut Link, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
         let mut ticks = tokio::time::interval(INTERVAL);
         // After a stall one long interval says the same as many short ones.
@@ -238,9 +227,10 @@ impl Reporter {
         let mut not_before = Instant::now();
         loop {
             if sending.is_none()
+                && let Some(channel) = link.channel()
                 && let Some(report) = self.queue.next()
             {
-                sending = Some(Box::pin(send(channel.clone(), self.instance(), report, not_before)));
+                sending = Some(Box::pin(send(channel, self.instance(), report, not_before)));
             }
             tokio::select! {
                 _ = ticks.tick() => {
@@ -262,13 +252,14 @@ impl Reporter {
     }
 
     /// Sends everything that waits, or gives up.
-    async fn flush(&mut self, channel: &Channel) {
+    async fn flush(&mut self, link: &mut Link) {
         let mut not_before = Instant::now();
         self.queue.start_over();
         while let Some(report) = self.queue.next()
+            && let Some(channel) = link.channel()
             && self.queue.failures() < FLUSH_FAILURES_MAX
         {
-            let outcome = send(channel.clone(), self.instance(), report, not_before).await;
+            let outcome = send(channel, self.instance(), report, not_before).await;
             not_before = Instant::now() + self.settle(outcome);
         }
     }

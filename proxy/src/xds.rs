@@ -44,6 +44,8 @@ pub use metrics::Metrics;
 pub use model::{Assignment, Cluster, ClusterSpec, Endpoint, Endpoints, Health, Listener, ListenerSpec};
 pub use task::Task;
 
+use crate::identity::Identity;
+
 pub use crate::route::matcher::RouteTable;
 pub use crate::route::rule::Route;
 
@@ -61,6 +63,8 @@ pub struct Options {
     pub node: NodeMetadata,
     /// Most destinations subscribed at a time.
     pub listeners_max: usize,
+    /// Who the stream is opened as, and who is told of a new trust bundle; `None` without TLS.
+    pub identity: Option<Arc<Identity>>,
 }
 
 /// Destinations subscribed at a time unless said otherwise: a pod that calls more than this many at once is a gateway
@@ -70,10 +74,13 @@ pub const LISTENERS_MAX_DEFAULT: usize = 2000;
 /// A directory, and the task that fills it: run it on the admin thread.
 #[must_use]
 pub fn spawn(options: Options) -> (Arc<Directory>, Task) {
-    let Options { control_plane, instance, node, listeners_max } = options;
+    let Options { control_plane, instance, node, listeners_max, identity } = options;
     let (directory, interests) = Directory::connected();
-    let client = client::Client::new(instance, &node, control_plane.to_string(), listeners_max.max(1));
+    let mut client = client::Client::new(instance, &node, control_plane.to_string(), listeners_max.max(1));
+    if identity.is_some() {
+        client.want_trust_bundle();
+    }
     directory.set_status(client.status());
-    let task = Task::new(Arc::clone(&directory), client, control_plane, interests);
+    let task = Task::new(Arc::clone(&directory), client, control_plane, interests, identity);
     (directory, task)
 }

@@ -47,7 +47,7 @@ pub(super) fn parse_control_plane(text: String) -> Result<http::Uri, Error> {
         variable: "WEFT_CONTROL_PLANE",
         text,
         expected: "a URL",
-        fix: "write it as http://HOST:15010",
+        fix: "write it as https://HOST:15012, or as http://HOST:15010 if it is insecure",
     })
 }
 

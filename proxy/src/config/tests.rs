@@ -89,11 +89,60 @@ fn a_rejection_names_the_variable_and_the_fix() {
         (&["--drain-deadline=30"], "WEFT_DRAIN_DEADLINE"),
         (&["--detect-timeout=-1s"], "WEFT_DETECT_TIMEOUT"),
         (&["--connections-max=0"], "WEFT_CONNECTIONS_MAX"),
+        (&["--control-plane=https://c:15012", "--workload=a"], "WEFT_JOIN_TOKEN"),
+        (&["--control-plane=https://c:15012", "--workload=a", "--join-token=weft1.x.y.z"], "WEFT_JOIN_TOKEN"),
+        (
+            &["--control-plane=https://c:15012", "--workload=a", "--identity-token-file=/t"],
+            "WEFT_TRUST_BUNDLE",
+        ),
+        (
+            &[
+                "--control-plane=https://c:15012",
+                "--workload=a",
+                "--join-token-file=/a",
+                "--identity-token-file=/b",
+            ],
+            "WEFT_JOIN_TOKEN_FILE",
+        ),
+        (
+            &["--control-plane=https://c:15012", "--workload=a", "--identity-dir=/d", "--trust-domain=A"],
+            "WEFT_TRUST_DOMAIN",
+        ),
+        (&["--control-plane=http://c:15010", "--workload=a", "--join-token-file=/a"], "WEFT_JOIN_TOKEN_FILE"),
+        (&["--identity-dir=/d"], "WEFT_IDENTITY_DIR"),
     ] {
         let message = rejection(flags);
         assert!(message.starts_with(variable), "{message}");
         assert!(message.contains("; "), "no fix in {message}");
     }
+}
+
+#[test]
+fn a_proof_goes_with_an_address_over_tls_and_stays_secret() {
+    let secret = "0123456789abcdef".repeat(2);
+    let token = format!("--join-token=weft1.0a1b2c3d.{secret}.{}", "ab".repeat(32));
+    let https = ["--control-plane=https://c:15012", "--workload=orders", "--namespace=shop"];
+    let with = |flags: &[&str]| parse(&[&https[..], flags].concat());
+    let config = with(&[&token]).expect("valid");
+    let enrolment = config.enrolment.as_ref().expect("TLS");
+    assert_eq!(enrolment.namespace, "shop");
+    assert_eq!(
+        enrolment.control_plane().to_string(),
+        "spiffe://cluster.local/ns/weft-system/sa/weft-control-plane"
+    );
+    for text in [config.describe().to_string(), format!("{config:?}")] {
+        assert!(text.contains("0a1b2c3d") && !text.contains(&secret), "{text}");
+    }
+    let command = Command::try_parse_from(["weft-proxy", &token]).expect("flags");
+    assert!(!format!("{:?}", command.arguments).contains(&secret));
+    let cut = token.replace("weft1.0a", "weft1.");
+    assert!(!with(&[&cut]).expect_err("cut short").to_string().contains(&secret));
+    // Somebody else's identity needs no proof, a service account's somebody to believe.
+    assert_eq!(with(&["--identity-dir=/d"]).expect("valid").enrolment.expect("TLS").proof, Proof::Directory);
+    with(&["--identity-token-file=/t", "--trust-bundle=/b"]).expect("valid");
+    // One template may name the roots for both.
+    let plain = parse(&["--control-plane=http://c:15010", "--workload=a", "--trust-bundle=/b"]);
+    assert!(plain.expect("valid").enrolment.is_none());
 }
 
 #[test]

@@ -15,12 +15,14 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 };
 use tokio::sync::oneshot;
 use weft_wire::node::{NodeMetadata, USER_AGENT};
+use weft_wire::tls::TRUST_BUNDLE;
 use weft_wire::xds::ListenerName;
 
 use super::directory::{Interest, Map, Status, TypeStatus};
 use super::parse;
 use super::store::{Needs, Store};
 use super::subscription::Subscription;
+use crate::identity::Bundle;
 
 /// A destination that nobody used for this long is unsubscribed: longer than any usual keep-alive or cron minute,
 /// short enough that a scan's traces are gone soon.
@@ -76,18 +78,22 @@ pub(super) struct Output {
     pub(super) publish: Option<Map>,
     /// Let these waiters look again.
     pub(super) wake: Vec<oneshot::Sender<()>>,
+    /// Trust these roots from now.
+    pub(super) trust: Option<Bundle>,
 }
 
-/// The four types, in the order in which they depend on each other.
+/// The five types, in the order in which they depend on each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Listeners,
     Tables,
     Clusters,
     Endpoints,
+    /// Nothing depends on it, nor it on anything.
+    Secrets,
 }
 
-const KINDS: [Kind; 4] = [Kind::Listeners, Kind::Tables, Kind::Clusters, Kind::Endpoints];
+const KINDS: [Kind; 5] = [Kind::Listeners, Kind::Tables, Kind::Clusters, Kind::Endpoints, Kind::Secrets];
 
 impl Kind {
     fn type_url(self) -> &'static str {
@@ -96,6 +102,7 @@ impl Kind {
             Self::Tables => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
             Self::Clusters => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             Self::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+            Self::Secrets => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
         }
     }
 
@@ -111,7 +118,7 @@ pub(super) struct Client {
     listeners_max: usize,
     store: Store,
     /// By [`Kind`].
-    subscriptions: [Subscription; 4],
+    subscriptions: [Subscription; 5],
     waiting: HashMap<Arc<ListenerName>, Vec<oneshot::Sender<()>>>,
     waiters: usize,
     status: Status,
@@ -148,6 +155,11 @@ impl Client {
             introduced: false,
             swept: Duration::ZERO,
         }
+    }
+
+    /// Asks for the roots of the mesh, from the next stream on.
+    pub(super) fn want_trust_bundle(&mut self) {
+        self.subscriptions[Kind::Secrets as usize].want(&TRUST_BUNDLE.into());
     }
 
     /// What the node says of itself from the next stream on.
@@ -315,7 +327,7 @@ impl Client {
         };
         let mut complaints = vec![];
         for resource in response.resources {
-            self.resource(kind, resource, &mut complaints);
+            self.resource(kind, resource, &mut complaints, output);
         }
         for name in &response.removed_resources {
             self.subscriptions[kind as usize].took(name, None);
@@ -339,7 +351,13 @@ impl Client {
 
     /// Takes one resource, or complains about it and keeps what was there. The rest of the response is taken anyway:
     /// one team's mistake must not hold up another's change.
-    fn resource(&mut self, kind: Kind, resource: Resource, complaints: &mut Vec<String>) {
+    fn resource(
+        &mut self,
+        kind: Kind,
+        resource: Resource,
+        complaints: &mut Vec<String>,
+        output: &mut Output,
+    ) {
         let Resource { name, version, resource: body, .. } = resource;
         // Without a body it is a heartbeat; a name that is not wanted crossed our unsubscription.
         let Some(body) = body else { return };
@@ -358,6 +376,7 @@ impl Client {
             Kind::Endpoints => {
                 parse::endpoints(&name, &body).map(|list| self.store.assignment(&name, Ok(Some(list))))
             }
+            Kind::Secrets => parse::trust_bundle(&name, &body).map(|bundle| output.trust = Some(bundle)),
         };
         match outcome {
             Ok(()) => self.subscriptions[kind as usize].took(&name, Some(version)),
@@ -378,6 +397,8 @@ impl Client {
             Kind::Tables => self.store.table(name, Err(())),
             Kind::Clusters => self.store.cluster(name, Err(())),
             Kind::Endpoints => self.store.assignment(name, Err(())),
+            // The roots that were known stay.
+            Kind::Secrets => {}
         }
     }
 
@@ -391,6 +412,8 @@ impl Client {
             Kind::Tables => self.store.table(name, Ok(None)),
             Kind::Clusters => self.store.cluster(name, Ok(None)),
             Kind::Endpoints => self.store.assignment(name, Ok(None)),
+            // Trusting nobody would cut every connection of the mesh; nobody means that.
+            Kind::Secrets => tracing::warn!(name, "the control plane has no trust bundle; keeping the last"),
         }
     }
 

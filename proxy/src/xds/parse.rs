@@ -10,6 +10,7 @@
 mod cluster;
 mod listener;
 mod route;
+mod secret;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,7 +25,9 @@ use weft_wire::{ServiceId, ServicePort, WorkloadId};
 pub(super) use cluster::{ClusterDraft, EndpointSource, cluster, endpoints};
 pub(super) use listener::{ListenerDraft, RouteSource, listener};
 pub(super) use route::{TableDraft, routes};
+pub(super) use secret::trust_bundle;
 
+use crate::identity::InvalidBundle;
 use crate::route::matcher::InvalidTable;
 use crate::route::pattern::InvalidPattern;
 
@@ -52,6 +55,9 @@ pub(super) enum Invalid {
     /// A regular expression that is none.
     #[error("{field}")]
     Pattern { field: String, source: InvalidPattern },
+    /// Roots that are none.
+    #[error("{field}")]
+    Bundle { field: &'static str, source: InvalidBundle },
     /// Routes that contradict each other.
     #[error("virtual_hosts")]
     Table { source: InvalidTable },

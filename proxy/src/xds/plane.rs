@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, cluster};
 use envoy_types::pb::envoy::config::core::v3::{
-    Address, ControlPlane, Metadata, SocketAddress, address, socket_address::PortSpecifier,
+    Address, ControlPlane, DataSource, Metadata, SocketAddress, address, data_source,
+    socket_address::PortSpecifier,
 };
 use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
@@ -25,10 +26,14 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
     HttpConnectionManager, HttpFilter, Rds, http_connection_manager::RouteSpecifier, http_filter,
 };
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, Secret, secret,
+};
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
 };
 use envoy_types::pb::google::protobuf::{Any, Duration, Struct, Value, value::Kind};
+use weft_wire::tls::TRUST_BUNDLE;
 use weft_wire::xds::METADATA_NAMESPACE;
 
 pub(super) fn any<M: prost::Message + prost::Name>(message: &M) -> Any {
@@ -136,6 +141,14 @@ pub(super) fn cluster(name: &str) -> Any {
         cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(cluster::DiscoveryType::Eds as i32)),
         ..Default::default()
     })
+}
+
+/// The mesh's roots.
+pub(super) fn roots(pem: &str) -> Any {
+    let specifier = Some(data_source::Specifier::InlineString(pem.into()));
+    let trusted_ca = Some(DataSource { specifier, ..Default::default() });
+    let context = CertificateValidationContext { trusted_ca, ..Default::default() };
+    any(&Secret { name: TRUST_BUNDLE.into(), r#type: Some(secret::Type::ValidationContext(context)) })
 }
 
 pub(super) fn endpoints(name: &str, addresses: &[&str]) -> Any {

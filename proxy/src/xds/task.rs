@@ -2,6 +2,8 @@
 //!
 //! In: a [`Client`] and the address of the control plane. Out: a stream kept up for as long as the process lives.
 //! Runs on the admin thread. Invariant: whatever the stream does, wishes from workers are taken at once.
+//! With an identity, streams wait for its first certificate, and none outlives the certificate it was opened with: the next
+//! is opened before the last is ended, so that nobody sees this sidecar gone.
 //! Surprise: [`Task::run`] ends the stream in an orderly way when told to stop, which withdraws this sidecar's
 //! registrations at once instead of after the grace time for lost streams. Known config is served on.
 
@@ -21,6 +23,7 @@ use tonic::transport::Endpoint;
 use weft_wire::node::NodeMetadata;
 
 use crate::connect::{ConnectOptions, Dialer};
+use crate::identity::Identity;
 
 use super::backoff::Backoff;
 use super::client::{Client, Input, Now, Output};
@@ -36,6 +39,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// … and given up when the probe is not answered within this time.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a stream stays beside the one that replaces it.
+const OVERLAP: Duration = Duration::from_secs(1);
 /// How long to wait for the server's half of an orderly end.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -49,7 +54,13 @@ pub struct Task {
     interests: mpsc::Receiver<Interest>,
     node: Option<watch::Receiver<NodeMetadata>>,
     backoff: Backoff,
+    identity: Option<Arc<Identity>>,
+    certificates: Option<watch::Receiver<u64>>,
+    /// A stream of the last certificate, kept until there is one of this.
+    last: Option<Stream>,
 }
+
+type Stream = (mpsc::Sender<DeltaDiscoveryRequest>, Streaming<DeltaDiscoveryResponse>);
 
 /// Why a stream or attempt is over.
 enum Ended {
@@ -57,6 +68,8 @@ enum Ended {
     Stop,
     /// The node changed: open another stream at once.
     Renew,
+    /// The certificate was renewed: open another stream at once, then end this one.
+    Rekeyed(Box<Stream>),
     /// By the server, the network or a deadline.
     Lost(String),
 }
@@ -81,7 +94,9 @@ impl Task {
         client: Client,
         control_plane: http::Uri,
         interests: mpsc::Receiver<Interest>,
+        identity: Option<Arc<Identity>>,
     ) -> Self {
+        let certificates = identity.as_deref().map(Identity::certificates);
         let endpoint = Endpoint::from(control_plane)
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -89,7 +104,18 @@ impl Task {
             .keep_alive_while_idle(true)
             .tcp_nodelay(true);
         let dialer = Dialer::new(ConnectOptions { timeout: CONNECT_TIMEOUT, mark: None });
-        Self { directory, client, endpoint, dialer, interests, node: None, backoff: Backoff::default() }
+        Self {
+            directory,
+            client,
+            endpoint,
+            dialer,
+            interests,
+            node: None,
+            backoff: Backoff::default(),
+            identity,
+            certificates,
+            last: None,
+        }
     }
 
     /// Opens streams with another dialer, for instance one that marks its sockets.
@@ -109,9 +135,20 @@ impl Task {
     /// Keeps a stream up until `stop` is ready, then ends it in an orderly way.
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
         let mut stop = pin!(stop);
+        if let Some(identity) = self.identity.clone() {
+            let known = pin!(identity.known());
+            if self.meanwhile(known, stop.as_mut()).await.is_none() {
+                return;
+            }
+        }
         loop {
             match self.stream(stop.as_mut()).await {
                 Ended::Stop => return,
+                Ended::Rekeyed(stream) => {
+                    tracing::debug!("another certificate: opening another stream");
+                    // Not `Down`: until the next is up, this one is.
+                    self.last = Some(*stream);
+                }
                 Ended::Renew => {
                     self.step(Input::Down { reason: "the node changed".into() });
                 }
@@ -132,6 +169,9 @@ impl Task {
     async fn stream<S: Future<Output = ()>>(&mut self, mut stop: Pin<&mut S>) -> Ended {
         let (endpoint, dialer) = (self.endpoint.clone(), self.dialer.clone());
         let (sender, requests) = mpsc::channel(REQUESTS_AHEAD);
+        if let Some(certificates) = &mut self.certificates {
+            certificates.mark_unchanged();
+        }
         let open = async move {
             let channel = endpoint.connect_with_connector(dialer).await.map_err(|error| describe(&error))?;
             let mut service =
@@ -153,6 +193,13 @@ impl Task {
             Some(Ok(Ok(responses))) => responses,
         };
         self.step(Input::Up);
+        if let Some(last) = self.last.take() {
+            // The server may still be reading who we are; until it has, the last stream says it.
+            tokio::spawn(async move {
+                tokio::time::sleep(OVERLAP).await;
+                drop(last);
+            });
+        }
         tracing::info!(control_plane = %self.endpoint.uri(), "connected to the control plane");
         self.serve(sender, responses, stop).await
     }
@@ -166,30 +213,35 @@ impl Task {
         let ended = loop {
             let deadline = self.until_deadline();
             tokio::select! {
-                () = stop.as_mut() => break Ended::Stop,
-                () = changed(&mut self.node) => break Ended::Renew,
+                () = stop.as_mut() => break Some(Ended::Stop),
+                () = changed(&mut self.node) => break Some(Ended::Renew),
+                () = changed(&mut self.certificates) => break None,
                 permit = sender.reserve(), if self.client.has_request() => match permit {
                     Ok(permit) => if let Some(request) = self.client.next_request() {
                         permit.send(request);
                     },
-                    Err(_) => break Ended::Lost("the request stream was closed".into()),
+                    Err(_) => break Some(Ended::Lost("the request stream was closed".into())),
                 },
                 response = responses.message(), if self.client.takes_responses() => match response {
                     Ok(Some(response)) => {
                         self.backoff.reset();
                         self.step(Input::Response(Box::new(response)));
                     }
-                    Ok(None) => break Ended::Lost("the control plane closed the stream".into()),
-                    Err(status) => break Ended::Lost(describe_status(&status)),
+                    Ok(None) => break Some(Ended::Lost("the control plane closed the stream".into())),
+                    Err(status) => break Some(Ended::Lost(describe_status(&status))),
                 },
                 Some(interest) = self.interests.recv() => self.step(Input::Want(interest)),
                 () = tokio::time::sleep(deadline) => self.step(Input::Tick),
             }
         };
-        if !matches!(ended, Ended::Lost(_)) {
-            goodbye(sender, responses).await;
+        match ended {
+            None => Ended::Rekeyed(Box::new((sender, responses))),
+            Some(Ended::Lost(reason)) => Ended::Lost(reason),
+            Some(ended) => {
+                goodbye(sender, responses).await;
+                ended
+            }
         }
-        ended
     }
 
     /// Waits for a future and takes wishes meanwhile; `None` = told to stop.
@@ -222,7 +274,10 @@ impl Task {
 
     fn step(&mut self, input: Input) {
         let now = Now { age: self.directory.age(), wall: SystemTime::now() };
-        let Output { publish, wake } = self.client.step(input, now);
+        let Output { publish, wake, trust } = self.client.step(input, now);
+        if let (Some(bundle), Some(identity)) = (trust, &self.identity) {
+            identity.trust(bundle);
+        }
         if let Some(map) = publish {
             self.directory.publish(map);
         }
@@ -235,9 +290,9 @@ impl Task {
 }
 
 /// Ready when the node has changed; never when it cannot.
-async fn changed(node: &mut Option<watch::Receiver<NodeMetadata>>) {
-    let changed = match node {
-        Some(node) => node.changed().await.is_ok(),
+async fn changed<T>(value: &mut Option<watch::Receiver<T>>) {
+    let changed = match value {
+        Some(value) => value.changed().await.is_ok(),
         None => false,
     };
     if !changed {

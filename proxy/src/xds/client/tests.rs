@@ -10,6 +10,7 @@ use weft_wire::xds::Destination;
 use super::super::directory::{Directory, Lookup};
 use super::super::plane::{self, Plane};
 use super::*;
+use crate::identity::testing::Authority;
 use crate::xds::Listener as Known;
 
 const ORDERS: &str = "outbound/10.0.0.1:80";
@@ -21,6 +22,7 @@ struct Mesh {
     directory: Arc<Directory>,
     age: Duration,
     published: usize,
+    trusted: Vec<Bundle>,
 }
 
 impl Mesh {
@@ -39,7 +41,14 @@ impl Mesh {
         };
         let client = Client::new("instance".into(), &node, "http://plane".into(), listeners_max);
         let (directory, _) = Directory::connected();
-        let mut mesh = Self { client, plane: Plane::default(), directory, age: Duration::ZERO, published: 0 };
+        let mut mesh = Self {
+            client,
+            plane: Plane::default(),
+            directory,
+            age: Duration::ZERO,
+            published: 0,
+            trusted: vec![],
+        };
         mesh.connect();
         mesh
     }
@@ -50,6 +59,7 @@ impl Mesh {
             self.directory.publish(map);
             self.published += 1;
         }
+        self.trusted.extend(output.trust);
         for waiter in output.wake {
             let _gone = waiter.send(());
         }
@@ -298,6 +308,43 @@ fn what_is_taken_away_under_a_listener_stays_until_the_listener_goes() {
     mesh.plane.serve(ORDERS, "orders.shop:8080", &["10.1.0.2:8080"]);
     mesh.settle();
     assert_eq!(target(&mesh.known(ORDERS), "/").expect("a route").1, addresses(&["10.1.0.2:8080"]));
+}
+
+#[test]
+fn the_meshs_roots_are_asked_for_and_bad_ones_refused() {
+    let mut mesh = Mesh::new();
+    let [old, new] = ["old", "new"].map(|name| Authority::new(name).root_pem());
+    mesh.plane.set(TRUST_BUNDLE, plane::roots(&old));
+    mesh.settle();
+    assert!(mesh.trusted.is_empty(), "nobody asked");
+    mesh.client.want_trust_bundle();
+    mesh.settle();
+    assert_eq!(mesh.trusted.len(), 1);
+    for bad in ["", "not PEM", &old[..100]] {
+        mesh.plane.set(TRUST_BUNDLE, plane::roots(bad));
+        mesh.settle();
+    }
+    assert_eq!(mesh.trusted.len(), 1, "what was there stays");
+    assert_eq!(mesh.plane.nacks().len(), 3);
+    assert!(
+        mesh.plane.nacks()[0].starts_with("trust-bundle: validation_context.trusted_ca"),
+        "{:?}",
+        mesh.plane.nacks()
+    );
+    mesh.plane.set(TRUST_BUNDLE, plane::roots(&format!("{new}{old}")));
+    mesh.settle();
+    assert_eq!(mesh.trusted.last().map(Bundle::len), Some(2));
+    // A stream that breaks, or a bundle that goes, takes no trust away.
+    mesh.plane.remove(TRUST_BUNDLE);
+    mesh.settle();
+    mesh.disconnect();
+    mesh.connect();
+    mesh.settle();
+    assert_eq!(
+        (mesh.trusted.len(), mesh.plane.nacks().len()),
+        (2, 0),
+        "a new stream, and nothing to complain of"
+    );
 }
 
 #[test]

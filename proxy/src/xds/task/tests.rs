@@ -11,10 +11,12 @@ use tokio::sync::{Notify, oneshot};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 use weft_wire::node::Registration;
+use weft_wire::tls::TRUST_BUNDLE;
 
 use super::super::plane::{self, Plane};
 use super::super::{Lookup, Options, spawn};
 use super::*;
+use crate::identity::testing;
 
 const ORDERS: &str = "outbound/10.0.0.1:80";
 /// Far beyond what anything here takes.
@@ -160,7 +162,7 @@ fn node(registrations: usize) -> NodeMetadata {
 
 fn options(address: SocketAddr) -> Options {
     let control_plane = format!("http://{address}").parse().expect("a URI");
-    Options { control_plane, instance: "i".into(), node: node(0), listeners_max: 10 }
+    Options { control_plane, instance: "i".into(), node: node(0), listeners_max: 10, identity: None }
 }
 
 /// Waits for a condition.
@@ -225,6 +227,32 @@ async fn a_changed_node_introduces_itself_anew() {
     until("the registrations arrive", || world.seen.lock().expect("not poisoned").registrations == [0, 2])
         .await;
     assert_eq!(world.seen.lock().expect("not poisoned").ends, [true], "the old stream ended in order");
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_opens_another_stream_before_the_last_ends() {
+    let authority = testing::Authority::new("mesh");
+    let identity = testing::nobody();
+    let world = Arc::new(World::default());
+    world.change(|plane| plane.set(TRUST_BUNDLE, plane::roots(&authority.root_pem())));
+    let (_server, address) = Server::start(&world, SocketAddr::from(([127, 0, 0, 1], 0)));
+    let (directory, task) =
+        spawn(Options { identity: Some(Arc::clone(&identity)), node: node(1), ..options(address) });
+    tokio::spawn(task.run(pending()));
+    let patience = Duration::from_millis(20);
+    assert!(matches!(directory.discover(ORDERS.parse().expect("a name"), patience).await, Lookup::Unasked));
+    assert_eq!(directory.status().streams, 0, "nobody to open it as");
+
+    testing::renew(&identity, &authority, "spiffe://cluster.local/ns/shop/sa/cart");
+    until("a stream is up", || directory.status().connected()).await;
+    until("the bundle is taken", || identity.trusts_the_mesh()).await;
+    testing::renew(&identity, &authority, "spiffe://cluster.local/ns/shop/sa/cart");
+    let seen = || world.seen.lock().expect("not poisoned");
+    until("another stream", || seen().registrations == [1, 1]).await;
+    assert!(seen().ends.is_empty(), "the last is still there");
+    until("the last has ended", || seen().ends.len() == 1).await;
+    let status = directory.status();
+    assert_eq!((status.streams, status.failures), (2, 0), "{status:?}");
 }
 
 #[tokio::test]
