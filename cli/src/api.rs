@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Builder;
-use http::{Request, StatusCode, Uri, header};
+use http::{HeaderValue, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -36,6 +36,8 @@ pub(crate) enum Error {
     Timeout { url: String },
     #[error("the conversation with {url} broke off")]
     Broken { url: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("a token is one word of printable characters, and this one is not")]
+    Token,
     #[error("{url} answered {status}{}", .detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default())]
     Refused { url: String, status: StatusCode, detail: Option<String> },
     #[error("{url} does not answer like a Weft control plane")]
@@ -183,6 +185,8 @@ impl Node {
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
     base: String,
+    /// `Bearer` and a token; marked, so that nobody prints it.
+    authorization: Option<HeaderValue>,
 }
 
 impl Api {
@@ -193,9 +197,24 @@ impl Api {
             None => format!("http://{}", address.trim_end_matches('/')),
         };
         match base.parse::<Uri>() {
-            Ok(uri) if uri.scheme_str() == Some("http") && uri.host().is_some() => Ok(Self { base }),
+            Ok(uri) if uri.scheme_str() == Some("http") && uri.host().is_some() => {
+                Ok(Self { base, authorization: None })
+            }
             _ => Err(Error::Address(address.into())),
         }
+    }
+
+    /// The same API, asked by whoever has `token`.
+    pub(crate) fn asking_as(mut self, token: Option<&str>) -> Result<Self, Error> {
+        let bearer = |token: &str| {
+            let usable = token.bytes().all(|byte| byte.is_ascii_graphic());
+            let value = usable.then(|| HeaderValue::from_str(&format!("Bearer {token}")).ok()).flatten();
+            let mut value = value.ok_or(Error::Token)?;
+            value.set_sensitive(true);
+            Ok(value)
+        };
+        self.authorization = token.map(bearer).transpose()?;
+        Ok(self)
     }
 
     pub(crate) fn base(&self) -> &str {
@@ -266,8 +285,11 @@ impl Api {
         let request = request
             .header(header::ACCEPT, "application/json")
             .header(header::USER_AGENT, concat!("weft/", env!("CARGO_PKG_VERSION")))
-            .body(Full::new(body))
-            .map_err(|e| broken(e.into()))?;
+            .body(Full::new(body));
+        let mut request = request.map_err(|e| broken(e.into()))?;
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+        }
         let response = sender.send_request(request).await.map_err(|e| broken(e.into()))?;
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await.map_err(broken)?.to_bytes();
@@ -319,6 +341,20 @@ mod tests {
         }
         for text in ["", "https://x", "http://", "a b"] {
             assert!(Api::new(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_one_word_and_is_not_printed() {
+        let api = || Api::new("127.0.0.1:8080").expect("valid");
+        let asking = api().asking_as(Some("weft_api_abc")).expect("valid");
+        assert_eq!(
+            asking.authorization.as_ref().map(HeaderValue::as_bytes),
+            Some(&b"Bearer weft_api_abc"[..])
+        );
+        assert!(!format!("{asking:?}").contains("weft_api_abc"));
+        for token in ["two words", "line\nbreak", "ü"] {
+            assert!(matches!(api().asking_as(Some(token)), Err(Error::Token)), "{token:?}");
         }
     }
 

@@ -13,7 +13,6 @@ use anyhow::Context as _;
 use console::style;
 use serde::Deserialize;
 
-use crate::api::Api;
 use crate::output;
 
 /// What misuse ends with, as clap does it.
@@ -114,7 +113,7 @@ pub(crate) async fn run(arguments: ApplyArgs) -> anyhow::Result<ExitCode> {
         ));
         return Ok(ExitCode::from(MISUSE));
     }
-    let api = Api::new(&api.api)?;
+    let api = api.open()?;
     let input = Input::read(&files)?;
     let body = api.post("/api/dry-run", "application/yaml", input.text.clone()).await?;
     let plan: Plan = api.read(&body)?;

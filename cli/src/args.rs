@@ -4,15 +4,17 @@
 //! dispatched before any thread is started, because a process with threads cannot enter a user namespace.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use weft_control_plane::graph::Window;
 
 use crate::fabric::{holder, launch, launcher};
-use crate::{api, apply, circuits, demo, get, graph, inner, output, routes, run, stat, version};
+use crate::{api, apply, auth, circuits, demo, get, graph, inner, output, routes, run, stat, version};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -52,6 +54,8 @@ enum Command {
     Get(get::GetArgs),
     /// Say what objects would change, and on which sidecars
     Apply(apply::ApplyArgs),
+    /// Make tokens for people and programs that use the API
+    Auth(auth::AuthArgs),
     /// Show the version of this program and of the control plane
     Version(version::VersionArgs),
     /// Write shell completions to standard output
@@ -84,12 +88,37 @@ enum Command {
     FabricSweep(launcher::SweepArgs),
 }
 
-/// Where the control plane's API is.
+/// Where the control plane's API is, and who asks it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ApiArgs {
     /// The control plane's API
     #[arg(long, env = "WEFT_API", value_name = "URL", default_value = api::DEFAULT)]
-    pub(crate) api: String,
+    api: String,
+    /// Who asks, where the API wants to know: a token of `weft auth token`. Others on this machine can see a command line;
+    /// prefer the variable, or a file
+    #[arg(long, env = "WEFT_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// File with the token
+    #[arg(long, env = "WEFT_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+impl ApiArgs {
+    /// The API that is meant.
+    pub(crate) fn open(self) -> anyhow::Result<api::Api> {
+        let Self { api, token, token_file } = self;
+        let token = match (token, token_file) {
+            (Some(token), _) => Some(token),
+            (None, Some(file)) => Some(
+                std::fs::read_to_string(&file)
+                    .with_context(|| format!("cannot read the token in {}", file.display()))?,
+            ),
+            (None, None) => None,
+        };
+        // An empty variable is none: that is how shells and pods take one away.
+        let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
+        Ok(api::Api::new(&api)?.asking_as(token.as_deref())?)
+    }
 }
 
 /// Which part of the past is shown.
@@ -111,6 +140,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Routes(arguments) => answer(routes::run(arguments)),
         Command::Get(arguments) => answer(get::run(arguments)),
         Command::Apply(arguments) => wait_for(apply::run(arguments)),
+        Command::Auth(arguments) => auth::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Version(arguments) => answer(version::run(arguments)),
         Command::Completions { shell } => {
             completions(shell);
@@ -190,9 +220,19 @@ mod tests {
 
     #[test]
     fn help_teaches_by_examples() {
-        for name in
-            ["demo", "run", "graph", "stat", "circuits", "routes", "get", "apply", "version", "completions"]
-        {
+        for name in [
+            "demo",
+            "run",
+            "graph",
+            "stat",
+            "circuits",
+            "routes",
+            "get",
+            "apply",
+            "auth",
+            "version",
+            "completions",
+        ] {
             let mut command = Cli::command();
             let help = command.find_subcommand_mut(name).expect("there").render_long_help().to_string();
             assert!(help.contains("Examples:"), "{name}");

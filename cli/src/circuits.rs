@@ -118,7 +118,7 @@ struct Endpoint {
 
 pub(crate) async fn run(arguments: CircuitsArgs) -> anyhow::Result<ExitCode> {
     let CircuitsArgs { name, mut state, watch, check, output: format, api } = arguments;
-    let api = Api::new(&api.api)?;
+    let api = api.open()?;
     state.sort_unstable();
     let filter = Filter { name: name.map(|name| name.to_lowercase()), states: state };
     let once = async || -> anyhow::Result<(String, bool)> {

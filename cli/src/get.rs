@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use console::style;
 use serde::Deserialize;
 
-use crate::api::{Api, query};
+use crate::api::query;
 use crate::{output, table};
 
 #[derive(Debug, clap::Args)]
@@ -129,7 +129,7 @@ struct Problem {
 
 pub(crate) async fn run(arguments: GetArgs) -> anyhow::Result<()> {
     let GetArgs { kind, name, namespace, output: format, api } = arguments;
-    let api = Api::new(&api.api)?;
+    let api = api.open()?;
     let filter = Filter { kind, name, namespace };
     let mut body = api.get(&filter.path(filter.name.as_deref())).await?;
     let mut objects: Objects = api.read(&body)?;

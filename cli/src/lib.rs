@@ -11,6 +11,7 @@
 mod api;
 mod apply;
 mod args;
+mod auth;
 mod circuits;
 mod demo;
 pub mod fabric;

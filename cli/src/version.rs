@@ -3,7 +3,6 @@
 use console::style;
 use serde::Deserialize;
 
-use crate::api::Api;
 use crate::output;
 
 #[derive(Debug, clap::Args)]
@@ -36,7 +35,7 @@ pub(crate) async fn run(arguments: VersionArgs) -> anyhow::Result<()> {
     if client {
         return Ok(());
     }
-    let api = Api::new(&api.api)?;
+    let api = api.open()?;
     match api.json::<Description>("/api/openapi.json").await {
         Ok(description) => {
             output::line(format_args!("server   {}   {}", description.info.version, style(api.base()).dim()))

@@ -8,7 +8,7 @@
 //! hundred open dashboards cost what one costs; the graph's lock is never held while a view is serialised.
 //! Surprise: on a loopback listener the `Host` header is checked, because a web page that a developer visits can
 //! otherwise read the API by DNS rebinding.
-//! Non-goal: authentication. The API only reads (a dry run applies nothing); who binds it beyond loopback decides who may look.
+//! Who may ask is decided by `guard`, before any handler, from what `auth` says.
 
 pub mod guard;
 pub mod live;
@@ -41,7 +41,7 @@ use crate::graph::Mesh;
 use crate::ingest::Ingest;
 use crate::inspect::Configuration;
 pub use dry_run::BODY_MAX as DRY_RUN_BYTES_MAX;
-pub use guard::HostPolicy;
+pub use guard::{Gate, HostPolicy};
 pub use live::Live;
 pub use problem::Problem;
 
@@ -84,8 +84,8 @@ impl Api {
         self.live.clone()
     }
 
-    /// The router for a listener with `hosts`.
-    pub fn router(self, hosts: HostPolicy) -> Router {
+    /// The router for a listener behind `gate`.
+    pub fn router(self, gate: Gate) -> Router {
         let api = Router::new()
             .route("/api/graph", get(graph::whole))
             .route("/api/graph/events", get(graph::events))
@@ -105,7 +105,7 @@ impl Api {
             .method_not_allowed_fallback(method_not_allowed)
             .with_state(self)
             .layer(CompressionLayer::new());
-        guard::protect(api, hosts)
+        guard::protect(api, gate)
     }
 }
 

@@ -16,7 +16,8 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tracing::{error, info, warn};
 
-use crate::api::{Api, HostPolicy};
+use crate::api::{Api, Gate, HostPolicy};
+use crate::auth::Auth;
 use crate::config::{Config, Listen};
 use crate::drain::{Drain, Signals};
 use crate::ingest::{self, Ingest};
@@ -79,6 +80,7 @@ impl App {
             otlp_grpc_listen,
             otlp_http_listen,
             metrics_listen,
+            auth,
             ready_file,
             drain_deadline,
             log: _,
@@ -101,16 +103,14 @@ impl App {
             metrics: listen::open(&metrics_listen)?,
         };
         let bound = listeners.bound()?;
-        if let Some(address) = bound.api.filter(|address| !address.ip().is_loopback()) {
-            ensure!(insecure, NO_AUTHENTICATION);
-            warn!(%address, "the API asks nobody for a password, and this address is not loopback");
-        }
+        let auth = Auth::new(&auth, &registry)?;
+        ensure_guarded(&auth, insecure, bound.api)?;
 
-        background(&live, &ingest, &drain);
+        background(&live, &ingest, &auth, &drain);
         let metrics = xds::Metrics::new(&registry);
         let xds = xds::Server::new(live, status, metrics, drain.token.clone(), drain.tasks.clone());
         let api = Api::new(ingest.clone(), mesh, configuration, registry.clone(), drain.token.clone());
-        listeners.serve(xds, &ingest, api, &registry, &drain)?;
+        listeners.serve(xds, &ingest, (api, auth), &registry, &drain)?;
         announce(&bound, ready_file.as_deref())?;
         Ok(Self { bound, drain, ingest, deadline: drain_deadline })
     }
@@ -157,7 +157,7 @@ impl Listeners {
         self,
         xds: xds::Server,
         ingest: &Ingest,
-        api: Api,
+        (api, auth): (Api, Auth),
         registry: &Registry,
         drain: &Drain,
     ) -> std::io::Result<()> {
@@ -180,7 +180,7 @@ impl Listeners {
             let views = api.live();
             drain.tasks.spawn(async move { views.run().await });
             let hosts = HostPolicy::for_listener(listener.local_addr()?);
-            let router = api.router(hosts).merge(admin::ready(drain.token.clone()));
+            let router = api.router(Gate { hosts, auth }).merge(admin::ready(drain.token.clone()));
             serve::http("api", listener, router, &metrics, drain);
         }
         if let Some(listener) = self.metrics {
@@ -194,8 +194,20 @@ impl Listeners {
 }
 
 const NO_AUTHENTICATION: &str = "\
-the API would be reachable from other machines, and it asks nobody for a password. Bind it to loopback \
-(--api-listen 127.0.0.1:8080, and reach it through `kubectl port-forward` or ssh), or accept that with --insecure";
+the API would be reachable from other machines, and it asks nobody who they are. Say who may come in (--api-tokens FILE; make \
+a token with `weft auth token --name NAME --role viewer`), or bind it to loopback (--api-listen 127.0.0.1:8080, and reach it \
+through `kubectl port-forward` or ssh), or accept that with --insecure";
+
+fn ensure_guarded(auth: &Auth, insecure: bool, api: Option<SocketAddr>) -> anyhow::Result<()> {
+    let Some(address) = api.filter(|address| !address.ip().is_loopback()) else { return Ok(()) };
+    if auth.is_configured() {
+        info!(%address, "the API speaks plain HTTP: let something in front of it speak TLS, or tokens can be read on the way");
+        return Ok(());
+    }
+    ensure!(insecure, NO_AUTHENTICATION);
+    warn!(%address, "the API asks nobody who they are, and this address is not loopback");
+    Ok(())
+}
 
 fn ensure_allowed(insecure: bool, control: &Listen) -> anyhow::Result<()> {
     if !insecure && *control != Listen::Off {
@@ -234,7 +246,9 @@ async fn open_ingest(
     opening.await?.context("open the journal")
 }
 
-fn background(live: &Live, ingest: &Ingest, drain: &Drain) {
+fn background(live: &Live, ingest: &Ingest, auth: &Auth, drain: &Drain) {
+    let (token, followed) = (drain.token.clone(), auth.clone());
+    drain.tasks.spawn(async move { followed.run(token).await });
     let (token, expiry) = (drain.token.clone(), live.clone());
     drain.tasks.spawn(async move { token.run_until_cancelled(expiry.expire()).await });
     let (token, maintained) = (drain.token.clone(), ingest.clone());

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::auth;
+
 /// Weft's control plane: configures the sidecars and draws the live call graph from what they report.
 #[derive(Debug, Clone, Parser)]
 #[command(
@@ -30,7 +32,8 @@ pub struct Config {
     #[arg(long, env = "WEFT_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 
-    /// Serve sidecars in plain text, without proof of who they are
+    /// Serve sidecars in plain text, without proof of who they are; and the API to everybody who reaches it, unless a way
+    /// to sign in is configured
     #[arg(long, env = "WEFT_INSECURE")]
     pub insecure: bool,
 
@@ -38,7 +41,8 @@ pub struct Config {
     #[arg(long, env = "WEFT_CONTROL_LISTEN", value_name = "ADDR", default_value = "[::]:15010")]
     pub control_listen: Listen,
 
-    /// Where the API and the dashboard are served: host:port, or fd:N for an inherited listening socket
+    /// Where the API and the dashboard are served: host:port, or fd:N for an inherited listening socket. Other addresses
+    /// than loopback need a way to sign in
     #[arg(long, env = "WEFT_API_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub api_listen: Listen,
 
@@ -53,6 +57,9 @@ pub struct Config {
     /// Where /live, /ready and /metrics are served besides the API's address; `off` for nowhere else
     #[arg(long, env = "WEFT_METRICS_LISTEN", value_name = "ADDR", default_value = "off")]
     pub metrics_listen: Listen,
+
+    #[command(flatten)]
+    pub auth: auth::Options,
 
     /// Written when everything listens: JSON with the addresses really bound
     #[arg(long, env = "WEFT_READY_FILE", value_name = "FILE")]

@@ -13,6 +13,7 @@
 pub mod admin;
 pub mod api;
 pub mod app;
+pub mod auth;
 pub mod circuits;
 pub mod compile;
 pub mod config;

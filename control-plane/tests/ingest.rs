@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
-use weft_control_plane::api::{Api, HostPolicy, OPENAPI};
+use weft_control_plane::api::{Api, Gate, HostPolicy, OPENAPI};
 use weft_control_plane::graph::EmptyMesh;
 use weft_control_plane::ingest::{Config, Ingest};
 use weft_control_plane::inspect::Configuration;
@@ -47,7 +47,7 @@ impl Plane {
         let api = Api::new(ingest.clone(), Arc::new(EmptyMesh), configuration, registry, shutdown.clone());
         let live = api.live();
         tokio::spawn(async move { live.run().await });
-        Self { ingest, router: api.router(HostPolicy::Loopback), shutdown }
+        Self { ingest, router: api.router(Gate::open(HostPolicy::Loopback)), shutdown }
     }
 
     async fn ask(&self, path: &str) -> Response<Body> {

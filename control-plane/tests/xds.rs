@@ -47,6 +47,7 @@ fn config(source: &Path) -> Config {
         otlp_grpc_listen: Listen::Off,
         otlp_http_listen: Listen::Off,
         metrics_listen: any(),
+        auth: weft_control_plane::auth::Options::default(),
         ready_file: None,
         drain_deadline: FAR,
         log: String::new(),

@@ -44,7 +44,13 @@ impl Problem {
         Self::new("/problems/unsupported-type", "Unsupported content type", status, detail)
     }
 
-    /// 403 for a page of another origin.
+    /// 401 for somebody who does not say, or cannot prove, who they are.
+    #[must_use]
+    pub fn unauthenticated(detail: String) -> Self {
+        Self::new("/problems/unauthenticated", "Sign in", StatusCode::UNAUTHORIZED, detail)
+    }
+
+    /// 403 for somebody, or a page, that may not.
     #[must_use]
     pub fn forbidden(detail: String) -> Self {
         Self::new("/problems/forbidden", "Forbidden", StatusCode::FORBIDDEN, detail)
@@ -94,6 +100,9 @@ impl IntoResponse for Problem {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"weft\""));
+        }
         response
     }
 }
