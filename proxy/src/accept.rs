@@ -17,6 +17,7 @@ use weft_wire::xds::Destination;
 
 use crate::config::Config;
 use crate::record::{Direction, Limit};
+use crate::tls::Stream;
 use crate::worker::{Permit, Worker};
 
 /// Connections that the kernel holds for a listener until its worker accepts them: a burst of one per client in
@@ -183,7 +184,7 @@ fn local(
 #[derive(Debug)]
 pub struct Accepted {
     /// The connection.
-    pub stream: TcpStream,
+    pub stream: Stream,
     /// Who opened it.
     pub client: SocketAddr,
     /// Where it arrived: the listener's address as the client's packets named it.
@@ -257,7 +258,7 @@ fn admit(worker: &Worker, direction: Direction, stream: TcpStream, client: Socke
     let (Ok(()), Ok(local)) = (nodelay, local) else { return None };
     let (client, local) = (canonical(client), canonical(local));
     let original = original_destination(&stream, client).filter(|original| *original != local);
-    Some(Accepted { stream, client, local, original, permit })
+    Some(Accepted { stream: stream.into(), client, local, original, permit })
 }
 
 /// The destination before the kernel's redirect; `None` when there was no redirect.

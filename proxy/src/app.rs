@@ -25,7 +25,8 @@ use crate::drain::{Phase, Trigger, Watch};
 use crate::identity::{Identity, Show};
 use crate::record::{self, Telemetry};
 use crate::report;
-use crate::worker::{self, Worker};
+use crate::tls::Mesh;
+use crate::worker::{self, Common, Worker};
 use crate::xds::{self, Directory};
 
 mod limits;
@@ -104,6 +105,7 @@ async fn serve(
 
     // Who this sidecar is.
     let identity = config.enrolment.clone().map(Identity::new);
+    let mesh = Mesh::new(identity.as_ref().map(|identity| identity.slot()).unwrap_or_default());
     let (forget, forgetting) = oneshot::channel::<()>();
     let mut enrolling = None;
     if let (Some(identity), Some(address)) = (&identity, &config.control_plane) {
@@ -163,12 +165,16 @@ async fn serve(
 
     // Traffic.
     let (event, mut events) = mpsc::channel(2 * workers.len().max(1));
+    let common = Common {
+        config: Arc::clone(&config),
+        bound: Arc::clone(&bound),
+        directory: Arc::clone(&directory),
+        circuits: Arc::clone(&circuits),
+        mesh,
+    };
     for (index, listeners) in workers.into_iter().enumerate() {
         let seed = Seed {
-            config: Arc::clone(&config),
-            bound: Arc::clone(&bound),
-            directory: Arc::clone(&directory),
-            circuits: Arc::clone(&circuits),
+            common: common.clone(),
             telemetry: Arc::clone(&telemetry),
             phase: trigger.subscribe(),
             connections_max,
@@ -326,10 +332,7 @@ fn broken(event: Option<worker::Event>) -> anyhow::Result<()> {
 
 /// What a worker thread needs to build its own, thread-bound parts.
 struct Seed {
-    config: Arc<Config>,
-    bound: Arc<Bound>,
-    directory: Arc<Directory>,
-    circuits: Arc<Circuits>,
+    common: Common,
     telemetry: Arc<Telemetry>,
     phase: watch::Receiver<Phase>,
     connections_max: usize,
@@ -339,14 +342,14 @@ struct Seed {
 impl Seed {
     /// The whole life of a worker thread.
     fn grow(self, listeners: Listeners) {
-        let Self { config, bound, directory, circuits, telemetry, phase, connections_max, event } = self;
+        let Self { common, telemetry, phase, connections_max, event } = self;
         let failed = event.clone();
         let outcome = runtime_builder().build_local(tokio::runtime::LocalOptions::default()).map(|runtime| {
             let drain = Watch::default();
             runtime.block_on(async {
                 tokio::task::spawn_local(drain.clone().follow(phase));
                 let shard = telemetry.shard();
-                let worker = Worker::new(config, bound, directory, circuits, shard, drain, connections_max);
+                let worker = Worker::new(common, shard, drain, connections_max);
                 worker::run(worker, listeners.0, event).await
             })
         });

@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use weft_wire::Reason;
+use weft_wire::{Reason, SpiffeId};
 
 pub mod algorithm;
 pub mod breaker;
@@ -29,7 +29,7 @@ pub mod set;
 pub mod spread;
 
 pub use circuits::{Circuits, ClusterState, EndpointState, Outcome};
-pub use endpoints::{Endpoint, Working};
+pub use endpoints::{Endpoint, Names, Working};
 pub use set::Set;
 
 use policy::Policy;
@@ -185,7 +185,7 @@ impl Clusters {
         let list = origin.endpoints();
         let mut set = cluster.set.borrow_mut();
         let regroup = cluster.regroup.replace(false);
-        let current = set.is_current(&list);
+        let current = set.is_current(&list, origin.mutual);
         if current && !regroup && !set.is_outdated(&cluster.circuit, Instant::now) {
             return;
         }
@@ -194,18 +194,26 @@ impl Clusters {
             zone: self.zone.as_deref(),
             circuit: &cluster.circuit,
             now: Instant::now(),
+            mutual: origin.mutual,
         };
         if current {
             set.regroup(view, random);
             return;
         }
-        set.apply(&list, view, random, |endpoint| {
-            if endpoint.workload.is_none() && endpoint.version.is_none() {
-                return PeerIndex::UNKNOWN;
+        set.apply(&list, view, random, |endpoint| self.names(endpoint));
+    }
+
+    /// What an endpoint is called in telemetry.
+    fn names(&self, endpoint: &xds::Endpoint) -> Names {
+        let xds::Endpoint { workload, version, identity, .. } = endpoint;
+        let named = |identity: Option<Arc<SpiffeId>>| match (workload, version, &identity) {
+            (None, None, None) => PeerIndex::UNKNOWN,
+            _ => {
+                self.shard.peer(&PeerSpec { workload: workload.clone(), version: version.clone(), identity })
             }
-            self.shard
-                .peer(&PeerSpec { workload: endpoint.workload.clone(), version: endpoint.version.clone() })
-        });
+        };
+        let plain = named(None);
+        Names { plain, mutual: identity.clone().map_or(plain, |identity| named(Some(identity))) }
     }
 
     fn make_room<K: Eq + Hash>(&self, map: &mut HashMap<K, Rc<Cluster>>) {
@@ -301,8 +309,8 @@ impl Cluster {
     fn replace(&self, addresses: Vec<SocketAddr>) {
         let list = xds::Endpoints::new(addresses.into_iter().map(xds::Endpoint::new).collect());
         let (policy, now) = (&Policy::default(), Instant::now());
-        let view = View { policy, zone: None, circuit: &self.circuit, now };
-        self.set.borrow_mut().apply(&list, view, random, |_| PeerIndex::UNKNOWN);
+        let view = View { policy, zone: None, circuit: &self.circuit, now, mutual: false };
+        self.set.borrow_mut().apply(&list, view, random, |_| Names::default());
     }
 
     fn consists_of(&self, addresses: &[SocketAddr]) -> bool {

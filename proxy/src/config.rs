@@ -115,6 +115,10 @@ pub struct Arguments {
     /// How long an opaque connection may be silent in both directions
     #[arg(long, env = "WEFT_TCP_IDLE_TIMEOUT", value_name = "DURATION", default_value = "1h")]
     pub tcp_idle_timeout: String,
+    /// How long a connection of mutual TLS is used at most, so that renewed certificates come into use; it then ends when
+    /// its requests have, and opaque ones are left alone
+    #[arg(long, env = "WEFT_CONNECTION_AGE_MAX", value_name = "DURATION", default_value = "1h")]
+    pub connection_age_max: String,
     /// A file that receives the bound addresses as JSON once the sidecar serves
     #[arg(long, env = "WEFT_READY_FILE", value_name = "PATH")]
     pub ready_file: Option<PathBuf>,
@@ -209,6 +213,8 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// How long an opaque connection may be silent in both directions.
     pub tcp_idle_timeout: Duration,
+    /// How long a connection of mutual TLS is used at most.
+    pub connection_age_max: Duration,
     /// Receives the bound addresses as JSON.
     pub ready_file: Option<PathBuf>,
     /// Telemetry.
@@ -288,6 +294,7 @@ impl TryFrom<Arguments> for Config {
             discovery_timeout,
             connect_timeout,
             tcp_idle_timeout,
+            connection_age_max,
             ready_file,
             enrolment,
             record,
@@ -342,6 +349,7 @@ impl TryFrom<Arguments> for Config {
             discovery_timeout: parse_duration("WEFT_DISCOVERY_TIMEOUT", &discovery_timeout)?,
             connect_timeout: parse_duration("WEFT_CONNECT_TIMEOUT", &connect_timeout)?,
             tcp_idle_timeout: parse_duration("WEFT_TCP_IDLE_TIMEOUT", &tcp_idle_timeout)?,
+            connection_age_max: parse_duration("WEFT_CONNECTION_AGE_MAX", &connection_age_max)?,
             ready_file,
             record,
         };
@@ -382,6 +390,7 @@ impl Config {
             "discovery_timeout_seconds": self.discovery_timeout.as_secs_f64(),
             "connect_timeout_seconds": self.connect_timeout.as_secs_f64(),
             "tcp_idle_timeout_seconds": self.tcp_idle_timeout.as_secs_f64(),
+            "connection_age_max_seconds": self.connection_age_max.as_secs_f64(),
         })
     }
 }

@@ -11,13 +11,13 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use weft_wire::xds::Protocol;
 use weft_wire::{Host, Reason};
 
 use crate::drain::Watch;
 use crate::record::{self, Limit};
+use crate::tls::Stream;
 use crate::tls::hello::{self, Hello};
 use crate::worker::Worker;
 
@@ -83,29 +83,63 @@ pub enum How {
 /// When reading from the client fails, and when a drain finds that nobody has said anything.
 pub async fn identify<O, F, C>(
     worker: &Worker,
-    client: &TcpStream,
+    client: &Stream,
     declared: Option<Protocol>,
     open: O,
 ) -> io::Result<Detected<C>>
 where
     O: FnOnce() -> F,
     F: Future<Output = Result<C, Reason>>,
-    C: AsRef<TcpStream>,
+    C: AsRef<Stream>,
 {
     let begin = Instant::now();
     let timeout = worker.config.detect_timeout;
     let detected = match declared {
         None => race(client, timeout, &worker.drain, open).await?,
-        // Which version of HTTP is the client's choice, so its first bytes are still looked at; anything that is
-        // neither is the declared version's server to refuse.
-        Some(Protocol::Http) => client_only(client, timeout, &worker.drain).await?.or_http(Sniff::Http1),
-        Some(Protocol::Http2) => client_only(client, timeout, &worker.drain).await?.or_http(Sniff::Http2),
+        Some(Protocol::Http | Protocol::Http2) => client_only(client, timeout, &worker.drain).await?,
         Some(Protocol::Tls) => Detected::declared(Sniff::Tls),
         Some(Protocol::Tcp) => Detected::declared(Sniff::Opaque),
     };
+    note(worker, &detected, begin);
+    Ok(detected.believing(declared))
+}
+
+/// As [`identify`], for a port that the mesh may call by TLS: that is looked for whatever the port was declared to speak, and
+/// what was declared is not believed yet. On a `strict` port nothing is opened before the client has said who it is.
+///
+/// # Errors
+/// As [`identify`].
+pub async fn look<O, F, C>(
+    worker: &Worker,
+    client: &Stream,
+    declared: Option<Protocol>,
+    strict: bool,
+    open: O,
+) -> io::Result<Detected<C>>
+where
+    O: FnOnce() -> F,
+    F: Future<Output = Result<C, Reason>>,
+    C: AsRef<Stream>,
+{
+    let begin = Instant::now();
+    let timeout = worker.config.detect_timeout;
+    let detected = match declared {
+        None | Some(Protocol::Tcp | Protocol::Tls) if !strict => {
+            race(client, timeout, &worker.drain, open).await?
+        }
+        _ => client_only(client, timeout, &worker.drain).await?,
+    };
+    if declared.is_none_or(|declared| matches!(declared, Protocol::Http | Protocol::Http2)) {
+        note(worker, &detected, begin);
+    }
+    Ok(detected)
+}
+
+/// Records how detection ended.
+fn note<C>(worker: &Worker, detected: &Detected<C>, begin: Instant) {
     let word = match (detected.how, detected.sniff) {
         // Neither is a detection.
-        (How::Declared | How::Failed, _) => return Ok(detected),
+        (How::Declared | How::Failed, _) => return,
         (How::Server, _) => record::Detected::ServerFirst,
         (How::Closed, _) => record::Detected::Closed,
         (How::Timeout, _) => {
@@ -118,12 +152,11 @@ where
         (How::Client, Sniff::Opaque | Sniff::NeedMore) => record::Detected::Opaque,
     };
     worker.shard.detected(word, begin.elapsed());
-    Ok(detected)
 }
 
 /// Reads on until a ClientHello is complete and returns its name. Gives up, without losing a byte, at the
 /// deadline, at [`HELLO_MAX`] and at whatever does not parse.
-pub async fn server_name(client: &TcpStream, prefix: &mut Bytes, timeout: Duration) -> Option<Host> {
+pub async fn server_name(client: &Stream, prefix: &mut Bytes, timeout: Duration) -> Option<Host> {
     let deadline = Instant::now() + timeout;
     let mut held = BytesMut::new();
     loop {
@@ -162,11 +195,19 @@ impl<C> Detected<C> {
         Self { sniff, how: How::Declared, prefix: Bytes::new(), opened: None, failed: None }
     }
 
-    /// What was declared to be HTTP is HTTP; its server knows how to refuse bytes that are not.
-    fn or_http(mut self, version: Sniff) -> Self {
-        if !matches!(self.sniff, Sniff::Http1 | Sniff::Http2) {
-            self.sniff = version;
-        }
+    /// What the port was declared to speak counts for more than what its bytes look like.
+    #[must_use]
+    pub fn believing(mut self, declared: Option<Protocol>) -> Self {
+        self.sniff = match (declared, self.sniff) {
+            // Which version of HTTP is the client's choice; anything that is neither is the declared version's server to
+            // refuse.
+            (None, sniff)
+            | (Some(Protocol::Http | Protocol::Http2), sniff @ (Sniff::Http1 | Sniff::Http2)) => sniff,
+            (Some(Protocol::Http), _) => Sniff::Http1,
+            (Some(Protocol::Http2), _) => Sniff::Http2,
+            (Some(Protocol::Tls), _) => Sniff::Tls,
+            (Some(Protocol::Tcp), _) => Sniff::Opaque,
+        };
         self
     }
 }
@@ -184,7 +225,7 @@ impl Held {
     }
 
     /// Reads once and judges. Cancel safe.
-    async fn read(&mut self, client: &TcpStream) -> io::Result<()> {
+    async fn read(&mut self, client: &Stream) -> io::Result<()> {
         let length = read_more(client, &mut self.bytes).await?;
         self.verdict = match sniff(&self.bytes) {
             // The client has said all it will say.
@@ -216,7 +257,7 @@ impl Held {
 ///
 /// # Errors
 /// When reading from the client fails, and when a drain finds that it has said nothing.
-pub async fn client_only<C>(client: &TcpStream, timeout: Duration, drain: &Watch) -> io::Result<Detected<C>> {
+pub async fn client_only<C>(client: &Stream, timeout: Duration, drain: &Watch) -> io::Result<Detected<C>> {
     let mut held = Held::new();
     // Nothing is held back from anybody yet, so there is no deadline either.
     tokio::select! {
@@ -235,16 +276,11 @@ pub async fn client_only<C>(client: &TcpStream, timeout: Duration, drain: &Watch
 }
 
 /// For a port about which nothing is known: whoever speaks first decides.
-async fn race<O, F, C>(
-    client: &TcpStream,
-    timeout: Duration,
-    drain: &Watch,
-    open: O,
-) -> io::Result<Detected<C>>
+async fn race<O, F, C>(client: &Stream, timeout: Duration, drain: &Watch, open: O) -> io::Result<Detected<C>>
 where
     O: FnOnce() -> F,
     F: Future<Output = Result<C, Reason>>,
-    C: AsRef<TcpStream>,
+    C: AsRef<Stream>,
 {
     let mut held = Held::new();
     // Most clients speak at once; then no connection is opened in vain.
@@ -295,10 +331,9 @@ where
 
 /// Completes when the server has said something, its end of stream included, or has broken the connection. The
 /// error is reported only once by the kernel, so it must not get lost here.
-async fn spoken<C: AsRef<TcpStream>>(server: Option<&C>) -> io::Result<()> {
+async fn spoken<C: AsRef<Stream>>(server: Option<&C>) -> io::Result<()> {
     let Some(server) = server else { return std::future::pending().await };
-    // Peeks, because a socket that was just connected reports itself readable without having anything to read.
-    server.as_ref().peek(&mut [0]).await.map(drop)
+    server.as_ref().spoken().await
 }
 
 /// Completes when draining has gone on for a moment. A connection that has said nothing until then is one that was
@@ -317,7 +352,7 @@ async fn expired(deadline: Option<Instant>) {
 }
 
 /// Reads once; `Ok(0)` is the client's end of stream. Cancel safe: reads nothing unless it completes.
-async fn read_more(client: &TcpStream, held: &mut BytesMut) -> io::Result<usize> {
+async fn read_more(client: &Stream, held: &mut BytesMut) -> io::Result<usize> {
     loop {
         client.readable().await?;
         // Reserved only when there is something to read, so that a silent connection holds no buffer.

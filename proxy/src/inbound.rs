@@ -1,6 +1,6 @@
 //! A connection to the app, stage by stage.
 //!
-//! accept → where to? → whose port is it? → what does it speak? → serve it. In: a connection that the kernel
+//! accept → where to? → whose port is it? → what does it speak? → who is there? → serve it. In: a connection that the kernel
 //! redirected here, or that came to the inbound listener itself (explicit mode). Out: the app, measured.
 //! Invariants: only this file decides the order; whatever the control plane does not know still goes to where
 //! it was going. Surprise: the last stage is a task of its own, so that the state of detection does not stay
@@ -10,15 +10,19 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use weft_wire::Reason;
+use bytes::Bytes;
+use weft_wire::tls::{Mode, TRUST_DOMAIN_DEFAULT, server_name_suffix};
 use weft_wire::xds::ListenerName;
+use weft_wire::{Host, Reason, SpiffeId};
 
 use crate::accept::Accepted;
 use crate::detect::{self, Detected, Prefixed, Sniff};
 use crate::http;
-use crate::record::{self, Direction, EdgeSpec, Tls};
-use crate::tcp::{self, Target};
-use crate::worker::Worker;
+use crate::record::{self, Direction, EdgeSpec, Limit, Tls};
+use crate::tcp::{self, Target, Upstream};
+use crate::tls::accept::Secured;
+use crate::tls::{self, Alpn, HANDSHAKE_TIME_MAX, Stream};
+use crate::worker::{Permit, Worker};
 use crate::xds::Listener;
 
 /// Serves one inbound connection.
@@ -34,43 +38,182 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
                 worker.shard.edge(&edge(None, asked, client, Tls::None)).connection(record::Protocol::Tcp);
             record.failed(Reason::RequestLoop);
             tracing::debug!(%client, %asked, "refused a connection that would come back to this sidecar");
-            return tcp::reset(&stream);
+            return tcp::reset(stream.socket());
         }
     };
 
     // Whose port is it? Names, declares and guards; the app is where it is in any case.
     let listener = worker.discover(ListenerName::Inbound(asked)).await;
 
-    // What does it speak?
+    // What does it speak? Mutual TLS is the mesh's own, and looked for first.
     let declared = listener.as_ref().and_then(|listener| listener.protocol);
-    let open = || tcp::open(Rc::clone(&worker), Target::Address(app));
-    let Ok(detected) = detect::identify(&worker, &stream, declared, open).await else {
+    let mode = listener.as_ref().map_or(Mode::Permissive, |listener| listener.mode);
+    let open = || tcp::open(Rc::clone(&worker), Target::Address(app), None);
+    let meshed = mode == Mode::Strict || mode == Mode::Permissive && worker.mesh.has_identity();
+    let detected = if meshed {
+        detect::look(&worker, &stream, declared, mode == Mode::Strict, open).await
+    } else {
+        detect::identify(&worker, &stream, declared, open).await
+    };
+    let Ok(detected) = detected else {
         // The client reset the connection before it said what it wanted.
         return;
     };
 
-    // Serve it, in a task that no longer holds the state of these stages. A TLS connection is the app's own: it is
-    // named by its port, whatever its SNI.
-    let Detected { sniff, prefix, opened, failed, how: _ } = detected;
-    let io = Prefixed::new(stream, prefix);
-    let edge =
-        edge(listener.as_ref(), app, client, if sniff == Sniff::Tls { Tls::Simple } else { Tls::None });
-    let version = match sniff {
-        Sniff::Http1 => http::Version::Http1,
-        Sniff::Http2 => http::Version::Http2,
-        Sniff::Tls | Sniff::Opaque | Sniff::NeedMore => {
-            let protocol = if sniff == Sniff::Tls { record::Protocol::Tls } else { record::Protocol::Tcp };
-            let scope = tcp::Scope { edge, protocol, target: Target::Address(app), opened, failed };
-            tokio::task::spawn_local(permit.during(tcp::serve(worker, io, scope)));
-            return;
+    // Serve it, in a task that no longer holds the state of these stages.
+    let arrival = Arrival { worker, listener, app, client, mode };
+    if detected.sniff == Sniff::Tls || mode == Mode::Strict {
+        Box::pin(arrival.behind_tls(permit, stream, detected)).await;
+    } else {
+        arrival.start(permit, stream, None, detected.believing(declared));
+    }
+}
+
+/// A connection whose first bytes are here.
+struct Arrival {
+    worker: Rc<Worker>,
+    listener: Option<Arc<Listener>>,
+    app: SocketAddr,
+    client: SocketAddr,
+    mode: Mode,
+}
+
+impl Arrival {
+    /// For a connection that is TLS, or should be.
+    async fn behind_tls(self, permit: Permit, stream: Stream, mut detected: Detected<Upstream>) {
+        let declared = self.listener.as_ref().and_then(|listener| listener.protocol);
+        let timeout = self.worker.config.detect_timeout;
+        if detected.sniff != Sniff::Tls {
+            return self.refuse(permit, stream, detected, Reason::TlsRequired);
         }
-    };
-    let target = match listener {
-        Some(listener) => http::Target::Own { app, listener },
-        None => http::Target::App(app),
-    };
-    let scope = http::Scope { edge, target, asked: None, opened, client: client.ip() };
-    tokio::task::spawn_local(permit.during(http::serve(worker, io, version, scope)));
+        if self.mode != Mode::Strict {
+            let name = detect::server_name(&stream, &mut detected.prefix, timeout).await;
+            if self.mode == Mode::Disabled || !name.is_some_and(|name| self.is_of_mesh(&name)) {
+                // The app's own.
+                return self.start(permit, stream, None, detected.believing(declared));
+            }
+        }
+        let Secured { stream, peer, alpn, resumed: _ } = match self.terminate(stream, &detected.prefix).await
+        {
+            Ok(secured) => secured,
+            Err((stream, reason)) => {
+                detected.sniff = Sniff::Tls;
+                return match stream {
+                    Some(stream) => self.refuse(permit, stream, detected, reason),
+                    None => self.failed(reason),
+                };
+            }
+        };
+        detected.prefix = Bytes::new();
+        detected.sniff = match alpn {
+            Some(Alpn::Http1) => Sniff::Http1,
+            Some(Alpn::Http2) => Sniff::Http2,
+            Some(Alpn::Opaque) => Sniff::Opaque,
+            None => {
+                let open = || tcp::open(Rc::clone(&self.worker), Target::Address(self.app), None);
+                let Ok(inside) = detect::identify(&self.worker, &stream, declared, open).await else {
+                    return;
+                };
+                let opened = detected.opened.take();
+                detected = Detected { opened: inside.opened.or(opened), ..inside };
+                detected.sniff
+            }
+        };
+        self.start(permit, stream, Some(peer), detected);
+    }
+
+    /// Whether a ClientHello's name is one of the mesh's own.
+    fn is_of_mesh(&self, name: &Host) -> bool {
+        let enrolment = self.worker.config.enrolment.as_ref();
+        let domain = enrolment.map_or(TRUST_DOMAIN_DEFAULT, |enrolment| &enrolment.trust_domain);
+        name.as_str().ends_with(&server_name_suffix(domain))
+    }
+
+    /// Finds out who is there. On failure the connection, if nothing was said on it yet.
+    async fn terminate(&self, stream: Stream, hello: &[u8]) -> Result<Secured, (Option<Stream>, Reason)> {
+        let worker = &self.worker;
+        let (Some(credentials), Stream::Plain(socket)) = (worker.mesh.credentials(), stream) else {
+            // Without an identity of our own there is nothing to answer with.
+            worker.shard.handshake(Direction::Inbound, Err(Reason::TlsHandshakeFailed));
+            return Err((None, Reason::TlsHandshakeFailed));
+        };
+        let Some(_handshake) = worker.handshakes.acquire() else {
+            worker.shard.limit(Limit::Handshakes);
+            worker.shard.handshake(Direction::Inbound, Err(Reason::Overloaded));
+            return Err((Some(socket.into()), Reason::Overloaded));
+        };
+        let secured = tls::accept::accept(&credentials, socket, hello, HANDSHAKE_TIME_MAX).await;
+        let result = secured.as_ref().map(|secured| secured.resumed).map_err(|reason| *reason);
+        worker.shard.handshake(Direction::Inbound, result);
+        secured.map_err(|reason| (None, reason))
+    }
+
+    /// Says no: in words where the client reads HTTP, by a reset elsewhere.
+    fn refuse(self, permit: Permit, stream: Stream, detected: Detected<Upstream>, reason: Reason) {
+        if reason == Reason::TlsRequired {
+            self.worker.shard.handshake(Direction::Inbound, Err(reason));
+        }
+        let version = match detected.sniff {
+            Sniff::Http1 => http::Version::Http1,
+            Sniff::Http2 => http::Version::Http2,
+            Sniff::Tls | Sniff::Opaque | Sniff::NeedMore => {
+                tcp::reset(stream.socket());
+                return self.failed(reason);
+            }
+        };
+        let scope = http::Scope {
+            edge: edge(self.listener.as_ref(), self.app, self.client, Tls::None),
+            target: http::Target::Nowhere(reason),
+            asked: None,
+            opened: None,
+            client: self.client.ip(),
+        };
+        let io = Prefixed::new(stream, detected.prefix);
+        tokio::task::spawn_local(permit.during(http::serve(self.worker, io, version, scope)));
+    }
+
+    /// Records a connection that is not served.
+    fn failed(&self, reason: Reason) {
+        let edge = edge(self.listener.as_ref(), self.app, self.client, Tls::None);
+        self.worker.shard.edge(&edge).connection(record::Protocol::Tcp).failed(reason);
+        tracing::debug!(client = %self.client, app = %self.app, %reason, "refused");
+    }
+
+    /// Serves it. A TLS connection that is still one is the app's own: it is named by its port, whatever its SNI.
+    fn start(
+        self,
+        permit: Permit,
+        stream: Stream,
+        peer: Option<Arc<SpiffeId>>,
+        detected: Detected<Upstream>,
+    ) {
+        let Self { worker, listener, app, client, mode: _ } = self;
+        let Detected { sniff, prefix, opened, failed, how: _ } = detected;
+        let io = Prefixed::new(stream, prefix);
+        let tls = match (&peer, sniff) {
+            (Some(_), _) => Tls::Mutual,
+            (None, Sniff::Tls) => Tls::Simple,
+            (None, _) => Tls::None,
+        };
+        let edge = EdgeSpec { caller: peer, ..edge(listener.as_ref(), app, client, tls) };
+        let version = match sniff {
+            Sniff::Http1 => http::Version::Http1,
+            Sniff::Http2 => http::Version::Http2,
+            Sniff::Tls | Sniff::Opaque | Sniff::NeedMore => {
+                let protocol =
+                    if sniff == Sniff::Tls { record::Protocol::Tls } else { record::Protocol::Tcp };
+                let scope = tcp::Scope { edge, protocol, target: Target::Address(app), opened, failed };
+                tokio::task::spawn_local(permit.during(tcp::serve(worker, io, scope)));
+                return;
+            }
+        };
+        let target = match listener {
+            Some(listener) => http::Target::Own { app, listener },
+            None => http::Target::App(app),
+        };
+        let scope = http::Scope { edge, target, asked: None, opened, client: client.ip() };
+        tokio::task::spawn_local(permit.during(http::serve(worker, io, version, scope)));
+    }
 }
 
 /// What an inbound connection is called: the own service when it is known, else the address that was called.
@@ -86,6 +229,7 @@ fn edge(listener: Option<&Arc<Listener>>, asked: SocketAddr, client: SocketAddr,
         service: service.map(|port| port.service),
         tls,
         client: Some(client.ip()),
+        caller: None,
     }
 }
 
@@ -104,7 +248,8 @@ mod tests {
         let (stream, peer) = accepted.unwrap();
         let worker = worker(&[]);
         let permit = worker.inbound_permits.acquire().unwrap();
-        let accepted = Accepted { stream, client: peer, local: address, original: None, permit };
+        let accepted =
+            Accepted { stream: stream.into(), client: peer, local: address, original: None, permit };
         let inbound = size_of_val(&serve(Rc::clone(&worker), accepted));
         assert!(inbound <= 2048, "{inbound} bytes");
         drop(client);

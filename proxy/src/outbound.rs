@@ -52,7 +52,7 @@ pub async fn serve(worker: Rc<Worker>, role: Role, accepted: Accepted) {
     // What does it speak?
     let Accepted { stream, client: _, local: _, original: _, permit } = accepted;
     let declared = listener.as_ref().and_then(|listener| listener.protocol);
-    let open = || tcp::open(Rc::clone(&worker), target.clone());
+    let open = || tcp::open(Rc::clone(&worker), target.clone(), None);
     let Ok(detected) = detect::identify(&worker, &stream, declared, open).await else {
         // The client reset the connection before it said what it wanted.
         return;
@@ -158,7 +158,7 @@ fn refuse(worker: &Worker, accepted: &Accepted, destination: &Destination, reaso
     let edge = worker.shard.edge(&edge(None, destination, None, Tls::None));
     edge.connection(record::Protocol::Tcp).failed(reason);
     tracing::debug!(client = %accepted.client, %destination, %reason, "refused");
-    tcp::reset(&accepted.stream);
+    tcp::reset(accepted.stream.socket());
 }
 
 /// What an outbound connection is called: the service when it is known, else what the client asked for, as
@@ -180,5 +180,6 @@ fn edge(listener: Option<&Arc<Listener>>, asked: &Destination, sni: Option<Host>
         service: service.map(|port| port.service),
         tls,
         client: None,
+        caller: None,
     }
 }

@@ -15,7 +15,6 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use weft_wire::Reason;
 
@@ -23,6 +22,7 @@ use crate::balance::ClusterState;
 use crate::balance::circuits::ConnectionPermit;
 use crate::http::client::{H1, H2};
 use crate::record::{Limit, Shard};
+use crate::tls::Stream;
 
 /// Idle connections kept for each endpoint. Above the concurrency that one worker saturates at; a parked
 /// connection costs half a kilobyte here and as much in the kernel.
@@ -49,6 +49,10 @@ pub struct Pool {
     h2: RefCell<Vec<H2>>,
     opening: Rc<Turn>,
     closed: Cell<bool>,
+    /// Whether connections are mutual TLS now.
+    secure: Cell<bool>,
+    /// When the last sweep was.
+    swept: Cell<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -94,6 +98,8 @@ struct Counts {
     /// Requests that wait for a connection.
     waiting: Cell<usize>,
     freed: Notify,
+    /// Grows when all connections so far must not be used any more.
+    era: Cell<u32>,
 }
 
 impl Counts {
@@ -109,8 +115,24 @@ impl Counts {
 #[must_use = "the connection counts as open for as long as this lives"]
 pub struct Open {
     of: Rc<Counts>,
+    era: u32,
+    /// From when on it carries no further exchange.
+    until: Option<Instant>,
     /// `None`: opened before anybody knew whose it would be.
     _permit: Option<ConnectionPermit>,
+}
+
+impl Open {
+    /// Ends the connection's use at `until`.
+    pub fn set_end(&mut self, until: Instant) {
+        self.until = Some(until);
+    }
+
+    /// Whether it must carry no further exchange, as of `now` where that is known.
+    #[must_use]
+    pub fn is_over(&self, now: Option<Instant>) -> bool {
+        self.era != self.of.era.get() || self.until.is_some_and(|until| now.is_some_and(|now| now >= until))
+    }
 }
 
 impl Drop for Open {
@@ -124,7 +146,7 @@ enum Idle {
     /// With its buffers, and the sweep before which it came back.
     Warm(Box<H1>, u32),
     /// Without, and since when.
-    Parked(TcpStream, Open, Instant),
+    Parked(Stream, Open, Instant),
 }
 
 /// An HTTP/1 connection from the pool.
@@ -132,7 +154,7 @@ pub enum Taken {
     /// Ready to send.
     Warm(Box<H1>),
     /// Without buffers.
-    Bare(TcpStream, Open),
+    Bare(Stream, Open),
 }
 
 impl Pool {
@@ -162,7 +184,7 @@ impl Pool {
 
     /// Keeps a connection whose response has ended.
     pub fn put(&self, link: Box<H1>, shard: &Shard) {
-        if self.closed.get() {
+        if self.closed.get() || link.is_over(self.swept.get()) {
             return;
         }
         let mut idle = self.idle.borrow_mut();
@@ -186,7 +208,7 @@ impl Pool {
     /// Counts a connection that was opened elsewhere.
     pub fn adopt(&self, permit: Option<ConnectionPermit>) -> Open {
         self.counts.open.set(self.counts.open.get() + 1);
-        Open { of: Rc::clone(&self.counts), _permit: permit }
+        Open { era: self.counts.era.get(), until: None, of: Rc::clone(&self.counts), _permit: permit }
     }
 
     /// Closes the connection that has been idle for longest, to make room for a new one.
@@ -251,6 +273,20 @@ impl Pool {
         }
     }
 
+    /// Says whether connections are mutual TLS from now on. Those that are not what they should be are used up.
+    pub fn secure(&self, mutual: bool) {
+        if self.secure.replace(mutual) != mutual {
+            self.forget();
+        }
+    }
+
+    /// Another one is at this address: no connection so far carries another exchange.
+    pub fn forget(&self) {
+        self.counts.era.set(self.counts.era.get().wrapping_add(1));
+        self.idle.borrow_mut().clear();
+        self.h2.borrow_mut().clear();
+    }
+
     /// Keeps an HTTP/2 connection for as long as it lives.
     pub fn put_h2(&self, connection: H2) {
         if !self.closed.get() {
@@ -275,11 +311,14 @@ impl Pool {
     pub fn sweep(&self, now: Instant, shard: &Shard) -> bool {
         let mut warm = false;
         let sweep = self.sweeps.get();
+        self.swept.set(Some(now));
         self.sweeps.set(sweep.wrapping_add(1));
         let mut idle = self.idle.borrow_mut();
         if !idle.is_empty() {
             let swept = std::mem::take(&mut *idle);
             idle.extend(swept.into_iter().filter_map(|idle| match idle {
+                Idle::Warm(link, _) if link.is_over(Some(now)) => None,
+                Idle::Parked(_, open, _) if open.is_over(Some(now)) => None,
                 Idle::Warm(link, since) if since == sweep => {
                     warm = true;
                     Some(Idle::Warm(link, since))
@@ -298,15 +337,15 @@ impl Pool {
             }));
         }
         // Dropping the last handle ends an HTTP/2 connection once its streams have ended.
-        self.h2
-            .borrow_mut()
-            .retain(|connection| !connection.is_closed() && !connection.is_idle_for(now, IDLE_TIME_MAX));
+        self.h2.borrow_mut().retain(|connection| {
+            !connection.is_closed() && !connection.is_over(now) && !connection.is_idle_for(now, IDLE_TIME_MAX)
+        });
         warm
     }
 }
 
 /// Whether a server has neither closed nor said anything. An HTTP/1 server has nothing to say unasked.
-fn is_quiet(stream: &TcpStream) -> bool {
+fn is_quiet(stream: &Stream) -> bool {
     let mut byte = [0; 1];
     matches!(stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }

@@ -17,11 +17,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus::{Encoder as _, Registry, TextEncoder};
-use weft_wire::{ServiceId, WorkloadId};
+use weft_wire::{ServiceId, SpiffeId, WorkloadId};
 
 pub mod access_log;
 pub(crate) mod cell;
 mod guard;
+pub(crate) mod handshake;
 mod ledger;
 pub mod limit;
 mod metrics;
@@ -36,6 +37,7 @@ pub use rules::RuleName;
 pub use shard::{Edge, Shard};
 
 use crate::route::template::Learner;
+use handshake::Handshake;
 use ledger::Ledger;
 use rules::RuleSeries;
 use series::{ConnectionSeries, FlowSeries, RequestSeries};
@@ -198,6 +200,8 @@ pub struct EdgeSpec {
     pub tls: Tls,
     /// Inbound only: the caller's address.
     pub client: Option<IpAddr>,
+    /// Inbound only: who the caller is, verified by its certificate.
+    pub caller: Option<Arc<SpiffeId>>,
 }
 
 /// The endpoint that was chosen, as far as it has a name.
@@ -207,6 +211,16 @@ pub struct PeerSpec {
     pub workload: Option<WorkloadId>,
     /// Its workload's version.
     pub version: Option<Arc<str>>,
+    /// Who it is, verified by its certificate. Then the bytes are [protected](Tls::Mutual), whatever the edge says.
+    pub identity: Option<Arc<SpiffeId>>,
+}
+
+impl PeerSpec {
+    /// How the bytes of `edge` to this peer are protected.
+    #[must_use]
+    pub fn tls(&self, edge: &EdgeSpec) -> Tls {
+        if self.identity.is_some() { Tls::Mutual } else { edge.tls }
+    }
 }
 
 /// A [`PeerSpec`] resolved on one worker by [`Shard::peer`]; keep it with the endpoint's own state.
@@ -388,6 +402,19 @@ impl Telemetry {
         for cells in lock(&self.shards).iter() {
             for (count, cell) in counts.iter_mut().zip(&cells.limits) {
                 *count += cell.get();
+            }
+        }
+        counts
+    }
+
+    /// How often TLS handshakes ended in each way: as a client, and as a server.
+    pub(crate) fn handshakes(&self) -> [[u64; Handshake::COUNT]; 2] {
+        let mut counts = [[0; Handshake::COUNT]; 2];
+        for cells in lock(&self.shards).iter() {
+            for (counts, cells) in counts.iter_mut().zip(&cells.handshakes) {
+                for (count, cell) in counts.iter_mut().zip(cells) {
+                    *count += cell.get();
+                }
             }
         }
         counts

@@ -10,7 +10,6 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::Shutdown;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use weft_wire::Reason;
 use crate::balance::Outcome;
 use crate::detect::Prefixed;
 use crate::record::{self, ConnectionRecord, EdgeSpec, Limit};
+use crate::tls::{Alpn, Stream};
 use crate::worker::Worker;
 
 mod upstream;
@@ -44,13 +44,13 @@ pub struct Scope {
 }
 
 /// Serves an opaque connection from here to its end.
-pub async fn serve(worker: Rc<Worker>, client: Prefixed<TcpStream>, scope: Scope) {
+pub async fn serve(worker: Rc<Worker>, client: Prefixed, scope: Scope) {
     let Scope { edge, protocol, target, opened, failed } = scope;
     let mut record = worker.shard.edge(&edge).connection(protocol);
     let opened = match (opened, failed) {
         (Some(opened), _) => Ok(opened),
         (None, Some(reason)) => Err(reason),
-        (None, None) => open(Rc::clone(&worker), target).await,
+        (None, None) => open(Rc::clone(&worker), target, Some(Alpn::Opaque)).await,
     };
     match opened {
         Ok(Upstream { stream, peer, working, permit, address: _ }) => {
@@ -65,7 +65,7 @@ pub async fn serve(worker: Rc<Worker>, client: Prefixed<TcpStream>, scope: Scope
         }
         Err(reason) => {
             record.failed(reason);
-            reset(client.stream());
+            reset(client.stream().socket());
         }
     }
 }
@@ -103,8 +103,8 @@ impl End {
 /// Dropping the future closes both connections.
 pub async fn forward(
     worker: &Worker,
-    client: Prefixed<TcpStream>,
-    server: Prefixed<TcpStream>,
+    client: Prefixed,
+    server: Prefixed,
     mut record: ConnectionRecord,
 ) -> End {
     let (client, from_client) = client.into_parts();
@@ -140,12 +140,12 @@ pub async fn forward(
         End::Closed => {}
         End::Idle => worker.shard.limit(Limit::IdleTimeout),
         // The peer of a broken connection must not mistake the end for a complete message.
-        End::ClientBroke(_) => reset(&server),
-        End::ServerBroke(_) => reset(&client),
+        End::ClientBroke(_) => reset(server.socket()),
+        End::ServerBroke(_) => reset(client.socket()),
         End::Expired => {
             worker.shard.limit(Limit::DrainDeadline);
-            reset(&client);
-            reset(&server);
+            reset(client.socket());
+            reset(server.socket());
         }
     }
     if let Some(reason) = end.reason() {
@@ -164,7 +164,7 @@ pub fn reset(stream: &TcpStream) {
 enum Turn {
     /// Everything was passed on, or there was nothing.
     Passed,
-    /// The receiver did not take these bytes yet.
+    /// The receiver did not take these bytes yet, or not all that came before them.
     Left(Bytes),
     /// The sender is done.
     Ended,
@@ -173,8 +173,8 @@ enum Turn {
 /// Moves one direction to its end. `broke` says what it means when `from` breaks, and when `to` does.
 async fn pump(
     worker: &Worker,
-    from: &TcpStream,
-    to: &TcpStream,
+    from: &Stream,
+    to: &Stream,
     prefix: Bytes,
     passed: &impl Fn(u64),
     broke: [fn(io::Error) -> End; 2],
@@ -192,7 +192,7 @@ async fn pump(
             Turn::Ended => break,
         }
     }
-    match SockRef::from(to).shutdown(Shutdown::Write) {
+    match to.finish().await {
         // Its peer was faster; what it broke, if anything, the other direction will find.
         Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
         result => result.map_err(writing),
@@ -202,8 +202,8 @@ async fn pump(
 /// Reads what is there and writes what is taken, without waiting.
 fn turn(
     worker: &Worker,
-    from: &TcpStream,
-    to: &TcpStream,
+    from: &Stream,
+    to: &Stream,
     passed: &impl Fn(u64),
     [reading, writing]: [fn(io::Error) -> End; 2],
 ) -> Result<Turn, End> {
@@ -215,16 +215,23 @@ fn turn(
         Err(error) => return Err(reading(error)),
     };
     let bytes = &scratch[..length];
-    let written = match to.try_write(bytes) {
-        Ok(written) => written,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-        Err(error) => return Err(writing(error)),
-    };
+    let mut written = 0;
+    while written < length {
+        match to.try_write(&bytes[written..]) {
+            Ok(count) => written += count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(writing(error)),
+        }
+    }
     passed(written as u64);
-    Ok(if written == length { Turn::Passed } else { Turn::Left(Bytes::copy_from_slice(&bytes[written..])) })
+    Ok(if written == length && !to.is_unsent() {
+        Turn::Passed
+    } else {
+        Turn::Left(Bytes::copy_from_slice(&bytes[written..]))
+    })
 }
 
-async fn write_all(to: &TcpStream, mut bytes: Bytes, passed: &impl Fn(u64)) -> io::Result<()> {
+async fn write_all(to: &Stream, mut bytes: Bytes, passed: &impl Fn(u64)) -> io::Result<()> {
     while !bytes.is_empty() {
         to.writable().await?;
         match to.try_write(&bytes) {
@@ -236,7 +243,7 @@ async fn write_all(to: &TcpStream, mut bytes: Bytes, passed: &impl Fn(u64)) -> i
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    to.flushed().await
 }
 
 /// Completes when nothing has moved for `limit` (up to twice that: one timer, looked at rarely).

@@ -12,18 +12,21 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pin_project::pin_project;
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use weft_wire::xds::ListenerName;
+use weft_wire::{Reason, SpiffeId};
 
 use crate::accept::{self, Bound, Role};
-use crate::balance::{Circuits, Clusters};
+use crate::balance::{Circuits, Clusters, Endpoint};
 use crate::config::Config;
-use crate::connect::ConnectOptions;
+use crate::connect::{ConnectOptions, connect};
 use crate::record::{Direction, Limit, Shard};
+use crate::tls::{self, Alpn, HANDSHAKES_MAX, Mesh, Stream};
 use crate::xds::{Directory, Listener, Lookup};
 use crate::{drain, http, inbound, outbound};
 
@@ -38,8 +41,26 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How long nothing may be open before a draining worker says that it is done.
 const QUIET: Duration = Duration::from_millis(100);
 
+/// Share of a TLS connection's time that chance may take away.
+const AGE_JITTER: f64 = 0.2;
+
 /// How often idle telemetry is looked for; what is idle is so for minutes.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What all workers share.
+#[derive(Clone)]
+pub struct Common {
+    /// The sidecar's settings.
+    pub config: Arc<Config>,
+    /// Where the sidecar listens.
+    pub bound: Arc<Bound>,
+    /// What the control plane said.
+    pub directory: Arc<Directory>,
+    /// What is known of upstream clusters.
+    pub circuits: Arc<Circuits>,
+    /// Who this sidecar is in the mesh.
+    pub mesh: Arc<Mesh>,
+}
 
 /// One worker's possessions.
 pub struct Worker {
@@ -55,6 +76,10 @@ pub struct Worker {
     pub clusters: Rc<Clusters>,
     /// What HTTP connections share.
     pub http: http::Shared,
+    /// Who this sidecar is in the mesh.
+    pub mesh: Arc<Mesh>,
+    /// Handshakes under way as a server.
+    pub handshakes: Permits,
     /// This worker's view of the shutdown.
     pub drain: drain::Watch,
     /// Connections of the inbound listener.
@@ -68,16 +93,11 @@ pub struct Worker {
 impl Worker {
     /// Assembles a worker on its own thread. `connections_max` bounds each direction.
     #[must_use]
-    pub fn new(
-        config: Arc<Config>,
-        bound: Arc<Bound>,
-        directory: Arc<Directory>,
-        circuits: Arc<Circuits>,
-        shard: Rc<Shard>,
-        drain: drain::Watch,
-        connections_max: usize,
-    ) -> Rc<Self> {
+    pub fn new(common: Common, shard: Rc<Shard>, drain: drain::Watch, connections_max: usize) -> Rc<Self> {
+        let Common { config, bound, directory, circuits, mesh } = common;
         Rc::new(Self {
+            mesh,
+            handshakes: Permits::new(HANDSHAKES_MAX),
             clusters: Clusters::new(Rc::clone(&shard), circuits, config.identity.zone.clone()),
             config,
             bound,
@@ -98,6 +118,53 @@ impl Worker {
             timeout: timeout.unwrap_or(self.config.connect_timeout),
             mark: self.config.socket_mark,
         }
+    }
+
+    /// When a TLS connection that begins now has had its time: a little earlier for some than for others, so that those
+    /// that began together do not end together.
+    #[must_use]
+    pub fn connection_end(&self) -> Instant {
+        Instant::now() + self.config.connection_age_max.mul_f64(1.0 - AGE_JITTER * fastrand::f64())
+    }
+
+    /// A connection to an endpoint: mutual TLS, if it has an identity and so has this sidecar. The time to connect is for
+    /// both.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn reach(
+        &self,
+        endpoint: &Endpoint,
+        options: &ConnectOptions,
+        alpn: Option<Alpn>,
+    ) -> Result<Stream, Reason> {
+        let begun = Instant::now();
+        let socket = connect(endpoint.address, options).await.map_err(|error| {
+            tracing::debug!(address = %endpoint.address, %error, "upstream connection");
+            error.reason()
+        })?;
+        match endpoint.identity(&self.mesh) {
+            None => Ok(Stream::Plain(socket)),
+            Some(id) => {
+                let left = options.timeout.saturating_sub(begun.elapsed());
+                Box::pin(self.secure(socket, &id, alpn, left)).await
+            }
+        }
+    }
+
+    /// Makes sure that a connected socket leads to `id`, within `timeout`.
+    async fn secure(
+        &self,
+        socket: TcpStream,
+        id: &SpiffeId,
+        alpn: Option<Alpn>,
+        timeout: Duration,
+    ) -> Result<Stream, Reason> {
+        let Some(credentials) = self.mesh.credentials() else { return Err(Reason::TlsHandshakeFailed) };
+        let secured = tls::connect::connect(&credentials, socket, id, alpn, timeout).await;
+        self.shard
+            .handshake(Direction::Outbound, secured.as_ref().map(|secured| secured.resumed).map_err(|r| *r));
+        secured.map(|secured| secured.stream)
     }
 
     /// What stands behind a destination, as far as the control plane knows and says in time.
@@ -380,7 +447,10 @@ pub(crate) mod tests {
         };
         let shard = Telemetry::new(config.record.clone(), identity).shard();
         let drain = drain::Watch::default();
-        Worker::new(config.into(), bound.into(), directory, Circuits::new(), shard, drain, 100)
+        let mesh = Mesh::new(crate::identity::Slot::default());
+        let common =
+            Common { config: config.into(), bound: bound.into(), directory, circuits: Circuits::new(), mesh };
+        Worker::new(common, shard, drain, 100)
     }
 
     #[test]

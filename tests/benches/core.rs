@@ -108,12 +108,13 @@ fn edge() -> Rc<Edge> {
         server_port: 8080,
         tls: Tls::None,
         client: None,
+        caller: None,
     })
 }
 
 fn recording(criterion: &mut Criterion) {
     let edge = edge();
-    let peer = edge.peer(&PeerSpec { workload: "shop/orders".parse().ok(), version: None });
+    let peer = edge.peer(&PeerSpec { workload: "shop/orders".parse().ok(), version: None, identity: None });
     let parts = request("/orders/42");
     let headers = HeaderMap::new();
     criterion.bench_function("record/request", |bencher| {

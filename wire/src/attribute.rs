@@ -77,7 +77,7 @@ pub const RPC_GRPC_STATUS_CODE: &str = "rpc.grpc.status_code";
 pub const SERVER_ADDRESS: &str = "server.address";
 /// The port that was asked for.
 pub const SERVER_PORT: &str = "server.port";
-/// The caller's address as the inbound side saw it; only where no verified identity names the caller.
+/// The caller's address as the inbound side saw it. Beside a verified identity it tells workloads apart that share one.
 pub const CLIENT_ADDRESS: &str = "client.address";
 
 /// How protocol detection ended; only on [`DETECT_DURATION`].
@@ -90,6 +90,8 @@ pub const PEER_NAMESPACE: &str = "weft.peer.namespace";
 pub const PEER_VERSION: &str = "weft.peer.version";
 /// The service that was called, as `name.namespace`. On both sides of an edge.
 pub const PEER_SERVICE: &str = "weft.peer.service";
+/// Whom the certificate of the other side of the edge names, verified: a SPIFFE id. Only where [`TLS`] is `mutual`.
+pub const PEER_IDENTITY: &str = "weft.peer.identity";
 /// How the bytes were protected: `mutual`, `simple` or `none`.
 pub const TLS: &str = "weft.tls";
 

@@ -22,6 +22,8 @@ pub mod field {
     pub const VERSION: &str = "version";
     /// The pod's name.
     pub const POD: &str = "pod";
+    /// Whom the certificate of an endpoint's sidecar names: a [`SpiffeId`](crate::SpiffeId). Where it speaks mutual TLS.
+    pub const IDENTITY: &str = "identity";
     /// The service a listener or cluster stands for: `name.namespace`.
     pub const SERVICE: &str = "service";
     /// The service's port, decimal.

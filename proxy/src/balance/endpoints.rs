@@ -9,10 +9,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use weft_wire::SpiffeId;
+
 use super::circuits::{ClusterState, EndpointState, Outcome};
 use super::load::Load;
+use super::set::View;
 use crate::pool::Pool;
 use crate::record::PeerIndex;
+use crate::tls::Mesh;
 use crate::xds::{self, Health};
 
 /// One address and this worker's state of it.
@@ -20,7 +24,9 @@ pub struct Endpoint {
     /// Where to connect to.
     pub address: SocketAddr,
     /// Its name in telemetry.
-    pub peer: Cell<PeerIndex>,
+    names: Cell<Names>,
+    /// Who must be there, where connections to it are mutual TLS.
+    identity: RefCell<Option<Arc<SpiffeId>>>,
     /// Open connections to it.
     pub pool: Pool,
     load: Cell<Load>,
@@ -30,6 +36,21 @@ pub struct Endpoint {
     hash_key: RefCell<Option<Arc<str>>>,
     /// Since when it may be chosen without a break; `None` while it may not.
     since: Cell<Option<Instant>>,
+}
+
+/// An endpoint's names in telemetry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Names {
+    /// Who is believed to be there.
+    pub plain: PeerIndex,
+    /// Who is known to be there.
+    pub mutual: PeerIndex,
+}
+
+impl Names {
+    fn of(self, mutual: bool) -> PeerIndex {
+        if mutual { self.mutual } else { self.plain }
+    }
 }
 
 /// Where an endpoint stands among its siblings.
@@ -46,41 +67,36 @@ pub struct Place {
 impl Endpoint {
     /// An endpoint nothing is known about but what the control plane says.
     #[must_use]
-    pub fn new(
-        spec: &xds::Endpoint,
-        zone: Option<&str>,
-        peer: PeerIndex,
-        circuit: Arc<EndpointState>,
-        now: Instant,
-    ) -> Rc<Self> {
+    pub fn new(spec: &xds::Endpoint, view: View<'_>, names: Names) -> Rc<Self> {
         Rc::new(Self {
             address: spec.address,
-            peer: Cell::new(peer),
+            names: Cell::new(names),
+            identity: RefCell::new(view.identity_of(spec)),
             pool: Pool::default(),
-            load: Cell::new(Load::new(spec.weight, now)),
-            circuit: RefCell::new(circuit),
-            place: Cell::new(Place::of(spec, zone)),
+            load: Cell::new(Load::new(spec.weight, view.now)),
+            circuit: RefCell::new(view.circuit.endpoint(spec.address)),
+            place: Cell::new(Place::of(spec, view.zone)),
             hash_key: RefCell::new(spec.hash_key.clone()),
             since: Cell::new(None),
         })
     }
 
-    /// Takes over what the control plane says now and keeps what was learned. `circuit` is another one, if the address
+    /// Takes over what the control plane says now and keeps what was learned. Its circuit is another one, if the address
     /// had gone meanwhile and nobody called.
-    pub(super) fn update(
-        &self,
-        spec: &xds::Endpoint,
-        zone: Option<&str>,
-        peer: PeerIndex,
-        circuit: Arc<EndpointState>,
-    ) {
-        self.circuit.replace(circuit);
+    pub(super) fn update(&self, spec: &xds::Endpoint, view: View<'_>, names: Names) {
+        self.circuit.replace(view.circuit.endpoint(spec.address));
+        let identity = view.identity_of(spec);
+        if *self.identity.borrow() != identity {
+            // Somebody else is there now.
+            self.pool.forget();
+            self.identity.replace(identity);
+        }
         let mut load = self.load.get();
         load.set_weight(spec.weight);
         self.load.set(load);
-        self.place.set(Place::of(spec, zone));
+        self.place.set(Place::of(spec, view.zone));
         self.hash_key.replace(spec.hash_key.clone());
-        self.peer.set(peer);
+        self.names.set(names);
     }
 
     /// Takes part again in what all workers know, should it have been forgotten there: when two lists were about at once,
@@ -89,6 +105,22 @@ impl Endpoint {
         if self.circuit.borrow().is_gone() {
             self.circuit.replace(cluster.endpoint(self.address));
         }
+    }
+
+    /// Who must be there, if connections to it shall be mutual TLS: when this sidecar can.
+    #[must_use]
+    pub fn identity(&self, mesh: &Mesh) -> Option<Arc<SpiffeId>> {
+        let identity = self.identity.borrow();
+        let identity = identity.as_ref().filter(|_| mesh.has_identity())?;
+        Some(Arc::clone(identity))
+    }
+
+    /// Its name in telemetry, and whether connections to it are mutual TLS. The first time that they are, those that are
+    /// not are let go of.
+    pub fn enter(&self, mesh: &Mesh) -> PeerIndex {
+        let mutual = self.identity.borrow().is_some() && mesh.has_identity();
+        self.pool.secure(mutual);
+        self.names.get().of(mutual)
     }
 
     /// The load now.

@@ -12,15 +12,17 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
+
+use weft_wire::SpiffeId;
 
 use super::Ask;
 use super::algorithm::{Picker, Turns, sample};
 use super::circuits::ClusterState;
-use super::endpoints::Endpoint;
+use super::endpoints::{Endpoint, Names};
 use super::policy::{Policy, ZonePreference};
 use super::spread::{Level, OVERPROVISIONING_DEFAULT, WHOLE, spread};
-use crate::record::PeerIndex;
 use crate::xds::{self, Health};
 
 /// How often the algorithm may answer again when it names an endpoint that was tried; then any other is taken. What
@@ -38,12 +40,23 @@ pub struct View<'a> {
     pub circuit: &'a ClusterState,
     /// Now.
     pub now: Instant,
+    /// Whether the cluster is called by mutual TLS where endpoints have an identity.
+    pub mutual: bool,
+}
+
+impl View<'_> {
+    /// Who must be at an endpoint, where that matters.
+    pub(super) fn identity_of(&self, endpoint: &xds::Endpoint) -> Option<Arc<SpiffeId>> {
+        endpoint.identity.clone().filter(|_| self.mutual)
+    }
 }
 
 /// All endpoints of a cluster on one worker.
 #[derive(Default)]
 pub struct Set {
     generation: Option<u64>,
+    /// As in [`View`].
+    mutual: bool,
     availability: u64,
     overprovisioning: Option<u32>,
     all: Vec<Rc<Endpoint>>,
@@ -85,10 +98,10 @@ pub struct Chosen {
 }
 
 impl Set {
-    /// Whether `list` is what this set was last made from.
+    /// Whether `list` is what this set was last made from, for a cluster that is called in the same way.
     #[must_use]
-    pub fn is_current(&self, list: &xds::Endpoints) -> bool {
-        self.generation == Some(list.generation)
+    pub fn is_current(&self, list: &xds::Endpoints, mutual: bool) -> bool {
+        self.generation == Some(list.generation) && self.mutual == mutual
     }
 
     /// Whether endpoints have become available or unavailable, or grown up, so that they must be
@@ -116,22 +129,22 @@ impl Set {
         self.groups.iter().any(|group| group.kind.which == Which::All)
     }
 
-    /// Takes over a new list; `peer` resolves an endpoint's name for telemetry.
+    /// Takes over a new list; `names` resolves an endpoint's name for telemetry.
     pub fn apply(
         &mut self,
         list: &xds::Endpoints,
         view: View<'_>,
         random: impl FnMut() -> u64,
-        mut peer: impl FnMut(&xds::Endpoint) -> PeerIndex,
+        mut names: impl FnMut(&xds::Endpoint) -> Names,
     ) {
         let mut known: HashMap<SocketAddr, Rc<Endpoint>> =
             self.all.drain(..).map(|endpoint| (endpoint.address, endpoint)).collect();
         self.all.extend(list.list.iter().map(|new| match known.remove(&new.address) {
             Some(kept) => {
-                kept.update(new, view.zone, peer(new), view.circuit.endpoint(new.address));
+                kept.update(new, view, names(new));
                 kept
             }
-            None => Endpoint::new(new, view.zone, peer(new), view.circuit.endpoint(new.address), view.now),
+            None => Endpoint::new(new, view, names(new)),
         }));
         if !known.is_empty() {
             view.circuit.shrunk();
@@ -140,6 +153,7 @@ impl Set {
             gone.pool.close();
         }
         self.generation = Some(list.generation);
+        self.mutual = view.mutual;
         self.overprovisioning = Some(list.overprovisioning);
         self.regroup(view, random);
     }

@@ -7,12 +7,13 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use hyper::rt::ReadBufCursor;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+
+use crate::tls::Stream;
 
 /// Replays the bytes that detection read, then is the stream itself: once the prefix is empty a read costs one
 /// branch more than a plain stream. Writes, vectored ones included, always go straight through.
 #[derive(Debug)]
-pub struct Prefixed<T = TcpStream> {
+pub struct Prefixed<T = Stream> {
     prefix: Bytes,
     io: TokioIo<T>,
 }

@@ -1,24 +1,24 @@
 //! The race: who speaks first decides. Real sockets on loopback, no sleeps: every wait is for an event.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 
 /// A connected pair: (their end, our end).
-async fn pair() -> (TcpStream, TcpStream) {
+async fn pair() -> (TcpStream, Stream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (near, accepted) =
         tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-    (near.unwrap(), accepted.unwrap().0)
+    (near.unwrap(), accepted.unwrap().0.into())
 }
 
 /// What a race opens in these tests.
 #[derive(Debug)]
-struct Server(TcpStream);
+struct Server(Stream);
 
-impl AsRef<TcpStream> for Server {
-    fn as_ref(&self) -> &TcpStream {
+impl AsRef<Stream> for Server {
+    fn as_ref(&self) -> &Stream {
         &self.0
     }
 }

@@ -116,7 +116,8 @@ pub(super) fn forward(
             *response.version_mut() = Version::HTTP_2;
         } else {
             *response.version_mut() = Version::HTTP_11;
-            if session.worker.drain.draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let ending = session.worker.drain.draining() || session.place.pulse.is_aged();
+            if ending && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
         }

@@ -40,6 +40,10 @@ const IDLE_TIME_MAX: Duration = Duration::from_secs(3600);
 /// `Connection: close`. Closing at once would lose the request that is on its way.
 const DRAIN_IDLE_TIME: Duration = Duration::from_secs(1);
 
+/// How long a connection that has had its time may still bring a request while it is idle. Sidecars that call close theirs
+/// sooner, so that no request meets the end on its way.
+const AGED_IDLE_TIME: Duration = Duration::from_secs(75);
+
 /// What a connection speaks, as far as idling differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
@@ -83,6 +87,10 @@ pub struct Pulse {
     header_since: Cell<Option<Instant>>,
     /// Since when it is parked (HTTP/1) or without a stream (HTTP/2).
     idle_since: Cell<Instant>,
+    /// When it has had its time.
+    end: Cell<Option<Instant>>,
+    /// It has.
+    aged: Cell<bool>,
     signal: Cell<Signal>,
     waker: RefCell<Option<Waker>>,
     slot: Cell<usize>,
@@ -101,6 +109,8 @@ impl Pulse {
             parked: Cell::new(false),
             header_since: Cell::new(None),
             idle_since: Cell::new(Instant::now()),
+            end: Cell::new(None),
+            aged: Cell::new(false),
             signal: Cell::new(Signal::None),
             waker: RefCell::new(None),
             slot: Cell::new(usize::MAX),
@@ -131,6 +141,17 @@ impl Pulse {
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.get()
+    }
+
+    /// From `end` on it shall carry no further request.
+    pub fn set_end(&self, end: Instant) {
+        self.end.set(Some(end));
+    }
+
+    /// Whether it has had its time: the next response says goodbye.
+    #[must_use]
+    pub fn is_aged(&self) -> bool {
+        self.aged.get()
     }
 
     /// hyper's write buffer is empty.
@@ -198,6 +219,9 @@ impl Pulse {
 
     /// One look. Says whether the connection needs another one soon.
     fn look(&self, now: Instant, draining_since: Option<Instant>, shard: &Shard) -> bool {
+        if self.end.get().is_some_and(|end| now >= end) {
+            self.aged.set(true);
+        }
         match self.engine {
             Engine::H1 => self.look_h1(now, draining_since, shard),
             Engine::H2 => {
@@ -224,6 +248,8 @@ impl Pulse {
                 if since(idle_since.max(draining_since)) >= DRAIN_IDLE_TIME {
                     self.raise(Signal::Expire);
                 }
+            } else if self.aged.get() && since(idle_since) >= AGED_IDLE_TIME {
+                self.raise(Signal::Expire);
             } else if since(idle_since) > IDLE_TIME_MAX {
                 shard.limit(Limit::IdleTimeout);
                 self.raise(Signal::Expire);
@@ -241,6 +267,9 @@ impl Pulse {
     }
 
     fn look_h2(&self, now: Instant, shard: &Shard) {
+        if self.aged.get() {
+            return self.raise(Signal::Drain);
+        }
         let requests = self.requests.get();
         if self.in_flight.get() > 0 || self.seen.replace(requests) != requests {
             self.idle_since.set(now);
@@ -457,6 +486,28 @@ mod tests {
         lot.drain(Instant::now());
         let late = lot.enter(Engine::H2);
         assert_eq!((early.pulse.signal(), late.pulse.signal()), (Signal::Drain, Signal::Drain));
+    }
+
+    #[test]
+    fn a_connection_that_has_had_its_time_ends_with_its_next_answer_or_when_it_is_idle() {
+        let lot = Rc::new(Lot::default());
+        let end = Instant::now() + Duration::from_secs(60);
+        let [busy, idle, h2] = [Engine::H1, Engine::H1, Engine::H2].map(|engine| lot.enter(engine));
+        for place in [&busy, &idle, &h2] {
+            place.pulse.set_end(end);
+            place.pulse.look(end - TICK, None, &shard());
+            assert!(!place.pulse.is_aged());
+        }
+        let _request = busy.pulse.request();
+        idle.pulse.set_parked(true, &lot);
+        for place in [&busy, &idle, &h2] {
+            place.pulse.look(end, None, &shard());
+        }
+        assert!(busy.pulse.is_aged() && busy.pulse.signal() == Signal::None);
+        assert_eq!(idle.pulse.signal(), Signal::None, "a request may be on its way");
+        assert_eq!(h2.pulse.signal(), Signal::Drain);
+        idle.pulse.look(end + AGED_IDLE_TIME, None, &shard());
+        assert_eq!(idle.pulse.signal(), Signal::Expire);
     }
 
     #[test]

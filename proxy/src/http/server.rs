@@ -18,7 +18,6 @@ use bytes::Bytes;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
-use tokio::net::TcpStream;
 use weft_wire::xds::ListenerName;
 use weft_wire::{DecidedBy, Reason};
 
@@ -124,17 +123,15 @@ pub(super) struct Session {
 /// Serves a connection until it ends.
 ///
 /// Not an `async fn`: those keep their arguments beside what becomes of them, for as long as the connection is open.
-pub fn serve(
-    worker: Rc<Worker>,
-    io: Prefixed<TcpStream>,
-    version: Version,
-    scope: Scope,
-) -> impl Future<Output = ()> {
+pub fn serve(worker: Rc<Worker>, io: Prefixed, version: Version, scope: Scope) -> impl Future<Output = ()> {
     let engine = match version {
         Version::Http1 => Engine::H1,
         Version::Http2 => Engine::H2,
     };
     let place = worker.http.lot.enter(engine);
+    if io.stream().is_tls() {
+        place.pulse.set_end(worker.connection_end());
+    }
     let session = Rc::new(Session {
         by: match scope.edge.direction {
             Direction::Inbound => DecidedBy::ServerProxy,
@@ -183,13 +180,13 @@ enum Stretch {
     /// The connection is over.
     Ended,
     /// Nothing in flight, nothing buffered but perhaps the beginning of a request.
-    Idle(Prefixed<TcpStream>),
+    Idle(Prefixed),
     /// The protocol was switched.
-    Switched(Prefixed<TcpStream>, Switch),
+    Switched(Prefixed, Switch),
 }
 
 /// Runs an engine on the connection until it is idle or over.
-async fn stretch(session: &Rc<Session>, io: Prefixed<TcpStream>) -> Stretch {
+async fn stretch(session: &Rc<Session>, io: Prefixed) -> Stretch {
     let pulse = &session.place.pulse;
     let service = service_fn(|request| forward::forward(Rc::clone(session), request));
     let mut engine = http1::Builder::new()
@@ -223,7 +220,7 @@ async fn stretch(session: &Rc<Session>, io: Prefixed<TcpStream>) -> Stretch {
     }
 }
 
-fn restored<S>(parts: http1::Parts<Watched, S>) -> Prefixed<TcpStream> {
+fn restored<S>(parts: http1::Parts<Watched, S>) -> Prefixed {
     let mut io = parts.io.into_inner();
     // A copy, because even an empty slice would keep the engine's whole buffer.
     if !parts.read_buf.is_empty() {
@@ -233,7 +230,7 @@ fn restored<S>(parts: http1::Parts<Watched, S>) -> Prefixed<TcpStream> {
 }
 
 /// Waits without an engine until the client says something more; or not, and the connection is over.
-async fn wait(session: &Session, io: &Prefixed<TcpStream>) -> bool {
+async fn wait(session: &Session, io: &Prefixed) -> bool {
     let pulse = &session.place.pulse;
     let lot = &session.worker.http.lot;
     if !io.prefix().is_empty() {
@@ -263,7 +260,7 @@ async fn wait(session: &Session, io: &Prefixed<TcpStream>) -> bool {
     }
 }
 
-async fn serve_h2(session: Rc<Session>, io: Prefixed<TcpStream>) {
+async fn serve_h2(session: Rc<Session>, io: Prefixed) {
     let pulse = &session.place.pulse;
     let service = service_fn(|request| forward::forward(Rc::clone(&session), request));
     let engine = http2::Builder::new(Local)

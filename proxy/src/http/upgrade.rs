@@ -4,8 +4,6 @@
 //! connection record of the same edge, and drain lets them run until its deadline, because nobody can ask a WebSocket
 //! to finish.
 
-use tokio::net::TcpStream;
-
 use crate::detect::Prefixed;
 use crate::pool::Open;
 use crate::record::ConnectionRecord;
@@ -15,7 +13,7 @@ use crate::worker::Worker;
 /// What a request that switched protocols leaves behind for its connection.
 pub(super) struct Switch {
     /// The server's end.
-    pub server: Prefixed<TcpStream>,
+    pub server: Prefixed,
     /// Counts from now on.
     pub record: ConnectionRecord,
     /// Counts as open until the end.
@@ -23,7 +21,7 @@ pub(super) struct Switch {
 }
 
 /// Copies both ways until both are done.
-pub(super) async fn run(worker: &Worker, client: Prefixed<TcpStream>, switch: Switch) {
+pub(super) async fn run(worker: &Worker, client: Prefixed, switch: Switch) {
     let Switch { server, record, open } = switch;
     let end = tcp::forward(worker, client, server, record).await;
     drop(open);

@@ -180,9 +180,12 @@ impl Serialize for Entry {
         map.serialize_entry(attribute::NETWORK_PROTOCOL_VERSION, self.outcome.version())?;
         map.serialize_entry(attribute::SERVER_ADDRESS, &*self.edge.server_address)?;
         map.serialize_entry(attribute::SERVER_PORT, &self.edge.server_port)?;
-        map.serialize_entry(attribute::TLS, self.edge.tls.word())?;
+        map.serialize_entry(attribute::TLS, self.peer.tls(&self.edge).word())?;
         if let Some(client) = self.edge.client {
             map.serialize_entry(attribute::CLIENT_ADDRESS, &client)?;
+        }
+        if let Some(identity) = self.edge.caller.as_ref().or(self.peer.identity.as_ref()) {
+            map.serialize_entry(attribute::PEER_IDENTITY, &format_args!("{identity}"))?;
         }
         if let Some(service) = &self.edge.service {
             map.serialize_entry(attribute::PEER_SERVICE, &service.to_string())?;
@@ -313,12 +316,13 @@ mod tests {
             server_port: 8080,
             tls: Tls::None,
             client: None,
+            caller: None,
         };
         Entry {
             ended,
             elapsed: Duration::from_micros(1500),
             edge: Arc::new(edge),
-            peer: Arc::new(PeerSpec { workload: "shop/orders".parse().ok(), version: None }),
+            peer: Arc::new(PeerSpec { workload: "shop/orders".parse().ok(), version: None, identity: None }),
             route: Route::other(),
             path: Some(PathAndQuery::from_static("/a?secret=1")),
             outcome: outcome(503, Some(Reason::CircuitOpen)),

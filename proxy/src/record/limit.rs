@@ -48,6 +48,8 @@ limits! {
     DrainDeadline = "drain_deadline",
     /// An edge was folded into the overflow edge: too many callers or destinations.
     Edges = "edges",
+    /// A TLS handshake was refused: too many are under way.
+    Handshakes = "handshakes",
     /// A header section was larger than accepted.
     HeaderBytes = "header_bytes",
     /// A request's headers did not arrive in time.

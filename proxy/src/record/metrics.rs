@@ -14,13 +14,14 @@ use weft_wire::attribute;
 use weft_wire::histogram::BOUNDS_SECONDS;
 
 use super::cell::Totals;
+use super::handshake::Handshake;
 use super::rules::RuleLabels;
 use super::series::{FlowLabels, RequestLabels, Sum as _};
 use super::{Detected, Direction, EdgeSpec, Limit, PeerSpec, Telemetry};
 use crate::exposition::{self, Described, counter, gauge, label};
 
 /// The families; [`family`] names their positions.
-const FAMILIES: [Described; 18] = [
+const FAMILIES: [Described; 19] = [
     ("http_client_request_duration_seconds", "Outbound HTTP and gRPC requests.", MetricType::HISTOGRAM),
     ("http_server_request_duration_seconds", "Inbound HTTP and gRPC requests.", MetricType::HISTOGRAM),
     ("weft_client_io_bytes_total", "Bytes of outbound edges, as the caller sees them.", MetricType::COUNTER),
@@ -64,6 +65,11 @@ const FAMILIES: [Described; 18] = [
         "Outbound requests by the configured rule that routed them and the backend it chose.",
         MetricType::HISTOGRAM,
     ),
+    (
+        "weft_tls_handshakes_total",
+        "TLS handshakes between sidecars by how they ended: with a new session, a resumed one, or none.",
+        MetricType::COUNTER,
+    ),
     ("weft_telemetry_series", "Label sets alive in this proxy.", MetricType::GAUGE),
     ("weft_build_info", "The version of this proxy; the value is 1.", MetricType::GAUGE),
     ("process_start_time_seconds", "When this process started, in Unix time.", MetricType::GAUGE),
@@ -82,9 +88,10 @@ mod family {
     pub(super) const DROPPED: usize = 12;
     pub(super) const RETRIES: usize = 13;
     pub(super) const RULES: usize = 14;
-    pub(super) const SERIES: usize = 15;
-    pub(super) const BUILD: usize = 16;
-    pub(super) const START: usize = 17;
+    pub(super) const HANDSHAKES: usize = 15;
+    pub(super) const SERIES: usize = 16;
+    pub(super) const BUILD: usize = 17;
+    pub(super) const START: usize = 18;
 }
 
 /// Registers with a Prometheus registry; weak, because the telemetry owns the registry.
@@ -174,6 +181,12 @@ fn collect(telemetry: &Telemetry, metrics: &mut [Vec<Metric>; FAMILIES.len()]) {
     for (limit, count) in Limit::ALL.iter().zip(telemetry.limits()) {
         metrics[family::LIMIT].push(counter(vec![label("limit", limit.word())], count));
     }
+    for (direction, counts) in ["outbound", "inbound"].into_iter().zip(telemetry.handshakes()) {
+        for (end, count) in Handshake::all().zip(counts) {
+            let labels = vec![label("direction", direction), label("result", end.word())];
+            metrics[family::HANDSHAKES].push(counter(labels, count));
+        }
+    }
     metrics[family::PANIC].push(counter(Vec::new(), telemetry.panics()));
     metrics[family::BUILD].push(gauge(vec![label("version", env!("CARGO_PKG_VERSION"))], 1.0));
     metrics[family::START].push(gauge(Vec::new(), telemetry.started.load(Ordering::Relaxed) as f64 / 1e9));
@@ -191,11 +204,13 @@ fn edge_labels(edge: &EdgeSpec, peer: &PeerSpec) -> Vec<LabelPair> {
     let mut labels = vec![
         label(attribute::SERVER_ADDRESS, &edge.server_address),
         label(attribute::SERVER_PORT, &edge.server_port.to_string()),
-        label(attribute::TLS, edge.tls.word()),
+        label(attribute::TLS, peer.tls(edge).word()),
     ];
     if let Some(client) = edge.client {
         labels.push(label(attribute::CLIENT_ADDRESS, &client.to_string()));
     }
+    let identity = edge.caller.as_ref().or(peer.identity.as_ref());
+    labels.extend(identity.map(|identity| label(attribute::PEER_IDENTITY, &identity.to_string())));
     if let Some(service) = &edge.service {
         labels.push(label(attribute::PEER_SERVICE, &service.to_string()));
     }

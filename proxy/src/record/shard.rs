@@ -15,6 +15,7 @@ use http::request::Parts;
 
 use super::cell::{Counter, Histogram};
 use super::guard::{ConnectionRecord, RequestRecord};
+use super::handshake::Handshake;
 use super::rules::RuleSeries;
 use super::series::{
     ConnectionLabels, ConnectionSeries, FlowLabels, FlowSeries, Outcome, RequestKey, RequestSeries, Series,
@@ -48,6 +49,7 @@ pub(crate) struct Cells {
     pub(crate) rules: Fresh<RuleSeries>,
     pub(crate) limits: [Counter; Limit::ALL.len()],
     pub(crate) panics: Counter,
+    pub(crate) handshakes: [[Counter; Handshake::COUNT]; 2],
     pub(crate) detected: [OnceLock<Box<Histogram>>; Detected::ALL.len()],
 }
 
@@ -145,6 +147,12 @@ impl Shard {
         self.core.limit(limit);
     }
 
+    /// How a TLS handshake ended: whether a session was resumed, or why there is no connection.
+    pub fn handshake(&self, direction: Direction, result: Result<bool, Reason>) {
+        let at = Handshake::from(result).position();
+        self.core.cells.handshakes[usize::from(direction == Direction::Inbound)][at].add(1);
+    }
+
     /// Counts an endpoint chosen whatever its health, because too few were available.
     pub fn panic(&self) {
         self.core.cells.panics.add(1);
@@ -194,7 +202,7 @@ impl Shard {
 /// The edge that stands for all edges beyond the bound.
 fn overflow(spec: EdgeSpec) -> EdgeSpec {
     match spec.direction {
-        Direction::Inbound => EdgeSpec { client: None, ..spec },
+        Direction::Inbound => EdgeSpec { client: None, caller: None, ..spec },
         Direction::Outbound => EdgeSpec {
             direction: Direction::Outbound,
             service: None,
@@ -202,6 +210,7 @@ fn overflow(spec: EdgeSpec) -> EdgeSpec {
             server_port: 0,
             tls: Tls::None,
             client: None,
+            caller: None,
         },
     }
 }

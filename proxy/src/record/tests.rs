@@ -23,6 +23,7 @@ fn spec(service: &str) -> EdgeSpec {
         server_port: 8080,
         tls: Tls::None,
         client: None,
+        caller: None,
     }
 }
 
@@ -77,7 +78,11 @@ fn a_request_is_recorded_once_with_its_labels() {
     let telemetry = telemetry(Config::standard());
     let shard = telemetry.shard();
     let edge = shard.edge(&spec("orders.shop"));
-    let peer = shard.peer(&PeerSpec { workload: "shop/orders".parse().ok(), version: Some("v2".into()) });
+    let peer = shard.peer(&PeerSpec {
+        workload: "shop/orders".parse().ok(),
+        version: Some("v2".into()),
+        identity: None,
+    });
     let mut record = edge.request(&parts("/users/42?q=1"));
     record.peer(peer);
     record.request_bytes(10);
@@ -245,6 +250,7 @@ fn edges_and_series_are_bounded_and_nothing_is_lost() {
         let spec = EdgeSpec {
             direction: Direction::Inbound,
             client: Some(IpAddr::from(caller.to_be_bytes())),
+            caller: None,
             ..spec("web.shop")
         };
         let edge = shard.edge(&spec);

@@ -230,9 +230,11 @@ fn edge(edge: &EdgeSpec, peer: &PeerSpec) -> Vec<KeyValue> {
     let mut attributes = vec![
         text(attribute::SERVER_ADDRESS, &edge.server_address),
         number(attribute::SERVER_PORT, edge.server_port),
-        text(attribute::TLS, edge.tls.word()),
+        text(attribute::TLS, peer.tls(edge).word()),
     ];
     attributes.extend(edge.client.map(|client| text(attribute::CLIENT_ADDRESS, &client.to_string())));
+    let identity = edge.caller.as_ref().or(peer.identity.as_ref());
+    attributes.extend(identity.map(|identity| text(attribute::PEER_IDENTITY, &identity.to_string())));
     attributes
         .extend(edge.service.as_ref().map(|service| text(attribute::PEER_SERVICE, &service.to_string())));
     if let Some(workload) = &peer.workload {

@@ -37,6 +37,7 @@ fn edge(shard: &Shard, service: &str) -> Rc<Edge> {
         server_port: 8080,
         tls: Tls::None,
         client: None,
+        caller: None,
     })
 }
 
@@ -109,7 +110,11 @@ fn a_report_says_who_what_and_how_often() {
     serve(&orders, "/users/1");
     serve(&orders, "/users/2");
     let mut connection = edge(&shard, "db.shop").connection(Protocol::Tcp);
-    connection.peer(shard.peer(&PeerSpec { workload: "shop/db".parse().ok(), version: Some("v9".into()) }));
+    connection.peer(shard.peer(&PeerSpec {
+        workload: "shop/db".parse().ok(),
+        version: Some("v9".into()),
+        identity: None,
+    }));
     connection.to_server(7);
     shard.detected(Detected::Http1, Duration::from_micros(80));
     reporter.take(false);

@@ -25,6 +25,7 @@ fn record(worker: &Worker) -> ConnectionRecord {
         server_port: 5432,
         tls: Tls::None,
         client: None,
+        caller: None,
     };
     worker.shard.edge(&spec).connection(record::Protocol::Tcp)
 }
@@ -36,8 +37,8 @@ async fn forwarded(prefix: &'static [u8]) -> (TcpStream, TcpStream, impl Future<
     let (server, near_server) = pair().await;
     let record = record(&worker);
     let forwarding = async move {
-        let client = Prefixed::new(near_client, Bytes::from_static(prefix));
-        forward(&worker, client, Prefixed::new(near_server, Bytes::new()), record).await
+        let client = Prefixed::new(near_client.into(), Bytes::from_static(prefix));
+        forward(&worker, client, Prefixed::new(near_server.into(), Bytes::new()), record).await
     };
     (client, server, forwarding)
 }
@@ -104,8 +105,8 @@ async fn a_silent_connection_ends_at_the_idle_limit() {
     let (mut client, near_client) = pair().await;
     let (_server, near_server) = pair().await;
     let record = record(&worker);
-    let client_io = Prefixed::new(near_client, Bytes::new());
-    let end = forward(&worker, client_io, Prefixed::new(near_server, Bytes::new()), record).await;
+    let client_io = Prefixed::new(near_client.into(), Bytes::new());
+    let end = forward(&worker, client_io, Prefixed::new(near_server.into(), Bytes::new()), record).await;
     assert!(matches!(end, End::Idle), "{end:?}");
     assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0, "an orderly end");
 }
@@ -117,8 +118,8 @@ async fn the_end_of_a_drain_resets_what_is_left() {
     let (_server, near_server) = pair().await;
     let record = record(&worker);
     let drain = worker.drain.clone();
-    let client_io = Prefixed::new(near_client, Bytes::new());
-    let forwarding = forward(&worker, client_io, Prefixed::new(near_server, Bytes::new()), record);
+    let client_io = Prefixed::new(near_client.into(), Bytes::new());
+    let forwarding = forward(&worker, client_io, Prefixed::new(near_server.into(), Bytes::new()), record);
     let (end, ()) = tokio::join!(forwarding, async { drain.turn(crate::drain::Phase::Expired) });
     assert_eq!(end.reason(), Some(Reason::ShuttingDown));
     let error = client.read(&mut [0; 8]).await.expect_err("not an orderly end");
@@ -141,13 +142,14 @@ async fn a_server_that_is_not_there_resets_the_client() {
             server_port: 5432,
             tls: Tls::None,
             client: None,
+            caller: None,
         },
         protocol: record::Protocol::Tcp,
         target: Target::Address(nobody),
         opened: None,
         failed: None,
     };
-    local.run_until(serve(worker, Prefixed::new(near_client, Bytes::new()), scope)).await;
+    local.run_until(serve(worker, Prefixed::new(near_client.into(), Bytes::new()), scope)).await;
     let error = client.read(&mut [0; 8]).await.expect_err("not an orderly end");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 }
@@ -159,8 +161,8 @@ async fn a_forwarded_connection_is_small() {
     let worker = worker(&[]);
     let record = record(&worker);
     let (_server, near_server) = pair().await;
-    let client_io = Prefixed::new(near_client, Bytes::new());
-    let forwarding = forward(&worker, client_io, Prefixed::new(near_server, Bytes::new()), record);
+    let client_io = Prefixed::new(near_client.into(), Bytes::new());
+    let forwarding = forward(&worker, client_io, Prefixed::new(near_server.into(), Bytes::new()), record);
     let size = size_of_val(&forwarding);
     assert!(size <= 2048, "{size} bytes");
 }
@@ -182,7 +184,7 @@ async fn an_endpoint_that_does_not_accept_is_ejected() {
     let (worker, cluster) = (worker(&[]), xds::Cluster::new(spec, endpoints.to_vec()));
     let state = worker.clusters.of(&cluster);
     while state.circuit().ejected() == 0 {
-        let opened = open(Rc::clone(&worker), Target::Cluster(cluster.clone())).await.unwrap();
+        let opened = open(Rc::clone(&worker), Target::Cluster(cluster.clone()), None).await.unwrap();
         assert_ne!(opened.address, dead);
     }
     assert!(!state.circuit().endpoint(dead).available());

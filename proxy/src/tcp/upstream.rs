@@ -6,13 +6,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::net::TcpStream;
 use weft_wire::Reason;
 
 use crate::balance::circuits::ConnectionPermit;
 use crate::balance::{Ask, Outcome, Working};
 use crate::connect::connect;
 use crate::record::PeerIndex;
+use crate::tls::{Alpn, Stream};
 use crate::worker::Worker;
 use crate::xds::Cluster;
 
@@ -34,7 +34,7 @@ pub enum Target {
 /// A connection to a server.
 pub struct Upstream {
     /// The connection.
-    pub stream: TcpStream,
+    pub stream: Stream,
     /// Where it goes.
     pub address: SocketAddr,
     /// Who that is.
@@ -51,17 +51,17 @@ impl fmt::Debug for Upstream {
     }
 }
 
-impl AsRef<TcpStream> for Upstream {
-    fn as_ref(&self) -> &TcpStream {
+impl AsRef<Stream> for Upstream {
+    fn as_ref(&self) -> &Stream {
         &self.stream
     }
 }
 
-/// Connects to `target`.
+/// Connects to `target`. `alpn` is what is known of what will be spoken, should the connection be mutual TLS.
 ///
 /// # Errors
 /// The reason of the last attempt.
-pub async fn open(worker: Rc<Worker>, target: Target) -> Result<Upstream, Reason> {
+pub async fn open(worker: Rc<Worker>, target: Target, alpn: Option<Alpn>) -> Result<Upstream, Reason> {
     match target {
         Target::Nowhere(reason) => Err(reason),
         Target::Address(address) => {
@@ -69,13 +69,18 @@ pub async fn open(worker: Rc<Worker>, target: Target) -> Result<Upstream, Reason
                 tracing::debug!(%address, %error, "upstream connection");
                 error.reason()
             })?;
+            let stream = stream.into();
             Ok(Upstream { stream, address, peer: PeerIndex::UNKNOWN, working: None, permit: None })
         }
-        Target::Cluster(cluster) => open_cluster(&worker, &cluster).await,
+        Target::Cluster(cluster) => open_cluster(&worker, &cluster, alpn).await,
     }
 }
 
-async fn open_cluster(worker: &Worker, cluster: &Arc<Cluster>) -> Result<Upstream, Reason> {
+async fn open_cluster(
+    worker: &Worker,
+    cluster: &Arc<Cluster>,
+    alpn: Option<Alpn>,
+) -> Result<Upstream, Reason> {
     let options = worker.connect_options(Some(cluster.connect_timeout));
     let state = worker.clusters.of(cluster);
     let mut reason = Reason::NoReadyEndpoint;
@@ -85,14 +90,14 @@ async fn open_cluster(worker: &Worker, cluster: &Arc<Cluster>) -> Result<Upstrea
         let endpoint = worker.clusters.choose(&state, Ask::except(failed.as_slice()))?;
         let working = endpoint.start();
         let (address, begun) = (endpoint.address, Instant::now());
-        match connect(address, &options).await {
+        let peer = endpoint.enter(&worker.mesh);
+        match worker.reach(&endpoint, &options, alpn).await {
             Ok(stream) => {
-                let peer = endpoint.peer.get();
                 return Ok(Upstream { stream, address, peer, working: Some(working), permit: Some(permit) });
             }
-            Err(error) => {
-                tracing::debug!(%address, %error, cluster = %cluster.name, "upstream connection");
-                reason = error.reason();
+            Err(why) => {
+                tracing::debug!(%address, reason = %why, cluster = %cluster.name, "upstream connection");
+                reason = why;
                 let now = Instant::now();
                 let elapsed = now.saturating_duration_since(begun);
                 endpoint.report(Outcome::LocalOrigin(reason), elapsed, now);

@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use weft_wire::tls::Mode;
 use weft_wire::xds::{ListenerName, Protocol};
-use weft_wire::{ServicePort, WorkloadId};
+use weft_wire::{ServicePort, SpiffeId, WorkloadId};
 
 use crate::balance::breaker;
 use crate::balance::policy::Policy;
@@ -45,6 +46,8 @@ pub struct Endpoint {
     pub zone: Option<Arc<str>>,
     /// What it is hashed by instead of its address.
     pub hash_key: Option<Arc<str>>,
+    /// Whom its sidecar's certificate must name, where it speaks mutual TLS.
+    pub identity: Option<Arc<SpiffeId>>,
 }
 
 /// What the control plane says of an endpoint.
@@ -85,6 +88,7 @@ impl Endpoint {
             priority: 0,
             zone: None,
             hash_key: None,
+            identity: None,
         }
     }
 
@@ -157,6 +161,8 @@ pub struct ClusterSpec {
     pub service: Option<ServicePort>,
     /// What its port was declared to speak; `None` = detected per connection.
     pub protocol: Option<Protocol>,
+    /// Whether endpoints that have an identity are called by mutual TLS.
+    pub mutual: bool,
     /// Whether requests go out as HTTP/2 with prior knowledge, whatever the client spoke.
     pub http2: bool,
     /// How long an endpoint may take to accept.
@@ -177,6 +183,7 @@ impl ClusterSpec {
             name: name.into(),
             service: None,
             protocol: None,
+            mutual: false,
             http2: false,
             connect_timeout: super::CONNECT_TIMEOUT_DEFAULT,
             breaking: breaker::Settings::default(),
@@ -266,13 +273,15 @@ pub struct ListenerSpec {
     pub protocol: Option<Protocol>,
     /// Inbound: the workload whose port this is. Outbound: the pod that was called directly.
     pub workload: Option<WorkloadId>,
+    /// Inbound: whether the port takes mutual TLS, and anything else.
+    pub mode: Mode,
 }
 
 impl ListenerSpec {
     /// A listener about which nothing but its destination is known.
     #[must_use]
     pub fn new(name: ListenerName) -> Self {
-        Self { name, service: None, protocol: None, workload: None }
+        Self { name, service: None, protocol: None, workload: None, mode: Mode::default() }
     }
 }
 

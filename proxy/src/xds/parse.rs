@@ -154,6 +154,10 @@ impl<'a> Labels<'a> {
         Invalid::value(format!("{}.metadata[{METADATA_NAMESPACE}].{key}", self.field), text, problem)
     }
 
+    fn absent(&self, key: &str) -> Invalid {
+        Invalid::missing(format!("{}.metadata[{METADATA_NAMESPACE}].{key}", self.field))
+    }
+
     fn service_port(&self) -> Result<Option<ServicePort>, Invalid> {
         let (Some(service), Some(port)) = (self.text(field::SERVICE), self.text(field::PORT)) else {
             return Ok(None);

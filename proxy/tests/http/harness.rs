@@ -17,7 +17,7 @@ use weft_proxy::config::{Arguments, Config};
 use weft_proxy::detect::Prefixed;
 use weft_proxy::record::{Direction, EdgeSpec, Identity, Telemetry, Tls};
 use weft_proxy::tcp::Upstream;
-use weft_proxy::worker::Worker;
+use weft_proxy::worker::{Common, Worker};
 use weft_proxy::{drain, http, xds};
 
 /// Longest wait for anything; only reached when the test fails.
@@ -52,15 +52,14 @@ pub(crate) fn story<F: Future<Output = ()>>(story: impl FnOnce(Mesh) -> F) {
         let telemetry = Telemetry::new(config.record.clone(), identity);
         let circuits = Circuits::new();
         telemetry.registry().register(Box::new(circuits.metrics())).unwrap();
-        let worker = Worker::new(
-            config.into(),
-            Arc::new(Bound::default()),
-            xds::Directory::standalone(),
-            Arc::clone(&circuits),
-            telemetry.shard(),
-            drain::Watch::default(),
-            100,
-        );
+        let common = Common {
+            config: config.into(),
+            bound: Arc::new(Bound::default()),
+            directory: xds::Directory::standalone(),
+            circuits: Arc::clone(&circuits),
+            mesh: weft_proxy::tls::Mesh::new(weft_proxy::identity::Slot::default()),
+        };
+        let worker = Worker::new(common, telemetry.shard(), drain::Watch::default(), 100);
         spawn_local(http::tend(Rc::clone(&worker)));
         spawn_local(Arc::clone(&circuits).tend(std::future::pending()));
         tokio::time::timeout(PATIENCE, story(Mesh { worker, telemetry, circuits, polls: Rc::default() }))
@@ -102,11 +101,12 @@ impl Mesh {
                     server_port: 8080,
                     tls: Tls::None,
                     client: inbound.then(|| client.ip()),
+                    caller: None,
                 };
                 let client = std::net::Ipv4Addr::LOCALHOST.into();
                 let scope =
                     http::Scope { edge, target: target.clone(), asked: None, opened: opened.take(), client };
-                let io = Prefixed::new(stream, Bytes::new());
+                let io = Prefixed::new(stream.into(), Bytes::new());
                 let mut connection = Box::pin(http::serve(Rc::clone(&worker), io, version, scope));
                 let polls = Rc::clone(&polls);
                 spawn_local(std::future::poll_fn(move |context| {

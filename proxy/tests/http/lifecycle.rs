@@ -157,8 +157,13 @@ fn a_connection_opened_ahead_may_have_been_closed_meanwhile() {
         .await;
         let stream = TcpStream::connect(app.address).await.unwrap();
         stream.readable().await.unwrap();
-        let opened =
-            Upstream { stream, address: app.address, peer: PeerIndex::UNKNOWN, working: None, permit: None };
+        let opened = Upstream {
+            stream: stream.into(),
+            address: app.address,
+            peer: PeerIndex::UNKNOWN,
+            working: None,
+            permit: None,
+        };
         let sidecar = mesh.ahead(opened).await;
         let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
         assert_eq!(Raw::connect(sidecar).await.call(post).await.1, "ok");

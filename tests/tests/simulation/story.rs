@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use weft_proxy::balance::circuits::{Admission, ConnectionPermit, PendingPermit, RetryPermit};
 use weft_proxy::balance::set::View;
-use weft_proxy::balance::{Ask, Circuits, ClusterState, Endpoint, Outcome, Set, Working};
-use weft_proxy::record::PeerIndex;
+use weft_proxy::balance::{Ask, Circuits, ClusterState, Endpoint, Names, Outcome, Set, Working};
 use weft_proxy::xds::{self, Cluster, Health};
 use weft_wire::Reason;
 
@@ -473,9 +472,9 @@ impl Worker {
     ) -> Option<weft_proxy::balance::set::Chosen> {
         let list = self.origin.endpoints();
         let regroup = std::mem::take(&mut self.regroup);
-        let view = View { policy: &self.origin.balancing, zone: None, circuit: cluster, now };
-        if !self.set.is_current(&list) {
-            self.set.apply(&list, view, &mut random, |_| PeerIndex::UNKNOWN);
+        let view = View { policy: &self.origin.balancing, zone: None, circuit: cluster, now, mutual: false };
+        if !self.set.is_current(&list, false) {
+            self.set.apply(&list, view, &mut random, |_| Names::default());
         } else if regroup || self.set.is_outdated(cluster, || now) {
             self.set.regroup(view, &mut random);
         }

@@ -42,8 +42,14 @@ impl Bench {
     }
 
     fn apply(&mut self, list: &xds::Endpoints) {
-        let view = View { policy: &self.policy, zone: self.zone, circuit: &self.circuit, now: self.now };
-        self.set.apply(list, view, || self.random.u64(..), |_| PeerIndex::UNKNOWN);
+        let view = View {
+            policy: &self.policy,
+            zone: self.zone,
+            circuit: &self.circuit,
+            now: self.now,
+            mutual: false,
+        };
+        self.set.apply(list, view, || self.random.u64(..), |_| Names::default());
     }
 
     fn choose(&mut self, ask: Ask<'_>) -> Option<Chosen> {

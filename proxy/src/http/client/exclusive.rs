@@ -14,13 +14,13 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::AsyncWrite;
-use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 use weft_wire::Reason;
 
@@ -29,6 +29,7 @@ use super::encode;
 use crate::http::body::{RequestBody, Upload};
 use crate::http::{BUFFER_MAX, headers};
 use crate::pool::Open;
+use crate::tls::Stream;
 
 /// Room for a read: more than most responses, little enough to stay in the cache.
 const READ_MIN: usize = 2 * 1024;
@@ -44,7 +45,7 @@ const COPY_MAX: usize = 4 * 1024;
 
 /// One connection.
 pub struct H1 {
-    stream: TcpStream,
+    stream: Stream,
     open: Open,
     /// Read and not yet understood.
     input: BytesMut,
@@ -130,7 +131,7 @@ impl Continue {
 impl H1 {
     /// A connection; `reused` when it may have been closed since it was last used.
     #[must_use]
-    pub fn new(stream: TcpStream, open: Open, reused: bool) -> Box<Self> {
+    pub fn new(stream: Stream, open: Open, reused: bool) -> Box<Self> {
         Box::new(Self {
             stream,
             open,
@@ -375,6 +376,12 @@ impl H1 {
         !self.deaf && !self.is_sent()
     }
 
+    /// Whether it must carry no further exchange, as of `now` where that is known.
+    #[must_use]
+    pub fn is_over(&self, now: Option<Instant>) -> bool {
+        self.open.is_over(now)
+    }
+
     /// From now on a connection that waited.
     pub fn rest(&mut self) {
         self.reused = true;
@@ -382,12 +389,15 @@ impl H1 {
     }
 
     /// The socket and what was read too far: after a switch of protocols, or to keep it without its buffers.
-    pub fn into_parts(self: Box<Self>) -> (TcpStream, Bytes, Open) {
+    pub fn into_parts(self: Box<Self>) -> (Stream, Bytes, Open) {
         (self.stream, self.input.freeze(), self.open)
     }
 
     fn is_sent(&self) -> bool {
-        self.written == self.output.len() && self.chunk.is_empty() && self.upload.is_none()
+        self.written == self.output.len()
+            && self.chunk.is_empty()
+            && self.upload.is_none()
+            && !self.stream.is_unsent()
     }
 
     /// Writes what can be written. `Ok` also when something is left; the task is woken when it can go on.
@@ -410,6 +420,12 @@ impl H1 {
                         return Ok(());
                     }
                 }
+            }
+            if self.stream.is_unsent()
+                && let Poll::Ready(Err(_)) = Pin::new(&mut self.stream).poll_flush(context)
+            {
+                self.stop_sending();
+                return Ok(());
             }
             let Some(upload) = &mut self.upload else { return Ok(()) };
             // The head was written and its body has begun: it will not be sent again.

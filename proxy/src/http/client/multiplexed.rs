@@ -16,12 +16,12 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
 use crate::http::body::RequestBody;
 use crate::http::{H2_CONNECTION_WINDOW, H2_FRAME_MAX, H2_STREAM_WINDOW};
 use crate::pool::Open as Connected;
+use crate::tls::Stream;
 
 /// Streams on one connection before another is opened. What most servers allow at least (RFC 9113 §6.5.2 asks for
 /// 100 or more).
@@ -41,7 +41,7 @@ struct Shared {
     streams: Cell<usize>,
     closed: Cell<bool>,
     idle_since: Cell<Instant>,
-    _open: Connected,
+    open: Connected,
 }
 
 impl H2 {
@@ -49,7 +49,7 @@ impl H2 {
     ///
     /// # Errors
     /// When the endpoint does not speak HTTP/2 or breaks the connection.
-    pub async fn start(stream: TcpStream, open: Connected) -> Result<Self, h2::Error> {
+    pub async fn start(stream: Stream, open: Connected) -> Result<Self, h2::Error> {
         let (sender, connection) = h2::client::Builder::new()
             .enable_push(false)
             .initial_window_size(H2_STREAM_WINDOW)
@@ -63,7 +63,7 @@ impl H2 {
             streams: Cell::new(0),
             closed: Cell::new(false),
             idle_since: Cell::new(Instant::now()),
-            _open: open,
+            open,
         });
         let handle = Rc::clone(&shared);
         // Owned by the handles: ends when all of them and all streams are gone.
@@ -98,6 +98,12 @@ impl H2 {
     #[must_use]
     pub fn is_idle_for(&self, now: Instant, time: Duration) -> bool {
         self.streams() == 0 && now.saturating_duration_since(self.shared.idle_since.get()) >= time
+    }
+
+    /// Whether it has been open for as long as it may be at `now`.
+    #[must_use]
+    pub fn is_over(&self, now: Instant) -> bool {
+        self.shared.open.is_over(Some(now))
     }
 
     /// Opens a stream. The request comes back when the connection takes no more streams: it was not sent.

@@ -11,13 +11,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, Version};
-use tokio::net::TcpStream;
 use weft_wire::Reason;
 
 use super::outgoing::Outgoing;
 use super::{Destination, Refusal};
 use crate::balance::{Ask, Cluster, Endpoint, Outcome};
-use crate::connect::connect;
 use crate::detect::Prefixed;
 use crate::http::body::{Exchange, Judged, Source};
 use crate::http::class;
@@ -30,6 +28,7 @@ use crate::record;
 use crate::reply::Fault;
 use crate::route::filter::Passage;
 use crate::tcp::Upstream;
+use crate::tls::{Alpn, Stream};
 use crate::worker::Worker;
 
 /// Endpoints of one cluster that are tried for one attempt. Nothing has been sent to one that did not accept, so
@@ -151,17 +150,20 @@ impl Way<'_> {
     }
 
     /// The endpoint of the connection that exists already, and the connection.
-    pub(super) fn ahead(&mut self) -> Option<(Rc<Endpoint>, TcpStream, Open)> {
+    pub(super) fn ahead(&mut self) -> Option<(Rc<Endpoint>, Stream, Open)> {
         let opened = *self.opened.borrow_mut().take()?;
         let endpoint = self.worker.clusters.at_address(self.cluster, opened.address)?;
         self.chosen(&endpoint);
-        let open = endpoint.pool.adopt(opened.permit);
+        let mut open = endpoint.pool.adopt(opened.permit);
+        if opened.stream.is_tls() {
+            open.set_end(self.worker.connection_end());
+        }
         Some((endpoint, opened.stream, open))
     }
 
     fn chosen(&mut self, endpoint: &Rc<Endpoint>) {
         if let Some(exchange) = self.exchange {
-            exchange.record.peer(endpoint.peer.get());
+            exchange.record.peer(endpoint.enter(&self.worker.mesh));
             exchange.working = Some(endpoint.start());
         }
     }
@@ -178,17 +180,26 @@ impl Way<'_> {
         self.cluster.connect_timeout().unwrap_or(self.worker.config.connect_timeout)
     }
 
-    pub(super) async fn connect(&mut self, endpoint: &Rc<Endpoint>) -> Result<TcpStream, Reason> {
+    /// A new connection, and `open` with the time that it may be used.
+    pub(super) async fn connect(
+        &mut self,
+        endpoint: &Rc<Endpoint>,
+        mut open: Open,
+        alpn: Alpn,
+    ) -> Result<(Stream, Open), Reason> {
         let options = self.worker.connect_options(Some(self.connect_timeout()));
         let begun = Instant::now();
-        connect(endpoint.address, &options).await.map_err(|error| {
-            tracing::debug!(address = %endpoint.address, %error, "upstream connection");
+        let reached = self.worker.reach(endpoint, &options, Some(alpn)).await;
+        let stream = reached.inspect_err(|reason| {
             let now = Instant::now();
             // Counts as slow as a deadline would be, so that the balancer keeps away for a while.
             let elapsed = options.timeout.max(now.saturating_duration_since(begun));
-            self.ended(elapsed, Outcome::LocalOrigin(error.reason()), now);
-            error.reason()
-        })
+            self.ended(elapsed, Outcome::LocalOrigin(*reason), now);
+        })?;
+        if stream.is_tls() {
+            open.set_end(self.worker.connection_end());
+        }
+        Ok((stream, open))
     }
 
     /// Whether another endpoint is tried within this attempt, after `endpoint`, the `count`th, did not accept.
@@ -294,11 +305,11 @@ impl Way<'_> {
         &self,
         head: Response<()>,
         endpoint: &Endpoint,
-        server: Prefixed<TcpStream>,
+        server: Prefixed,
         open: Open,
     ) -> Answer {
         let mut record = self.destination.edge.connection(record::Protocol::Tcp);
-        record.peer(endpoint.peer.get());
+        record.peer(endpoint.enter(&self.worker.mesh));
         head.map(|()| Arrived::Switch(Box::new(Switch { server, record, open })))
     }
 
@@ -312,8 +323,8 @@ impl Way<'_> {
         loop {
             let endpoint = self.choose()?;
             let open = endpoint.pool.open(self.cluster.circuit(), false).ok_or(Reason::ConcurrencyLimited)?;
-            match self.connect(&endpoint).await {
-                Ok(stream) => {
+            match self.connect(&endpoint, open, Alpn::Opaque).await {
+                Ok((stream, open)) => {
                     let server = Prefixed::new(stream, Bytes::new());
                     return Ok(self.switch(Response::new(()), &endpoint, server, open));
                 }

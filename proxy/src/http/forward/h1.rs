@@ -14,6 +14,7 @@ use crate::http::client::{Broken, Continue, H1, Lease};
 use crate::http::headers::Intent;
 use crate::policy::retry::Ended;
 use crate::pool::Taken;
+use crate::tls::Alpn;
 
 /// A connection and whose it is.
 type Link = (Rc<Endpoint>, Box<H1>);
@@ -134,8 +135,8 @@ impl Way<'_> {
                 waited = true;
                 continue;
             };
-            match self.connect(&endpoint).await {
-                Ok(stream) => return Ok((endpoint, H1::new(stream, open, false))),
+            match self.connect(&endpoint, open, Alpn::Http1).await {
+                Ok((stream, open)) => return Ok((endpoint, H1::new(stream, open, false))),
                 Err(_) if self.another(endpoint, count) => count += 1,
                 Err(reason) => return Err(Unanswered::new(reason, Ended::Unconnected)),
             }

@@ -14,6 +14,7 @@ use crate::http::client::{H2, Opened};
 use crate::http::headers;
 use crate::policy::retry::Ended;
 use crate::pool::Unshared;
+use crate::tls::Alpn;
 
 impl Way<'_> {
     pub(super) async fn over_h2(&mut self) -> Result<Answer, Unanswered> {
@@ -100,7 +101,7 @@ impl Way<'_> {
                         let least = endpoint.pool.least_h2().ok_or(Reason::ConcurrencyLimited)?;
                         return Ok((endpoint, least));
                     };
-                    self.connect(&endpoint).await.map(|stream| (stream, open))
+                    self.connect(&endpoint, open, Alpn::Http2).await
                 }
             };
             match connected {

@@ -11,7 +11,6 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::rt::{Read, ReadBufCursor, Write};
-use tokio::net::TcpStream;
 use weft_wire::{DecidedBy, Reason};
 
 use super::Session;
@@ -22,7 +21,7 @@ use crate::reply::{self, Fault};
 
 /// See the module.
 pub(super) struct Watched {
-    io: Prefixed<TcpStream>,
+    io: Prefixed,
     pulse: Rc<Pulse>,
     by: DecidedBy,
     /// What is left of our words, and how many bytes of hyper's they stand for.
@@ -30,11 +29,11 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    pub(super) fn new(io: Prefixed<TcpStream>, session: &Session) -> Self {
+    pub(super) fn new(io: Prefixed, session: &Session) -> Self {
         Self { io, pulse: Rc::clone(&session.place.pulse), by: session.by, own: None }
     }
 
-    pub(super) fn into_inner(self) -> Prefixed<TcpStream> {
+    pub(super) fn into_inner(self) -> Prefixed {
         self.io
     }
 
@@ -84,9 +83,10 @@ impl Write for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.io).poll_flush(context))?;
         // hyper flushes the socket only when its own buffer is empty.
         self.pulse.flushed();
-        Pin::new(&mut self.io).poll_flush(context)
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,6 +1,6 @@
 //! Cluster and ClusterLoadAssignment → how to talk to a backend and where it is.
 //!
-//! This file: how to connect. [`endpoints`]: where to. [`balancing`]: which of them. [`breaking`]: when not to.
+//! This file: how to connect. [`transport`]: in which cover. [`endpoints`]: where to. [`balancing`]: which of them. [`breaking`]: when not to.
 
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use super::{AGE, Invalid, Labels, decode, same_name};
 mod balancing;
 mod breaking;
 mod endpoints;
+mod transport;
 
 pub(in crate::xds) use endpoints::{EndpointSource, endpoints};
 
@@ -35,14 +36,12 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 pub(in crate::xds) fn cluster(name: &str, any: &Any) -> Result<ClusterDraft, Invalid> {
     let cluster: Cluster = decode(any, "resource")?;
     same_name("name", &cluster.name, name)?;
-    if cluster.transport_socket.is_some() || !cluster.transport_socket_matches.is_empty() {
-        return Err(Invalid::unsupported("transport_socket", "TLS towards endpoints"));
-    }
     let labels = Labels::of(cluster.metadata.as_ref(), "cluster");
     let spec = ClusterSpec {
         name: name.into(),
         service: labels.service_port()?,
         protocol: labels.protocol()?,
+        mutual: transport::mutual(&cluster)?,
         http2: speaks_http2(&cluster)?,
         connect_timeout: connect_timeout(&cluster)?,
         breaking: breaking::settings(&cluster, &labels)?,

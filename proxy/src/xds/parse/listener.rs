@@ -4,6 +4,7 @@ mod http_filters;
 
 use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::core::v3::{TransportSocket, transport_socket};
 use envoy_types::pb::envoy::config::listener::v3::{FilterChain, Listener, filter};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_connection_manager::RouteSpecifier,
@@ -11,8 +12,10 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
     TcpProxy, tcp_proxy::ClusterSpecifier,
 };
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
 use envoy_types::pb::google::protobuf::Any;
 use prost::Name;
+use weft_wire::tls::Mode;
 
 use super::super::model::ListenerSpec;
 use super::{Invalid, Labels, TableDraft, decode, route, same_name};
@@ -50,6 +53,7 @@ pub(in super::super) fn listener(name: &str, any: &Any) -> Result<ListenerDraft,
         service: labels.service_port()?,
         protocol: labels.protocol()?,
         workload: labels.workload()?,
+        mode: mode(&listener)?,
     };
     let mut draft = ListenerDraft { spec, routes: None, opaque: None, gradient: None };
     for (position, chain) in listener.filter_chains.iter().enumerate() {
@@ -64,10 +68,47 @@ pub(in super::super) fn listener(name: &str, any: &Any) -> Result<ListenerDraft,
     Ok(draft)
 }
 
-fn read_chain(draft: &mut ListenerDraft, chain: &FilterChain, place: &str) -> Result<(), Invalid> {
-    if chain.transport_socket.is_some() {
-        return Err(Invalid::unsupported(format!("{place}.transport_socket"), "TLS towards clients"));
+/// Which chains there are says whom the port takes: those who come by mutual TLS, others, or both.
+fn mode(listener: &Listener) -> Result<Mode, Invalid> {
+    let (mut mutual, mut plain) = (false, false);
+    let chains = listener.filter_chains.iter().enumerate();
+    let chains = chains.map(|(position, chain)| (format!("filter_chains[{position}]"), chain));
+    let default =
+        listener.default_filter_chain.iter().map(|chain| ("default_filter_chain".to_owned(), chain));
+    for (place, chain) in chains.chain(default) {
+        match &chain.transport_socket {
+            None => plain = true,
+            Some(socket) => {
+                requires_certificate(socket, &format!("{place}.transport_socket"))?;
+                mutual = true;
+            }
+        }
     }
+    Ok(match (mutual, plain) {
+        (true, false) => Mode::Strict,
+        (true, true) => Mode::Permissive,
+        (false, _) => Mode::Disabled,
+    })
+}
+
+/// With which certificate the sidecar answers, and whom it trusts, it knows by itself.
+fn requires_certificate(socket: &TransportSocket, place: &str) -> Result<(), Invalid> {
+    let place = format!("{place}.typed_config");
+    match &socket.config_type {
+        Some(transport_socket::ConfigType::TypedConfig(config)) if is::<DownstreamTlsContext>(config) => {
+            let context: DownstreamTlsContext = decode(config, &place)?;
+            if context.require_client_certificate.is_some_and(|required| required.value) {
+                Ok(())
+            } else {
+                let field = format!("{place}.require_client_certificate");
+                Err(Invalid::unsupported(field, "TLS with clients that show no certificate"))
+            }
+        }
+        _ => Err(Invalid::unsupported(place, format!("transport socket {:?}", socket.name))),
+    }
+}
+
+fn read_chain(draft: &mut ListenerDraft, chain: &FilterChain, place: &str) -> Result<(), Invalid> {
     for (position, filter) in chain.filters.iter().enumerate() {
         let place = format!("{place}.filters[{position}]");
         let Some(filter::ConfigType::TypedConfig(config)) = &filter.config_type else {

@@ -97,7 +97,7 @@ fn a_listener_that_cannot_be_honoured_is_refused_by_name() {
     let tls = FilterChain { transport_socket: Some(TransportSocket::default()), ..Default::default() };
     assert_eq!(
         with(tls),
-        "filter_chains[0].transport_socket: TLS towards clients is not supported by this proxy"
+        "filter_chains[0].transport_socket.typed_config: transport socket \"\" is not supported by this proxy"
     );
     assert_eq!(
         with(plane::filter(any(&Router::default()))),
@@ -222,10 +222,7 @@ fn a_cluster_says_how_it_is_talked_to() {
     assert_eq!(draft.endpoints, EndpointSource::Assignment("c".into()));
 
     let tls = Cluster { transport_socket: Some(TransportSocket::default()), ..base.clone() };
-    assert_eq!(
-        refusal(cluster("c", &any(&tls))),
-        "transport_socket: TLS towards endpoints is not supported by this proxy"
-    );
+    assert_eq!(refusal(cluster("c", &any(&tls))), "transport_socket.typed_config is missing");
     let dns = of_cluster::ClusterDiscoveryType::Type(of_cluster::DiscoveryType::StrictDns as i32);
     let dns = Cluster { cluster_discovery_type: Some(dns), ..base };
     assert_eq!(refusal(cluster("c", &any(&dns))), "type: STRICT_DNS is not supported by this proxy");
@@ -292,6 +289,8 @@ fn endpoints_carry_health_weight_and_names() {
     assert!(refusal(endpoints("c", &policy(weighted))).starts_with("policy.weighted_priority_health: "));
     assert!(refusal(endpoints("c", &assignment(vec![healthy], 129))).starts_with("endpoints[0].priority: "));
 }
+
+mod tls;
 
 proptest! {
     #[test]

@@ -11,11 +11,16 @@ use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, LbEndpoint, cluster_load_assignment::Policy, lb_endpoint::HostIdentifier,
 };
 use envoy_types::pb::google::protobuf::Any;
+use weft_wire::SpiffeId;
+use weft_wire::tls::{MODE, MODE_MUTUAL};
 use weft_wire::xds::field;
 
 use super::super::super::model::{Assignment, Endpoint, Health};
 use super::super::{Invalid, Labels, decode, same_name, socket_address};
 use crate::balance::spread::OVERPROVISIONING_DEFAULT;
+
+/// Metadata by which an endpoint chooses among its cluster's transport sockets, as Envoy spells it.
+const TRANSPORT_SOCKET_MATCH: &str = "envoy.transport_socket_match";
 
 /// Priorities go up to this, as in Envoy.
 const PRIORITY_MAX: u32 = 128;
@@ -127,7 +132,18 @@ fn read_endpoint(endpoint: &LbEndpoint, place: &str) -> Result<Endpoint, Invalid
         pod: labels.shared(field::POD),
         weight,
         health,
+        identity: identity(&labels)?,
         hash_key: labels.foreign("envoy.lb", "hash_key").map(Arc::from),
         ..Endpoint::new(socket_address(host.address.as_ref(), &format!("{place}.endpoint.address"))?)
     })
+}
+
+/// Whom an endpoint's certificate must name: of use where its transport socket match says mutual TLS.
+fn identity(labels: &Labels<'_>) -> Result<Option<Arc<SpiffeId>>, Invalid> {
+    if labels.foreign(TRANSPORT_SOCKET_MATCH, MODE) != Some(MODE_MUTUAL) {
+        return Ok(None);
+    }
+    let id = labels.text(field::IDENTITY).ok_or_else(|| labels.absent(field::IDENTITY))?;
+    let id = id.parse().map_err(|_| labels.nonsense(field::IDENTITY, id, "is not a SPIFFE id"))?;
+    Ok(Some(Arc::new(id)))
 }
