@@ -14,7 +14,9 @@ use clap_complete::Shell;
 use weft_control_plane::graph::Window;
 
 use crate::fabric::{holder, launch, launcher};
-use crate::{api, apply, auth, circuits, demo, get, graph, inner, output, routes, run, stat, version};
+use crate::{
+    api, apply, auth, circuits, demo, get, graph, identity, inner, output, routes, run, stat, version,
+};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -56,6 +58,8 @@ enum Command {
     Apply(apply::ApplyArgs),
     /// Make tokens for people and programs that use the API
     Auth(auth::AuthArgs),
+    /// Show who a sidecar is: its certificate, whom it trusts, how renewals go
+    Identity(identity::IdentityArgs),
     /// Show the version of this program and of the control plane
     Version(version::VersionArgs),
     /// Write shell completions to standard output
@@ -141,6 +145,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Get(arguments) => answer(get::run(arguments)),
         Command::Apply(arguments) => wait_for(apply::run(arguments)),
         Command::Auth(arguments) => auth::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Identity(arguments) => wait_for(identity::run(arguments)),
         Command::Version(arguments) => answer(version::run(arguments)),
         Command::Completions { shell } => {
             completions(shell);
@@ -230,6 +235,7 @@ mod tests {
             "get",
             "apply",
             "auth",
+            "identity",
             "version",
             "completions",
         ] {

@@ -17,6 +17,7 @@ mod demo;
 pub mod fabric;
 mod get;
 mod graph;
+mod identity;
 mod inner;
 mod output;
 mod routes;
