@@ -252,6 +252,11 @@ impl Api {
         self.ask(path, request, body.into()).await
     }
 
+    /// Takes something away.
+    pub(crate) async fn delete(&self, path: &str) -> Result<Bytes, Error> {
+        self.ask(path, Request::delete(path), Bytes::new()).await
+    }
+
     async fn ask(&self, path: &str, request: Builder, body: Bytes) -> Result<Bytes, Error> {
         let url = || self.base.clone();
         let exchange = async {

@@ -15,7 +15,8 @@ use weft_control_plane::graph::Window;
 
 use crate::fabric::{holder, launch, launcher};
 use crate::{
-    api, apply, auth, circuits, demo, get, graph, identity, inner, output, routes, run, stat, version,
+    api, apply, auth, ca, circuits, demo, get, graph, identity, inner, output, routes, run, stat, token,
+    version,
 };
 
 #[derive(Debug, Parser)]
@@ -60,6 +61,10 @@ enum Command {
     Auth(auth::AuthArgs),
     /// Show who a sidecar is: its certificate, whom it trusts, how renewals go
     Identity(identity::IdentityArgs),
+    /// Make, show and take back join tokens, by which programs join the mesh
+    Token(token::TokenArgs),
+    /// Show the certificate authority, and replace its root
+    Ca(ca::CaArgs),
     /// Show the version of this program and of the control plane
     Version(version::VersionArgs),
     /// Write shell completions to standard output
@@ -146,6 +151,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Apply(arguments) => wait_for(apply::run(arguments)),
         Command::Auth(arguments) => auth::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Identity(arguments) => wait_for(identity::run(arguments)),
+        Command::Token(arguments) => wait_for(token::run(arguments)),
+        Command::Ca(arguments) => wait_for(ca::run(arguments)),
         Command::Version(arguments) => answer(version::run(arguments)),
         Command::Completions { shell } => {
             completions(shell);
@@ -236,6 +243,8 @@ mod tests {
             "apply",
             "auth",
             "identity",
+            "token",
+            "ca",
             "version",
             "completions",
         ] {

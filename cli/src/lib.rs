@@ -12,6 +12,7 @@ mod api;
 mod apply;
 mod args;
 mod auth;
+mod ca;
 mod circuits;
 mod demo;
 pub mod fabric;
@@ -24,6 +25,7 @@ mod routes;
 mod run;
 mod stat;
 mod table;
+mod token;
 mod version;
 
 use std::process::ExitCode;

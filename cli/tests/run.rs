@@ -75,6 +75,8 @@ fn two_programs_meet_by_name_and_the_graph_sees_it() {
             "--insecure",
             "--control-listen",
             "127.0.0.1:0",
+            "--control-tls-listen",
+            "off",
             "--api-listen",
             "127.0.0.1:0",
         ])

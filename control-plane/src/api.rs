@@ -14,6 +14,7 @@ pub mod guard;
 pub mod live;
 pub mod problem;
 
+mod authority;
 mod circuits;
 mod dashboard;
 mod dry_run;
@@ -31,15 +32,17 @@ use axum::Router;
 use axum::http::{Method, Uri, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use futures_util::Stream;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
 
+use crate::ca::Ca;
 use crate::graph::Mesh;
 use crate::ingest::Ingest;
 use crate::inspect::Configuration;
+use crate::xds::Status;
 pub use dry_run::BODY_MAX as DRY_RUN_BYTES_MAX;
 pub use guard::{Gate, HostPolicy};
 pub use live::Live;
@@ -55,6 +58,7 @@ pub struct Api {
     live: Arc<Live>,
     registry: prometheus::Registry,
     event_streams: prometheus::IntGauge,
+    authority: Option<Arc<(Ca, Status)>>,
 }
 
 impl Api {
@@ -75,7 +79,13 @@ impl Api {
         // Registered twice only in tests with several APIs on one registry; then it is only not exported.
         drop(registry.register(Box::new(event_streams.clone())));
         let dry_runs = Arc::new(Semaphore::new(dry_run::PLACES));
-        Self { mesh, ingest, configuration, dry_runs, live, registry, event_streams }
+        Self { mesh, ingest, configuration, dry_runs, live, registry, event_streams, authority: None }
+    }
+
+    /// The same with a certificate authority; `status` tells which sidecars have what of it.
+    #[must_use]
+    pub fn with_authority(self, ca: Ca, status: Status) -> Self {
+        Self { authority: Some(Arc::new((ca, status))), ..self }
     }
 
     /// Whoever keeps the views fresh.
@@ -90,6 +100,10 @@ impl Api {
             .route("/api/graph", get(graph::whole))
             .route("/api/graph/events", get(graph::events))
             .route("/api/edges/{id}", get(graph::edge))
+            .route("/api/ca", get(authority::overview))
+            .route("/api/ca/rotate", post(authority::rotate))
+            .route("/api/tokens", get(authority::tokens).post(authority::create))
+            .route("/api/tokens/{id}", delete(authority::revoke))
             .route("/api/circuits", get(circuits::whole))
             .route("/api/circuits/events", get(circuits::events))
             .route("/api/proxies", get(mesh::proxies))
@@ -156,6 +170,13 @@ async fn fallback(method: Method, uri: Uri) -> Response {
 async fn method_not_allowed(method: Method, uri: Uri) -> Response {
     let (detail, allowed) = match uri.path() {
         path @ "/api/dry-run" => (format!("{path} is used with POST, not with {method}"), "POST"),
+        path @ "/api/ca/rotate" => (format!("{path} is used with POST, not with {method}"), "POST"),
+        path @ "/api/tokens" => {
+            (format!("{path} is used with GET and POST, not with {method}"), "GET, HEAD, POST")
+        }
+        path if path.starts_with("/api/tokens/") => {
+            (format!("{path} is used with DELETE, not with {method}"), "DELETE")
+        }
         path => (format!("{path} can be read with GET, not used with {method}"), "GET, HEAD"),
     };
     let mut response = Problem::method_not_allowed(detail).into_response();

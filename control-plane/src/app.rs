@@ -8,16 +8,18 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use prometheus::Registry;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tracing::{error, info, warn};
 
+use crate::admit::Admission;
 use crate::api::{Api, Gate, HostPolicy};
 use crate::auth::Auth;
+use crate::ca::{self, Ca};
 use crate::config::{Config, Listen};
 use crate::drain::{Drain, Signals};
 use crate::ingest::{self, Ingest};
@@ -31,8 +33,10 @@ use crate::{admin, listen, serve};
 /// Where the program really listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Bound {
-    /// Sidecars: configuration and reports.
+    /// Sidecars in plain text: configuration and reports.
     pub control: Option<SocketAddr>,
+    /// Sidecars by mutual TLS: certificates, configuration and reports.
+    pub control_tls: Option<SocketAddr>,
     /// API and dashboard.
     pub api: Option<SocketAddr>,
     /// OTLP over gRPC from apps.
@@ -76,6 +80,13 @@ impl App {
             data_dir,
             insecure,
             control_listen,
+            control_tls_listen,
+            trust_domain,
+            ca_dir,
+            leaf_lifetime,
+            token_review,
+            token_review_credentials,
+            token_audience,
             api_listen,
             otlp_grpc_listen,
             otlp_http_listen,
@@ -85,18 +96,32 @@ impl App {
             drain_deadline,
             log: _,
         } = config;
-        ensure_allowed(insecure, &control_listen)?;
+        // In plain text only by wish.
+        let control_listen = if insecure { control_listen } else { Listen::Off };
 
         let (live, drain, registry) = (Live::default(), Drain::default(), Registry::new());
         let problems = follow(source, &live, &drain).await?;
         let status = Status::default();
         let mesh = Arc::new(CurrentMesh::new(live.clone(), status.clone(), problems.clone()));
         let configuration = Configuration::new(live.clone(), status.clone(), problems.clone());
+        let options = ca::Options {
+            domain: trust_domain,
+            leaf_life: leaf_lifetime,
+            directory: data_dir.as_ref().map(|directory| directory.join("ca")),
+            brought: ca_dir,
+            accounts: accounts(token_review.as_deref(), token_review_credentials, &token_audience)?,
+        };
+        let ca = (control_tls_listen != Listen::Off).then(|| open_ca(options, live.clone(), &registry));
+        let ca = match ca {
+            Some(opening) => Some(opening.await?),
+            None => None,
+        };
         let ingest = open_ingest(data_dir, &mesh, &registry).await?;
         admin::show(&registry, live.clone(), problems);
 
         let listeners = Listeners {
             control: listen::open(&control_listen)?,
+            control_tls: listen::open(&control_tls_listen)?,
             api: listen::open(&api_listen)?,
             otlp_grpc: listen::open(&otlp_grpc_listen)?,
             otlp_http: listen::open(&otlp_http_listen)?,
@@ -108,9 +133,23 @@ impl App {
 
         background(&live, &ingest, &auth, &drain);
         let metrics = xds::Metrics::new(&registry);
-        let xds = xds::Server::new(live, status, metrics, drain.token.clone(), drain.tasks.clone());
+        let statuses = status.clone();
+        if let Some(ca) = &ca {
+            let (ca, status, token) = (ca.clone(), status.clone(), drain.token.clone());
+            drain.tasks.spawn(ca.run(status, token));
+        }
+        let known = ca.clone();
+        let bindings: crate::admit::Bound =
+            Arc::new(move |id, workload| known.as_ref().is_some_and(|ca| ca.is_bound(id, workload)));
+        let admission = Admission::new(bindings, &registry);
+        let xds =
+            xds::Server::new(live, status, admission, metrics, drain.token.clone(), drain.tasks.clone());
         let api = Api::new(ingest.clone(), mesh, configuration, registry.clone(), drain.token.clone());
-        listeners.serve(xds, &ingest, (api, auth), &registry, &drain)?;
+        let api = match &ca {
+            Some(ca) => api.with_authority(ca.clone(), statuses),
+            None => api,
+        };
+        listeners.serve(xds, ca.as_ref(), &ingest, (api, auth), &registry, &drain)?;
         announce(&bound, ready_file.as_deref())?;
         Ok(Self { bound, drain, ingest, deadline: drain_deadline })
     }
@@ -134,6 +173,7 @@ impl App {
 /// The open sockets, before anything is served on them.
 struct Listeners {
     control: Option<TcpListener>,
+    control_tls: Option<TcpListener>,
     api: Option<TcpListener>,
     otlp_grpc: Option<TcpListener>,
     otlp_http: Option<TcpListener>,
@@ -145,6 +185,7 @@ impl Listeners {
         let at = |listener: &Option<TcpListener>| listener.as_ref().map(TcpListener::local_addr).transpose();
         Ok(Bound {
             control: at(&self.control)?,
+            control_tls: at(&self.control_tls)?,
             api: at(&self.api)?,
             otlp_grpc: at(&self.otlp_grpc)?,
             otlp_http: at(&self.otlp_http)?,
@@ -156,6 +197,7 @@ impl Listeners {
     fn serve(
         self,
         xds: xds::Server,
+        ca: Option<&Ca>,
         ingest: &Ingest,
         (api, auth): (Api, Auth),
         registry: &Registry,
@@ -164,10 +206,18 @@ impl Listeners {
         let metrics = serve::Metrics::new(registry);
         if let Some(listener) = self.control {
             let router = serve::grpc_server()
-                .add_service(xds.service())
+                .add_service(xds.clone().service())
                 .add_service(ingest.grpc_service())
                 .add_service(ingest.grpc_logs_service());
             serve::grpc("control", listener, router, &metrics, drain);
+        }
+        if let (Some(listener), Some(ca)) = (self.control_tls, ca) {
+            let router = serve::grpc_server()
+                .add_service(ca.service())
+                .add_service(xds.service())
+                .add_service(ingest.grpc_service())
+                .add_service(ingest.grpc_logs_service());
+            serve::grpc_tls("control_tls", listener, ca.listener().clone(), router, &metrics, drain);
         }
         if let Some(listener) = self.otlp_grpc {
             let router = serve::grpc_server().add_service(ingest.grpc_service());
@@ -209,16 +259,22 @@ fn ensure_guarded(auth: &Auth, insecure: bool, api: Option<SocketAddr>) -> anyho
     Ok(())
 }
 
-fn ensure_allowed(insecure: bool, control: &Listen) -> anyhow::Result<()> {
-    if !insecure && *control != Listen::Off {
-        bail!(
-            "sidecars would be served in plain text on {control}, without proof of who they are, and mutual TLS \
-             (port {}) is not part of this version yet. Accept that with --insecure (WEFT_INSECURE=true) on a \
-             network you trust, or serve no sidecars with --control-listen off",
-            weft_wire::port::CONTROL_TLS
-        );
-    }
-    Ok(())
+/// Who knows service account tokens.
+fn accounts(
+    server: Option<&str>,
+    credentials: std::path::PathBuf,
+    audience: &str,
+) -> anyhow::Result<Option<Arc<dyn ca::proof::Proof>>> {
+    let Some(server) = server else { return Ok(None) };
+    let reviews = ca::TokenReviews::new(server, credentials, audience).context("use --token-review")?;
+    Ok(Some(Arc::new(reviews)))
+}
+
+async fn open_ca(options: ca::Options, live: Live, registry: &Registry) -> anyhow::Result<Ca> {
+    let registry = registry.clone();
+    // Reads and writes a disk, and makes keys.
+    let opening = tokio::task::spawn_blocking(move || Ca::open(options, live, &registry, SystemTime::now()));
+    opening.await?.context("open the certificate authority")
 }
 
 async fn follow(source: Option<std::path::PathBuf>, live: &Live, drain: &Drain) -> anyhow::Result<Problems> {
@@ -259,6 +315,7 @@ fn announce(bound: &Bound, ready_file: Option<&Path>) -> anyhow::Result<()> {
     let shown = |address: Option<SocketAddr>| address.map(tracing::field::display);
     info!(
         control = shown(bound.control),
+        control_tls = shown(bound.control_tls),
         api = shown(bound.api),
         otlp_grpc = shown(bound.otlp_grpc),
         otlp_http = shown(bound.otlp_http),

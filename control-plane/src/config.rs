@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Parser;
+use weft_wire::tls::TRUST_DOMAIN_DEFAULT;
 
 use crate::auth;
 
@@ -19,8 +20,9 @@ use crate::auth;
     name = "weft-control-plane",
     version,
     after_help = "Examples:\n  \
-        weft-control-plane --insecure --source ./mesh\n  \
-        weft-control-plane --insecure --source /etc/weft/source --data-dir /var/lib/weft --api-listen 127.0.0.1:9000"
+        weft-control-plane --source ./mesh --data-dir /var/lib/weft\n  \
+        weft-control-plane --source ./mesh --ca-dir /etc/weft/ca --trust-domain example.org\n  \
+        weft-control-plane --insecure --source ./mesh --api-listen 127.0.0.1:9000"
 )]
 pub struct Config {
     /// Directory of Kubernetes-style YAML (Service, EndpointSlice, Pod), read recursively and hot reloaded.
@@ -37,9 +39,44 @@ pub struct Config {
     #[arg(long, env = "WEFT_INSECURE")]
     pub insecure: bool,
 
-    /// Where sidecars fetch configuration and send reports
+    /// Where sidecars fetch configuration and send reports in plain text; only with --insecure
     #[arg(long, env = "WEFT_CONTROL_LISTEN", value_name = "ADDR", default_value = "[::]:15010")]
     pub control_listen: Listen,
+
+    /// Where sidecars fetch certificates and configuration and send reports, by mutual TLS; `off` for nowhere
+    #[arg(long, env = "WEFT_CONTROL_TLS_LISTEN", value_name = "ADDR", default_value = "[::]:15012")]
+    pub control_tls_listen: Listen,
+
+    /// The mesh's name in every identity: spiffe://NAME/ns/…/sa/…
+    #[arg(long, env = "WEFT_TRUST_DOMAIN", value_name = "NAME", default_value = TRUST_DOMAIN_DEFAULT)]
+    pub trust_domain: String,
+
+    /// Directory of an issuing certificate of your own, as cert-manager writes it: tls.crt, tls.key, ca.crt. Read
+    /// again when it changes. Without it a root is made, and kept in --data-dir
+    #[arg(long, env = "WEFT_CA_DIR", value_name = "DIR")]
+    pub ca_dir: Option<PathBuf>,
+
+    /// How long certificates of sidecars live at most; they are renewed at half of it
+    #[arg(long, env = "WEFT_LEAF_LIFETIME", value_name = "TIME", default_value = "24h", value_parser = leaf_lifetime)]
+    pub leaf_lifetime: Duration,
+
+    /// Kubernetes API server that is asked whose a service account token is, for instance https://kubernetes.default.svc.
+    /// Without it only join tokens are taken
+    #[arg(long, env = "WEFT_TOKEN_REVIEW", value_name = "URL")]
+    pub token_review: Option<String>,
+
+    /// Directory with the credentials to ask it with: token and ca.crt
+    #[arg(
+        long,
+        env = "WEFT_TOKEN_REVIEW_CREDENTIALS",
+        value_name = "DIR",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount"
+    )]
+    pub token_review_credentials: PathBuf,
+
+    /// For whom service account tokens must have been made
+    #[arg(long, env = "WEFT_TOKEN_AUDIENCE", value_name = "NAME", default_value = "weft")]
+    pub token_audience: String,
 
     /// Where the API and the dashboard are served: host:port, or fd:N for an inherited listening socket. Other addresses
     /// than loopback need a way to sign in
@@ -158,6 +195,19 @@ fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(format!("{text:?} does not end in ms, s, m or h")),
     };
     milliseconds.map(Duration::from_millis).ok_or_else(|| format!("{text:?} is too long"))
+}
+
+/// Shorter is only noise: a certificate is back-dated by a minute, and renewing takes a moment.
+const LEAF_LIFETIME_MIN: Duration = Duration::from_secs(2);
+/// Longer would make a stolen key a lasting one.
+const LEAF_LIFETIME_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+fn leaf_lifetime(text: &str) -> Result<Duration, String> {
+    let life = duration(text)?;
+    if (LEAF_LIFETIME_MIN..=LEAF_LIFETIME_MAX).contains(&life) {
+        return Ok(life);
+    }
+    Err(format!("{text:?} is not between 2s and 720h"))
 }
 
 #[cfg(test)]

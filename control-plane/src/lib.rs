@@ -11,9 +11,11 @@
 //! but `program` knows `app`.
 
 pub mod admin;
+pub mod admit;
 pub mod api;
 pub mod app;
 pub mod auth;
+pub mod ca;
 pub mod circuits;
 pub mod compile;
 pub mod config;

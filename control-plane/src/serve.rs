@@ -8,28 +8,30 @@
 //! waits in the kernel's queue) and counts it. Every connection sees the end: gRPC as GOAWAY, HTTP as
 //! `Connection: close`.
 
+mod counted;
+mod peer;
+pub mod tls;
+
 use std::io;
-use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus::{IntCounterVec, Opts, Registry};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tower::ServiceExt as _;
 use tracing::{debug, error, warn};
 
 use crate::drain::Drain;
+use counted::{Counted, Stream as Wire};
+pub use peer::{Nobody, Peer, Verified};
 
 /// gRPC connections: a sidecar has two (configuration and reports), so this is a mesh of 10,000.
 const GRPC_CONNECTIONS_MAX: usize = 20_000;
@@ -54,14 +56,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Metrics {
     full: IntCounterVec,
     accept_errors: IntCounterVec,
+    handshake_failures: IntCounterVec,
 }
 
 impl Metrics {
     /// Makes the counters and shows them in `registry`.
     #[must_use]
     pub fn new(registry: &Registry) -> Self {
-        let counter = |name: &str, help: &str| {
-            let counter = IntCounterVec::new(Opts::new(name, help), &["listener"]).expect("a valid name");
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let counter = IntCounterVec::new(Opts::new(name, help), labels).expect("a valid name");
             // Registered twice only in tests that share a registry; then it is only not exported twice.
             drop(registry.register(Box::new(counter.clone())));
             counter
@@ -70,10 +73,17 @@ impl Metrics {
             full: counter(
                 "weft_listener_full_total",
                 "Times a listener stopped accepting: all connections taken.",
+                &["listener"],
             ),
             accept_errors: counter(
                 "weft_listener_accept_errors_total",
                 "Connections that could not be accepted.",
+                &["listener"],
+            ),
+            handshake_failures: counter(
+                "weft_listener_tls_handshake_failures_total",
+                "TLS handshakes that failed, by reason.",
+                &["listener", "reason"],
             ),
         }
     }
@@ -98,9 +108,52 @@ pub fn grpc(
     drain: &Drain,
 ) {
     let gate = Gate::new(name, listener, GRPC_CONNECTIONS_MAX, metrics.clone());
+    serve_grpc(name, gate.into_stream(), router, drain);
+}
+
+/// Serves gRPC over TLS until the drain.
+pub fn grpc_tls(
+    name: &'static str,
+    listener: TcpListener,
+    settings: tls::Settings,
+    router: tonic::transport::server::Router,
+    metrics: &Metrics,
+    drain: &Drain,
+) {
+    let failures = metrics.handshake_failures.clone();
+    let gate = Gate::new(name, listener, GRPC_CONNECTIONS_MAX, metrics.clone());
+    let shaken = gate.into_stream().map(move |counted| {
+        let (settings, failures) = (settings.clone(), failures.clone());
+        async move {
+            let Ok(Counted { stream: Wire::Plain(stream), peer, place, .. }) = counted else { return None };
+            match settings.accept(stream, peer.address).await {
+                Ok((stream, peer)) => {
+                    let newcomer = peer.verified.is_none();
+                    let ends = newcomer.then(|| Box::pin(tokio::time::sleep(tls::NEWCOMER_STAYS)));
+                    Some(Ok(Counted { stream: Wire::Tls(Box::new(stream)), peer, place, ends }))
+                }
+                Err((reason, error)) => {
+                    failures.with_label_values(&[name, reason]).inc();
+                    debug!(listener = name, peer = %peer.address, reason, %error, "TLS handshake failed");
+                    None
+                }
+            }
+        }
+    });
+    let connections = shaken.buffer_unordered(tls::HANDSHAKES_MAX).filter_map(std::future::ready);
+    serve_grpc(name, connections, router, drain);
+}
+
+fn serve_grpc(
+    name: &'static str,
+    connections: impl Stream<Item = io::Result<Counted>> + Send + 'static,
+    router: tonic::transport::server::Router,
+    drain: &Drain,
+) {
     let token = drain.token.clone();
     drain.tasks.spawn(async move {
-        if let Err(error) = router.serve_with_incoming_shutdown(gate.into_stream(), token.cancelled()).await {
+        let connections = pin!(connections);
+        if let Err(error) = router.serve_with_incoming_shutdown(connections, token.cancelled()).await {
             error!(listener = name, error = &error as &dyn std::error::Error, "listener ended");
         }
     });
@@ -115,7 +168,7 @@ pub fn http(name: &'static str, listener: TcpListener, router: Router, metrics: 
         while let Some(counted) = token.run_until_cancelled(gate.accept()).await {
             let (router, token) = (router.clone(), token.clone());
             tasks.spawn(async move {
-                let peer = counted.peer;
+                let peer = counted.peer.address;
                 if let Err(error) = connection(counted, router, token.cancelled()).await {
                     debug!(listener = name, %peer, error = &error as &dyn std::error::Error, "connection ended");
                 }
@@ -125,7 +178,7 @@ pub fn http(name: &'static str, listener: TcpListener, router: Router, metrics: 
 }
 
 async fn connection(counted: Counted, router: Router, end: impl Future<Output = ()>) -> hyper::Result<()> {
-    let peer = counted.peer;
+    let peer = counted.peer.address;
     let service = router.map_request(move |mut request: http::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
         request
@@ -167,7 +220,8 @@ impl Gate {
                 Ok((stream, peer)) => {
                     // A socket that cannot take an option is about to fail anyway.
                     drop(stream.set_nodelay(true));
-                    return Counted { stream, peer, _place: place };
+                    let peer = Peer { address: peer, secure: false, verified: None };
+                    return Counted { stream: Wire::Plain(stream), peer, place, ends: None };
                 }
                 Err(error) => {
                     self.metrics.accept_errors.with_label_values(&[self.name]).inc();
@@ -180,60 +234,5 @@ impl Gate {
 
     fn into_stream(self) -> impl Stream<Item = io::Result<Counted>> {
         futures_util::stream::unfold(self, |gate| async move { Some((Ok(gate.accept().await), gate)) })
-    }
-}
-
-/// A connection and its place.
-struct Counted {
-    stream: TcpStream,
-    peer: SocketAddr,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Connected for Counted {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
-    }
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

@@ -9,6 +9,7 @@ mod client;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use clap::Parser as _;
 use client::{Client, EDS, LDS, NodeOptions};
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use prost::Message;
@@ -40,17 +41,15 @@ fn config(source: &Path) -> Config {
     let any = || Listen::Address("127.0.0.1:0".parse().unwrap());
     Config {
         source: Some(source.to_owned()),
-        data_dir: None,
         insecure: true,
         control_listen: any(),
+        control_tls_listen: Listen::Off,
         api_listen: any(),
         otlp_grpc_listen: Listen::Off,
         otlp_http_listen: Listen::Off,
         metrics_listen: any(),
-        auth: weft_control_plane::auth::Options::default(),
-        ready_file: None,
         drain_deadline: FAR,
-        log: String::new(),
+        ..Config::parse_from(["weft-control-plane"])
     }
 }
 

@@ -45,7 +45,7 @@ impl Plane {
 
     async fn run(directory: tempfile::TempDir, control: &str) -> anyhow::Result<Self> {
         let control = format!("--control-listen={control}");
-        let flags = ["--insecure", &control, "--api-listen=127.0.0.1:0"];
+        let flags = ["--insecure", &control, "--control-tls-listen=127.0.0.1:0", "--api-listen=127.0.0.1:0"];
         let off = ["--otlp-grpc-listen=off", "--otlp-http-listen=off", "--drain-deadline=1s"];
         let source = format!("--source={}", directory.path().join("source").display());
         let program = ["weft-control-plane", &source];

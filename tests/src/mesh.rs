@@ -109,6 +109,7 @@ impl Mesh {
             .arg("--data-dir")
             .arg(directory.join("data"))
             .args(["--control-listen", &format!("{}:{}", fabric::HUB, port::CONTROL_PLAIN)])
+            .args(["--control-tls-listen", &format!("{}:{}", fabric::HUB, port::CONTROL_TLS)])
             .args(["--api-listen", &format!("{}:{}", fabric::HUB, port::API)])
             .args(["--otlp-grpc-listen", "off", "--otlp-http-listen", "off"])
             .stdout(log.try_clone()?)

@@ -79,7 +79,7 @@ async fn people_see_an_edge_appear_and_a_circuit_open() -> anyhow::Result<()> {
     }
     let directory = tempfile::tempdir()?;
     let home = directory.path();
-    let off = ["--otlp-grpc-listen=off", "--otlp-http-listen=off"];
+    let off = ["--control-tls-listen=off", "--otlp-grpc-listen=off", "--otlp-http-listen=off"];
     let listen = ["--insecure", "--control-listen=127.0.0.1:0", "--api-listen=127.0.0.1:0"];
     std::fs::create_dir(home.join("source"))?;
     std::fs::write(home.join("source/orders.yaml"), OBJECTS)?;

@@ -158,6 +158,7 @@ impl Stage {
             // The socket comes as standard input: a file descriptor that may be handed on without `unsafe`.
             .args(["--api-listen", "fd:0"])
             .args(["--control-listen".to_owned(), format!("{hub}:15010")])
+            .args(["--control-tls-listen", "off"])
             .args(["--otlp-grpc-listen".to_owned(), format!("{hub}:4317")])
             .args(["--otlp-http-listen".to_owned(), format!("{hub}:4318")])
             .stdin(Stdio::from(OwnedFd::from(dashboard)));

@@ -48,7 +48,7 @@ pub(super) async fn plan(State(api): State<Api>, request: Request) -> Result<Res
 }
 
 /// A browser says which page asks; other programs do not.
-fn own_origin(headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
+pub(super) fn own_origin(headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
     let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let host = host.or_else(|| uri.authority().map(Authority::as_str)).unwrap_or_default();

@@ -37,6 +37,12 @@ impl Problem {
         Self::new("/problems/bad-parameter", "Bad parameter", StatusCode::BAD_REQUEST, detail)
     }
 
+    /// 409 for something that cannot be done now.
+    #[must_use]
+    pub fn conflict(detail: String) -> Self {
+        Self::new("/problems/conflict", "Conflict", StatusCode::CONFLICT, detail)
+    }
+
     /// 415.
     #[must_use]
     pub fn unsupported_type(detail: String) -> Self {

@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Accepted, Envelope, Ingest, REQUEST_BYTES_MAX};
 use crate::graph::Timestamp;
+use crate::serve::Peer;
 
 /// The `MetricsService`, and for sidecars the `LogsService`.
 #[derive(Clone)]
@@ -56,7 +57,7 @@ impl MetricsService for Receiver {
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
         let metadata = request.metadata();
         let field = |name: &'static str| metadata.get(name).and_then(|value| value.to_str().ok());
-        let peer = request.remote_addr().map(|address| address.ip());
+        let peer = request.extensions().get::<Peer>().map(|peer| peer.address.ip());
         let envelope = Envelope::read(field, Timestamp::now(), peer).map_err(|error| {
             self.0.0.metrics.invalid();
             Status::invalid_argument(error.to_string())

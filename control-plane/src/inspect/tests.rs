@@ -71,6 +71,7 @@ fn proxy(world: &World, name: &str, resources: &[(Kind, &str)], lacks: &[&str]) 
         kinds.insert(kind, KindStatus { subscriptions: running.into(), ..KindStatus::default() });
     }
     ProxyStatus {
+        verified: None,
         instance: format!("{name}-1").into(),
         workload: Some(format!("shop/{name}").parse().expect("valid")),
         version: None,

@@ -11,6 +11,8 @@ pub struct Metrics {
     pub(super) streams: IntGauge,
     /// Streams that were refused because there were too many.
     pub(super) refused: IntCounter,
+    /// Streams that were refused because the client showed no valid certificate on a connection that needs one.
+    pub(super) anonymous: IntCounter,
     /// Streams that were ended because the client broke the protocol or did not say who it is.
     pub(super) violations: IntCounter,
     /// Times a stream fell so far behind that everything it has was checked.
@@ -31,6 +33,10 @@ impl Metrics {
         let metrics = Self {
             streams: IntGauge::new("weft_xds_streams", "Open configuration streams.").expect("a valid name"),
             refused: counter("weft_xds_streams_refused_total", "Configuration streams refused: too many."),
+            anonymous: counter(
+                "weft_xds_streams_unauthenticated_total",
+                "Configuration streams refused: no valid client certificate.",
+            ),
             violations: counter(
                 "weft_xds_violations_total",
                 "Configuration streams ended: protocol violated.",
@@ -46,9 +52,10 @@ impl Metrics {
                 "Configuration responses that a proxy rejected.",
             ),
         };
-        let Self { streams, refused, violations, lagged, responses, resources, rejections } = metrics.clone();
+        let Self { streams, refused, anonymous, violations, lagged, responses, resources, rejections } =
+            metrics.clone();
         let vectors = [responses, resources, rejections];
-        for counter in [refused, violations, lagged] {
+        for counter in [refused, anonymous, violations, lagged] {
             // Registered twice only in tests that share a registry; then it is only not exported twice.
             drop(registry.register(Box::new(counter)));
         }

@@ -31,7 +31,9 @@ use weft_wire::node::{NodeMetadata, USER_AGENT};
 
 use super::session::{Session, Source, Violation};
 use super::{Kind, Metrics, ProxyStatus, Status};
+use crate::admit::Admission;
 use crate::compile::{self, Resource};
+use crate::serve::{Peer, Verified};
 use crate::world::{Event, Key, Live, StreamId, World};
 
 /// Concurrent streams: ten sidecars per service of a large mesh. Beyond it new ones are refused, and retry.
@@ -62,6 +64,7 @@ pub struct Server {
 struct Shared {
     live: Live,
     status: Status,
+    admission: Admission,
     metrics: Metrics,
     warm_at: tokio::time::Instant,
     streams: Arc<Semaphore>,
@@ -76,6 +79,7 @@ impl Server {
     pub fn new(
         live: Live,
         status: Status,
+        admission: Admission,
         metrics: Metrics,
         shutdown: CancellationToken,
         tasks: TaskTracker,
@@ -87,6 +91,7 @@ impl Server {
             shared: Arc::new(Shared {
                 live,
                 status,
+                admission,
                 metrics,
                 warm_at,
                 streams,
@@ -123,6 +128,12 @@ impl AggregatedDiscoveryService for Server {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, GrpcStatus> {
+        let peer = request.extensions().get::<Peer>();
+        let verified = peer.map(|peer| peer.identity(SystemTime::now())).transpose().map_err(|nobody| {
+            self.shared.metrics.anonymous.inc();
+            GrpcStatus::from(nobody)
+        })?;
+        let verified = verified.flatten().map(Arc::clone);
         let Ok(permit) = Arc::clone(&self.shared.streams).try_acquire_owned() else {
             self.shared.metrics.refused.inc();
             warn!(limit = STREAMS_MAX, "configuration stream refused: too many");
@@ -133,7 +144,7 @@ impl AggregatedDiscoveryService for Server {
         let requests = request.into_inner();
         self.shared.tasks.spawn(async move {
             let _permit = permit;
-            if let Err(status) = serve(&shared, requests, &responses).await {
+            if let Err(status) = serve(&shared, requests, &responses, verified).await {
                 debug!(code = ?status.code(), message = status.message(), "configuration stream ended");
                 if matches!(status.code(), Code::InvalidArgument | Code::ResourceExhausted) {
                     shared.metrics.violations.inc();
@@ -152,6 +163,7 @@ async fn serve(
     shared: &Shared,
     mut requests: Streaming<DeltaDiscoveryRequest>,
     responses: &Responses,
+    verified: Option<Arc<Verified>>,
 ) -> Result<(), GrpcStatus> {
     let first = tokio::select! {
         () = shared.shutdown.cancelled() => return Err(shutting_down()),
@@ -159,7 +171,8 @@ async fn serve(
     };
     let first = first.map_err(|_| GrpcStatus::deadline_exceeded("no first request"))?;
     let Some(first) = first? else { return Ok(()) };
-    let client = Client::of(first.node.as_ref())?;
+    let mut client = Client::of(first.node.as_ref())?;
+    client.admit(shared, verified)?;
 
     // Subscribed before anything is compiled: what changes in between is heard of.
     let changes = shared.live.changes();
@@ -172,7 +185,11 @@ async fn serve(
         warm: false,
     };
     stream.request(first)?;
-    let ended = stream.run(requests, responses, presence.stream).await;
+    let expires = client.verified.as_ref().map(|verified| verified.expires);
+    let ended = tokio::select! {
+        ended = stream.run(requests, responses, presence.stream) => ended,
+        () = expired(expires) => Err(crate::serve::Nobody::Expired.into()),
+    };
     presence.clean = matches!(ended, Ok(()));
     ended
 }
@@ -310,9 +327,10 @@ impl<'a> Presence<'a> {
         shared.metrics.streams.inc();
         let mut sidecar = None;
         if let Some(metadata) = &client.metadata {
+            let identity = client.verified.as_ref().map(|verified| Arc::new(verified.id.clone()));
             let (instance, metadata) = (Arc::clone(&client.instance), Arc::clone(metadata));
             sidecar = Some(Arc::clone(&instance));
-            shared.live.apply([Event::ProxyConnected { instance, stream, metadata, identity: None }], now());
+            shared.live.apply([Event::ProxyConnected { instance, stream, metadata, identity }], now());
         }
         info!(instance = &*client.instance, agent = client.agent, "proxy connected");
         Self { shared, stream, sidecar, clean: false }
@@ -343,6 +361,8 @@ struct Client {
     metadata: Option<Arc<NodeMetadata>>,
     agent: String,
     is_sidecar: bool,
+    /// Who it proved to be.
+    verified: Option<Arc<Verified>>,
 }
 
 impl Client {
@@ -378,7 +398,20 @@ impl Client {
             metadata: metadata.map(Arc::new),
             agent: node.user_agent_name.chars().take(INSTANCE_MAX).collect(),
             is_sidecar,
+            verified: None,
         })
+    }
+
+    /// Notes who the client proved to be, if what it says of itself fits.
+    fn admit(&mut self, shared: &Shared, verified: Option<Arc<Verified>>) -> Result<(), GrpcStatus> {
+        let Some(verified) = verified else { return Ok(()) };
+        if let Some(metadata) = &self.metadata {
+            let world = shared.live.read();
+            let admitted = shared.admission.sidecar(&verified.id, &self.instance, metadata, &world);
+            admitted.map_err(|mismatch| GrpcStatus::permission_denied(mismatch.to_string()))?;
+        }
+        self.verified = Some(verified);
+        Ok(())
     }
 
     fn status(&self) -> ProxyStatus {
@@ -390,6 +423,7 @@ impl Client {
             pod: metadata.and_then(|metadata| metadata.pod.clone()),
             addresses: metadata.map(|metadata| metadata.addresses.clone()).unwrap_or_default(),
             agent: self.agent.clone(),
+            verified: self.verified.clone(),
             connected_since: SystemTime::now(),
             kinds: Default::default(),
         }
@@ -415,6 +449,13 @@ fn bad_node(error: weft_wire::node::InvalidNode) -> GrpcStatus {
         source = cause.source();
     }
     GrpcStatus::invalid_argument(text.chars().take(COMPLAINT_MAX).collect::<String>())
+}
+
+/// Waits until a certificate is over; for ever without one.
+async fn expired(expires: Option<SystemTime>) {
+    let Some(expires) = expires else { return std::future::pending().await };
+    let left = expires.duration_since(SystemTime::now()).unwrap_or_default();
+    tokio::time::sleep(left).await;
 }
 
 fn shutting_down() -> GrpcStatus {

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use weft_wire::WorkloadId;
 
 use super::Kind;
+use crate::serve::Verified;
 use crate::world::StreamId;
 
 /// One connected proxy.
@@ -30,6 +31,8 @@ pub struct ProxyStatus {
     pub addresses: Vec<IpAddr>,
     /// What the proxy is: `weft-proxy`, `envoy`, …, as it says.
     pub agent: String,
+    /// Who it proved to be; `None` on a connection without proof.
+    pub verified: Option<Arc<Verified>>,
     /// When the stream was opened.
     pub connected_since: SystemTime,
     /// Per kind of resource, what it asked for and how that went.

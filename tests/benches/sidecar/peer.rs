@@ -145,6 +145,7 @@ impl ControlPlane {
                 .args(["--insecure", "--otlp-grpc-listen", "off", "--otlp-http-listen", "off", "--source"])
                 .arg(&source)
                 .args(["--control-listen", &format!("127.0.0.1:{control}")])
+                .args(["--control-tls-listen", "off"])
                 .args(["--api-listen", &format!("127.0.0.1:{api}")])
                 .stderr(Stdio::null()),
         )?;

@@ -1,0 +1,284 @@
+//! Join tokens: what a program outside Kubernetes shows once to get its first certificate.
+//!
+//! Pure: `now` and randomness are passed in. Invariants: the secret is not kept, only its hash; a token is good for one key:
+//! whoever lost the answer may ask again with the same key for [`RETRY`], nobody else ever; there are at most [`TOKENS_MAX`].
+//!
+//! Surprise: a used token leaves a trace beyond its life: for which workload its identity was given out. That is how a
+//! sidecar named otherwise than its service account is known to be what it says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use weft_wire::ca::JoinToken;
+use weft_wire::{SpiffeId, WorkloadId};
+
+use super::issue::hex;
+use super::refusal::Refusal;
+
+/// Tokens kept. One per program that is about to join, and those of the last day.
+pub const TOKENS_MAX: usize = 10_000;
+/// Identities whose workloads are remembered.
+const BOUND_MAX: usize = 10_000;
+/// Workloads remembered of one identity.
+const WORKLOADS_MAX: usize = 16;
+/// How long a used token answers its own key again.
+pub const RETRY: Duration = Duration::from_secs(60);
+/// How long used, expired and revoked tokens are still listed.
+const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
+/// Longest and usual life.
+pub const TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Life unless asked otherwise.
+pub const TTL_DEFAULT: Duration = Duration::from_secs(15 * 60);
+/// Random bytes that a token is made of.
+pub const RANDOM: usize = 20;
+
+/// For whom a token is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// The workload that will join.
+    pub workload: WorkloadId,
+    /// The account in the workload's namespace; the workload's name unless said otherwise.
+    pub service_account: Box<str>,
+    /// How long the token may be used.
+    pub ttl: Duration,
+}
+
+/// What becomes of a token, for lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// May be used.
+    Active,
+    /// Was used.
+    Used,
+    /// Too old.
+    Expired,
+    /// Taken back.
+    Revoked,
+}
+
+/// A token as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Token {
+    namespace: Box<str>,
+    name: Box<str>,
+    service_account: Box<str>,
+    /// SHA-256 of the secret.
+    secret: Box<str>,
+    created: u64,
+    expires: u64,
+    #[serde(default)]
+    used: Option<Use>,
+    #[serde(default)]
+    revoked: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Use {
+    at: u64,
+    /// SHA-256 of the public key it was used for.
+    key: Box<str>,
+}
+
+/// A token in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Listed {
+    /// Names it.
+    pub id: Box<str>,
+    /// The workload's namespace.
+    pub namespace: Box<str>,
+    /// The workload's name.
+    pub name: Box<str>,
+    /// The account.
+    pub service_account: Box<str>,
+    /// Unix seconds.
+    pub created: u64,
+    /// Unix seconds.
+    pub expires: u64,
+    /// What has become of it.
+    pub state: State,
+}
+
+/// What a token gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The identity.
+    pub id: SpiffeId,
+    /// The workload it was made for.
+    pub workload: WorkloadId,
+}
+
+/// All tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tokens {
+    tokens: BTreeMap<Box<str>, Token>,
+    /// `namespace/service-account` to names of workloads in the namespace.
+    #[serde(default)]
+    bound: BTreeMap<Box<str>, BTreeSet<Box<str>>>,
+}
+
+impl Tokens {
+    /// Makes a token that pins `pin`.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn create(
+        &mut self,
+        wish: &Wish,
+        pin: [u8; 32],
+        now: SystemTime,
+        random: [u8; RANDOM],
+    ) -> Result<JoinToken, Refusal> {
+        self.forget(now);
+        if self.tokens.len() >= TOKENS_MAX {
+            return Err(Refusal::TooManyTokens);
+        }
+        let (id, secret) = random.split_at(4);
+        let (id, secret): (Box<str>, Box<str>) = (hex(id).into(), hex(secret).into());
+        let token = Token {
+            namespace: wish.workload.namespace().into(),
+            name: wish.workload.name().into(),
+            service_account: wish.service_account.clone(),
+            secret: hashed(&secret),
+            created: unix(now),
+            expires: unix(now + wish.ttl.min(TTL_MAX)),
+            used: None,
+            revoked: None,
+        };
+        // One in four billion: the older token of this id would stop working, so the newer one is not made.
+        if self.tokens.contains_key(&id) {
+            return Err(Refusal::TooManyTokens);
+        }
+        self.tokens.insert(id.clone(), token);
+        Ok(JoinToken { id, secret, pin })
+    }
+
+    /// What `token` would give to `key`, without using it up.
+    ///
+    /// # Errors
+    /// When it gives nothing.
+    pub fn check(
+        &self,
+        token: &JoinToken,
+        key: &[u8; 32],
+        domain: &str,
+        now: SystemTime,
+    ) -> Result<Grant, Refusal> {
+        let known = self.tokens.get(&token.id).filter(|known| known.secret == hashed(&token.secret));
+        let known = known.ok_or_else(|| Refusal::TokenUnknown { id: token.id.clone() })?;
+        let id = || token.id.clone();
+        if known.revoked.is_some() {
+            return Err(Refusal::TokenRevoked { id: id() });
+        }
+        if let Some(used) = &known.used {
+            let again = *used.key == *hex(key) && unix(now) <= used.at + RETRY.as_secs();
+            if !again {
+                return Err(Refusal::TokenUsed { id: id() });
+            }
+        } else if unix(now) >= known.expires {
+            return Err(Refusal::TokenExpired { id: id() });
+        }
+        let names = SpiffeId::new(domain, &known.namespace, &known.service_account)
+            .and_then(|spiffe| Ok((spiffe, WorkloadId::new(&known.namespace, &known.name)?)));
+        let (id, workload) = names.map_err(|_| Refusal::TokenUnknown { id: id() })?;
+        Ok(Grant { id, workload })
+    }
+
+    /// Uses `token` up for `key`.
+    ///
+    /// # Errors
+    /// When it gives nothing.
+    pub fn redeem(
+        &mut self,
+        token: &JoinToken,
+        key: &[u8; 32],
+        domain: &str,
+        now: SystemTime,
+    ) -> Result<Grant, Refusal> {
+        let grant = self.check(token, key, domain, now)?;
+        if let Some(known) = self.tokens.get_mut(&token.id) {
+            known.used.get_or_insert_with(|| Use { at: unix(now), key: hex(key).into() });
+        }
+        self.bind(&grant);
+        Ok(grant)
+    }
+
+    /// Takes a token back. `false`: there is none of this name.
+    pub fn revoke(&mut self, id: &str, now: SystemTime) -> bool {
+        let known = self.tokens.get_mut(id);
+        known.map(|token| token.revoked.get_or_insert(unix(now))).is_some()
+    }
+
+    /// Every token, the newest first.
+    #[must_use]
+    pub fn list(&self, now: SystemTime) -> Vec<Listed> {
+        let listed = |(id, token): (&Box<str>, &Token)| Listed {
+            id: id.clone(),
+            namespace: token.namespace.clone(),
+            name: token.name.clone(),
+            service_account: token.service_account.clone(),
+            created: token.created,
+            expires: token.expires,
+            state: token.state(now),
+        };
+        let mut tokens: Vec<Listed> = self.tokens.iter().map(listed).collect();
+        tokens.sort_by(|one, other| (other.created, &other.id).cmp(&(one.created, &one.id)));
+        tokens
+    }
+
+    /// Whether a token was used for `workload` that gave `id`.
+    #[must_use]
+    pub fn is_bound(&self, id: &SpiffeId, workload: &WorkloadId) -> bool {
+        workload.namespace() == id.namespace()
+            && self.bound.get(&*account(id)).is_some_and(|names| names.contains(workload.name()))
+    }
+
+    fn bind(&mut self, grant: &Grant) {
+        if grant.workload.name() == grant.id.service_account() {
+            return;
+        }
+        let key = account(&grant.id);
+        if self.bound.len() >= BOUND_MAX && !self.bound.contains_key(&key) {
+            return;
+        }
+        let names = self.bound.entry(key).or_default();
+        if names.len() < WORKLOADS_MAX {
+            names.insert(grant.workload.name().into());
+        }
+    }
+
+    fn forget(&mut self, now: SystemTime) {
+        let oldest = unix(now).saturating_sub(REMEMBERED.as_secs());
+        self.tokens.retain(|_, token| {
+            let over = token.used.as_ref().map(|used| used.at).or(token.revoked).unwrap_or(token.expires);
+            over >= oldest
+        });
+    }
+}
+
+impl Token {
+    fn state(&self, now: SystemTime) -> State {
+        match (&self.revoked, &self.used) {
+            (Some(_), _) => State::Revoked,
+            (_, Some(_)) => State::Used,
+            _ if unix(now) >= self.expires => State::Expired,
+            _ => State::Active,
+        }
+    }
+}
+
+fn account(id: &SpiffeId) -> Box<str> {
+    format!("{}/{}", id.namespace(), id.service_account()).into()
+}
+
+fn hashed(secret: &str) -> Box<str> {
+    hex(&Sha256::digest(secret.as_bytes())).into()
+}
+
+/// Seconds since 1970.
+#[must_use]
+pub fn unix(at: SystemTime) -> u64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
