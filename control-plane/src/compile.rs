@@ -19,6 +19,7 @@ mod listener;
 mod proto;
 mod route;
 mod secret;
+mod transport;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

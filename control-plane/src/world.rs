@@ -271,11 +271,28 @@ impl World {
             Event::GrantGone(name) => self.tables.remove_grant(&name, &mut changes.concerned),
             Event::TrustSet(trust) => {
                 if self.trust.as_ref() != Some(&trust) {
+                    let known = self.trust.as_ref().map(|known| &known.domain);
+                    if known != Some(&trust.domain) {
+                        // Everything that names an identity does so in this domain.
+                        self.touch_everything(changes);
+                    }
                     self.trust = Some(trust);
                     changes.touched.insert(Key::Trust);
                 }
             }
         }
+    }
+
+    /// Once, when the mesh gets its trust domain.
+    fn touch_everything(&self, changes: &mut Changes) {
+        for service in self.services.keys() {
+            changes.touched.insert(Key::Cluster(service.clone()));
+            changes.touched.insert(Key::Endpoints(service.clone()));
+        }
+        changes
+            .touched
+            .extend(self.services_on.keys().copied().chain(self.pods.addresses()).map(Key::Address));
+        changes.touched.extend(self.proxies.addresses().map(Key::Address));
     }
 
     fn forget_selector(&mut self, id: &ServiceId) {

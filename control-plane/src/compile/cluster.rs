@@ -19,7 +19,7 @@ use weft_wire::xds::Protocol;
 use super::defaults;
 use super::endpoint::assignment;
 use super::proto::{Fields, ads, any, duration};
-use super::{Resource, Target, direct, finish, provisional};
+use super::{Resource, Target, direct, finish, provisional, transport};
 use crate::world::policy::{Limits, RetryBudget, Settings};
 use crate::world::{Endpoint, Health, World};
 
@@ -36,6 +36,9 @@ pub(super) fn compile(world: &World, name: &str) -> Option<Resource> {
             let fields = Fields::default().service(service, port);
             let (cluster, fields) =
                 guarded(by_discovery(name, port.protocol), port.protocol, settings, fields);
+            let named = format!("{}.{}", id.service.name(), id.service.namespace());
+            let sockets = transport::upstream(world, &named, Some(id.service.namespace()));
+            let cluster = Cluster { transport_socket_matches: sockets, ..cluster };
             Some(marked(cluster, fields, provisional(service, port)))
         }
         Target::Direct(address) => {
@@ -48,7 +51,13 @@ pub(super) fn compile(world: &World, name: &str) -> Option<Resource> {
             // One endpoint that was asked for by its address is called whatever it does, so there is nothing to
             // eject and nothing to choose; how much may be under way is limited all the same.
             let limits = breaking::circuit_breakers(&Limits::default(), &RetryBudget::default());
-            let cluster = Cluster { circuit_breakers: Some(limits), ..by_discovery(name, protocol) };
+            let peer = direct.peer(world, address);
+            let namespace = peer.as_ref().map(|peer| peer.workload.namespace());
+            let cluster = Cluster {
+                circuit_breakers: Some(limits),
+                transport_socket_matches: transport::upstream(world, "endpoint", namespace),
+                ..by_discovery(name, protocol)
+            };
             Some(marked(cluster, fields, true))
         }
         Target::App(address) => Some(marked(app(name, address), Fields::default(), false)),

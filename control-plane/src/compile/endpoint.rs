@@ -8,10 +8,11 @@ use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint as EnvoyEndpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
 };
 use envoy_types::pb::google::protobuf::UInt32Value;
+use weft_wire::tls::Mode;
 
 use super::proto::{self, Fields};
 use super::{Resource, Target, direct, finish, provisional};
-use crate::world::{Endpoint, Health, Peer, World};
+use crate::world::{Endpoint, Health, World};
 
 pub(super) fn compile(world: &World, name: &str) -> Option<Resource> {
     match Target::parse(name)? {
@@ -22,11 +23,11 @@ pub(super) fn compile(world: &World, name: &str) -> Option<Resource> {
             // call it in plain text.
             let proven = |endpoint: &Endpoint| endpoint.peer.as_ref().is_some_and(|p| p.identity.is_some());
             let unproven = world.trust().is_some() && !port.endpoints.iter().all(proven);
-            Some(to_resource(name, &port.endpoints, unproven || provisional(service, port)))
+            Some(to_resource(world, name, &port.endpoints, unproven || provisional(service, port)))
         }
         Target::Direct(address) => {
             let endpoint = directly(world, address)?;
-            Some(to_resource(name, &[endpoint], true))
+            Some(to_resource(world, name, &[endpoint], true))
         }
         // The app behind a sidecar is in the cluster itself.
         Target::App(_) => None,
@@ -39,10 +40,9 @@ fn directly(world: &World, address: SocketAddr) -> Option<Endpoint> {
     Some(Endpoint { address, health: Health::Ready, zone: None, peer: direct.peer(world, address) })
 }
 
-fn to_resource(name: &str, endpoints: &[Endpoint], provisional: bool) -> Resource {
-    let fields = |peer: Option<&Peer>| peer.map_or_else(Fields::default, |peer| Fields::default().peer(peer));
+fn to_resource(world: &World, name: &str, endpoints: &[Endpoint], provisional: bool) -> Resource {
     let zones = by_zone(endpoints);
-    let marks = zones.values().flatten().map(|endpoint| fields(endpoint.peer.as_deref())).collect();
+    let marks = zones.values().flatten().map(|endpoint| fields(world, endpoint)).collect();
     let put = |assignment: &mut ClusterLoadAssignment, at: usize, fields: Fields| {
         let mut endpoints = assignment.endpoints.iter_mut().flat_map(|locality| &mut locality.lb_endpoints);
         if let Some(endpoint) = endpoints.nth(at) {
@@ -50,6 +50,18 @@ fn to_resource(name: &str, endpoints: &[Endpoint], provisional: bool) -> Resourc
         }
     };
     finish(assignment(name, endpoints), marks, put, provisional)
+}
+
+/// Who is there, and whether that is made sure of.
+fn fields(world: &World, endpoint: &Endpoint) -> Fields {
+    let Some(peer) = &endpoint.peer else { return Fields::default() };
+    let fields = Fields::default().peer(peer);
+    match &peer.identity {
+        Some(identity) if world.trust().is_some() && world.mtls_at(endpoint.address) != Mode::Disabled => {
+            fields.identity(identity)
+        }
+        _ => fields,
+    }
 }
 
 /// Endpoints by zone, in order; first those that are in none.

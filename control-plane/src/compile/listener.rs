@@ -19,12 +19,13 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy};
 use envoy_types::pb::google::protobuf::BoolValue;
 use http_connection_manager::{CodecType, PathWithEscapedSlashesAction, RouteSpecifier, UpgradeConfig};
+use weft_wire::tls::Mode;
 use weft_wire::xds::{Destination, ListenerName, Protocol, endpoint_cluster};
 
 use super::proto::{self, Fields, ads, any, duration};
 use super::{
     Direct, Resource, access, any_address, canonical, direct, filters, finish, inbound, provisional, resolve,
-    service_port,
+    service_port, transport,
 };
 use crate::world::{Port, Service, World};
 
@@ -81,11 +82,57 @@ fn own_port(world: &World, name: &str, address: SocketAddr) -> Option<Resource> 
         network_filters: guards.tcp,
         one_spelling: guards.looks_at_paths,
     };
+    let mode = world.mtls_at(address);
+    let plain = listener(name, address, protocol, &cluster, inside);
     let listener = Listener {
         traffic_direction: TrafficDirection::Inbound as i32,
-        ..listener(name, address, protocol, &cluster, inside)
+        ..match world.trust().filter(|_| mode != Mode::Disabled) {
+            Some(trust) => meshed(plain, mode, &trust.domain),
+            None => plain,
+        }
     };
     Some(marked(listener, fields, true))
+}
+
+/// The same for connections of the mesh as well, or for nothing else. What a port speaks in plain text it speaks inside of
+/// mutual TLS, and ALPN says which it is where the port does not.
+fn meshed(plain: Listener, mode: Mode, domain: &str) -> Listener {
+    let strict = mode == Mode::Strict;
+    let server_names = if strict { Vec::new() } else { vec![transport::server_names(domain)] };
+    let secured = |chain: &FilterChain| {
+        let is_default = chain.filter_chain_match.is_none();
+        let application_protocols = if is_default { &[][..] } else { &["h2", "http/1.1"] };
+        FilterChain {
+            name: format!("mutual-{}", chain.name),
+            filter_chain_match: Some(FilterChainMatch {
+                transport_protocol: "tls".to_owned(),
+                server_names: server_names.clone(),
+                application_protocols: application_protocols.iter().map(|&name| name.to_owned()).collect(),
+                ..Default::default()
+            }),
+            transport_socket: Some(transport::downstream(domain)),
+            ..chain.clone()
+        }
+    };
+    let Listener { filter_chains, default_filter_chain, listener_filters, .. } = &plain;
+    let mut chains: Vec<FilterChain> =
+        filter_chains.iter().chain(default_filter_chain).map(secured).collect();
+    if !strict {
+        chains.extend(filter_chains.iter().cloned());
+    }
+    let inspector = listener_filter("envoy.filters.listener.tls_inspector", any(&TlsInspector::default()));
+    Listener {
+        listener_filters: if listener_filters.is_empty() {
+            vec![inspector]
+        } else {
+            listener_filters.clone()
+        },
+        listener_filters_timeout: Some(duration(INSPECT_TIMEOUT)),
+        continue_on_listener_filters_timeout: true,
+        default_filter_chain: default_filter_chain.clone().filter(|_| !strict),
+        filter_chains: chains,
+        ..plain
+    }
 }
 
 fn marked(listener: Listener, fields: Fields, provisional: bool) -> Resource {

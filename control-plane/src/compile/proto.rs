@@ -9,6 +9,8 @@ use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, Percent, fractional_
 use envoy_types::pb::google::protobuf::{self, Any, Struct, UInt32Value, Value, value};
 use prost::{Message, Name};
 use sha2::{Digest, Sha256};
+use weft_wire::SpiffeId;
+use weft_wire::tls::{MODE, MODE_MUTUAL};
 use weft_wire::xds::{METADATA_NAMESPACE, field};
 
 use super::Mark;
@@ -46,6 +48,13 @@ pub(super) fn ads() -> core::ConfigSource {
     }
 }
 
+pub(super) fn text(text: impl Into<String>) -> Value {
+    Value { kind: Some(value::Kind::StringValue(text.into())) }
+}
+
+/// Metadata by which an endpoint chooses among its cluster's transport sockets, as Envoy spells it.
+const TRANSPORT_SOCKET_MATCH: &str = "envoy.transport_socket_match";
+
 /// Weft's own metadata: strings under one key, ordered, absent ones left out.
 #[derive(Default)]
 pub(super) struct Fields(Vec<(&'static str, String)>);
@@ -72,6 +81,11 @@ impl Fields {
         self
     }
 
+    /// Whom its certificate must name; then it is called by mutual TLS.
+    pub(super) fn identity(self, identity: &SpiffeId) -> Self {
+        self.with(field::IDENTITY, identity)
+    }
+
     pub(super) fn with(mut self, key: &'static str, value: impl ToString) -> Self {
         self.0.push((key, value.to_string()));
         self
@@ -81,9 +95,13 @@ impl Fields {
         if self.0.is_empty() {
             return None;
         }
-        let text = |text| Value { kind: Some(value::Kind::StringValue(text)) };
+        let is_proven = self.0.iter().any(|(key, _)| *key == field::IDENTITY);
         let fields = self.0.into_iter().map(|(key, value)| (key.to_owned(), text(value))).collect();
-        let filter_metadata = HashMap::from([(METADATA_NAMESPACE.to_owned(), Struct { fields })]);
+        let mut filter_metadata = HashMap::from([(METADATA_NAMESPACE.to_owned(), Struct { fields })]);
+        if is_proven {
+            let fields = [(MODE.to_owned(), text(MODE_MUTUAL))].into();
+            filter_metadata.insert(TRANSPORT_SOCKET_MATCH.to_owned(), Struct { fields });
+        }
         Some(core::Metadata { filter_metadata, ..Default::default() })
     }
 }

@@ -31,6 +31,11 @@ impl<K: Eq + Hash, V: Ord> Index<K, V> {
         }
     }
 
+    /// Every key, in no order.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &K> {
+        self.0.keys()
+    }
+
     /// The values of a key, in order.
     pub(super) fn get<'a, Q: Eq + Hash + ?Sized>(
         &'a self,

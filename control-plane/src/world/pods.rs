@@ -87,6 +87,11 @@ impl Pods {
         self.on.get(&address).filter_map(|name| self.pods.get(name))
     }
 
+    /// Every address of a pod.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.on.keys().copied()
+    }
+
     /// The addresses of a namespace's workloads.
     pub(super) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = IpAddr> {
         let pods = self.pods.values().filter(move |pod| pod.spec.workload.namespace() == namespace);

@@ -91,6 +91,12 @@ impl Proxies {
         self.remove(&instance)
     }
 
+    /// Every address that a sidecar claims, and every one that it registered.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let registrations = self.proxies.values().flat_map(|proxy| &proxy.metadata.registrations);
+        self.on.keys().copied().chain(registrations.map(|registration| registration.address.ip()))
+    }
+
     pub(super) fn get(&self, instance: &str) -> Option<&Proxy> {
         self.proxies.get(instance)
     }
