@@ -88,6 +88,17 @@ impl Mismatch {
     }
 }
 
+/// What a report says of who sends it.
+#[derive(Debug, Clone, Copy)]
+pub struct Report<'a> {
+    /// The instance, if it says.
+    pub instance: Option<&'a str>,
+    /// The workload.
+    pub workload: &'a WorkloadId,
+    /// The other end of the connection.
+    pub from: Option<IpAddr>,
+}
+
 /// Whether an identity was given out for a workload of another name.
 pub type Bound = Arc<dyn Fn(&SpiffeId, &WorkloadId) -> bool + Send + Sync>;
 
@@ -126,18 +137,12 @@ impl Admission {
         self.counted("stream", sidecar(id, instance, metadata, world, &*self.bound))
     }
 
-    /// Whether `id` may report as `instance` of `workload`.
+    /// Whether `id` may send this report.
     ///
     /// # Errors
     /// When something does not fit.
-    pub fn report(
-        &self,
-        id: &SpiffeId,
-        instance: Option<&str>,
-        workload: &WorkloadId,
-        world: &World,
-    ) -> Result<(), Mismatch> {
-        self.counted("report", report(id, instance, workload, world, &*self.bound))
+    pub fn report(&self, id: &SpiffeId, report: &Report<'_>, world: &World) -> Result<(), Mismatch> {
+        self.counted("report", self::report(id, report, world, &*self.bound))
     }
 
     fn counted(&self, what: &str, result: Result<(), Mismatch>) -> Result<(), Mismatch> {
@@ -171,19 +176,17 @@ fn sidecar(
     fits(id, workload, pods, bound)
 }
 
-fn report(
-    id: &SpiffeId,
-    instance: Option<&str>,
-    workload: &WorkloadId,
-    world: &World,
-    bound: Binds<'_>,
-) -> Result<(), Mismatch> {
+fn report(id: &SpiffeId, report: &Report<'_>, world: &World, bound: Binds<'_>) -> Result<(), Mismatch> {
+    let Report { instance, workload, from } = *report;
     same_namespace(id, workload)?;
-    let Some(instance) = instance else { return fits(id, workload, false, bound) };
-    same_instance(id, instance, world)?;
-    // Who has a stream was looked at when it opened it.
-    let known = world.identity_of(instance).is_some() && world.workload_of(instance) == Some(workload);
-    fits(id, workload, known, bound)
+    let mut known = false;
+    if let Some(instance) = instance {
+        same_instance(id, instance, world)?;
+        // Who has a stream was looked at when it opened it.
+        known = world.identity_of(instance).is_some() && world.workload_of(instance) == Some(workload);
+    }
+    let pod = |address: IpAddr| world.pods_on(address.to_canonical()).any(|pod| pod.runs_as(id));
+    fits(id, workload, known || from.is_some_and(pod), bound)
 }
 
 fn same_namespace(id: &SpiffeId, workload: &WorkloadId) -> Result<(), Mismatch> {
@@ -308,10 +311,25 @@ mod tests {
         assert_eq!(word(&id("shop", "orders"), &node("shop/orders", "10.9.9.8"), &world), Err("instance"));
         let none = |_: &SpiffeId, _: &WorkloadId| false;
         let web = "shop/web".parse().unwrap();
-        assert_eq!(report(&id("shop", "web"), Some("i"), &web, &world, &none), Ok(()));
-        let forged = report(&id("shop", "orders"), Some("i"), &"shop/orders".parse().unwrap(), &world, &none);
-        assert_eq!(forged.map_err(|mismatch| mismatch.word()), Err("instance"));
-        let forged = report(&id("shop", "orders"), None, &web, &world, &none);
-        assert_eq!(forged.map_err(|mismatch| mismatch.word()), Err("workload"));
+        let orders = "shop/orders".parse().unwrap();
+        let said = |id: &SpiffeId, instance, workload| {
+            let said = Report { instance, workload, from: None };
+            report(id, &said, &world, &none).map_err(|mismatch| mismatch.word())
+        };
+        assert_eq!(said(&id("shop", "web"), Some("i"), &web), Ok(()));
+        assert_eq!(said(&id("shop", "orders"), Some("i"), &orders), Err("instance"));
+        assert_eq!(said(&id("shop", "orders"), None, &web), Err("workload"));
+        assert_eq!(said(&id("other", "web"), Some("i"), &web), Err("namespace"));
+    }
+
+    #[test]
+    fn a_pod_vouches_for_reports_too_also_before_its_stream_is_back() {
+        let (world, none) = (fixture::world(POD), |_: &SpiffeId, _: &WorkloadId| false);
+        let web = "shop/web".parse().unwrap();
+        let said =
+            |from: &str| Report { instance: Some("j"), workload: &web, from: Some(from.parse().unwrap()) };
+        assert_eq!(report(&id("shop", "front"), &said("10.0.0.7"), &world, &none), Ok(()));
+        let elsewhere = report(&id("shop", "front"), &said("10.0.0.8"), &world, &none);
+        assert_eq!(elsewhere.map_err(|mismatch| mismatch.word()), Err("workload"));
     }
 }

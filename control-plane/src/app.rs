@@ -22,7 +22,7 @@ use crate::auth::Auth;
 use crate::ca::{self, Ca};
 use crate::config::{Config, Listen};
 use crate::drain::{Drain, Signals};
-use crate::ingest::{self, Ingest};
+use crate::ingest::{self, Guard, Ingest};
 use crate::inspect::Configuration;
 use crate::mesh::CurrentMesh;
 use crate::sources::{Problems, Report, files};
@@ -142,6 +142,7 @@ impl App {
         let bindings: crate::admit::Bound =
             Arc::new(move |id, workload| known.as_ref().is_some_and(|ca| ca.is_bound(id, workload)));
         let admission = Admission::new(bindings, &registry);
+        let guard = Guard { admission: admission.clone(), live: live.clone() };
         let xds =
             xds::Server::new(live, status, admission, metrics, drain.token.clone(), drain.tasks.clone());
         let api = Api::new(ingest.clone(), mesh, configuration, registry.clone(), drain.token.clone());
@@ -149,7 +150,8 @@ impl App {
             Some(ca) => api.with_authority(ca.clone(), statuses),
             None => api,
         };
-        listeners.serve(xds, ca.as_ref(), &ingest, (api, auth), &registry, &drain)?;
+        let secure = ca.as_ref().map(|ca| (ca, guard));
+        listeners.serve(xds, secure, &ingest, (api, auth), &registry, &drain)?;
         announce(&bound, ready_file.as_deref())?;
         Ok(Self { bound, drain, ingest, deadline: drain_deadline })
     }
@@ -197,7 +199,7 @@ impl Listeners {
     fn serve(
         self,
         xds: xds::Server,
-        ca: Option<&Ca>,
+        secure: Option<(&Ca, Guard)>,
         ingest: &Ingest,
         (api, auth): (Api, Auth),
         registry: &Registry,
@@ -211,12 +213,12 @@ impl Listeners {
                 .add_service(ingest.grpc_logs_service());
             serve::grpc("control", listener, router, &metrics, drain);
         }
-        if let (Some(listener), Some(ca)) = (self.control_tls, ca) {
+        if let (Some(listener), Some((ca, guard))) = (self.control_tls, secure) {
             let router = serve::grpc_server()
                 .add_service(ca.service())
                 .add_service(xds.service())
-                .add_service(ingest.grpc_service())
-                .add_service(ingest.grpc_logs_service());
+                .add_service(ingest.guarded_grpc_service(guard.clone()))
+                .add_service(ingest.guarded_grpc_logs_service(guard));
             serve::grpc_tls("control_tls", listener, ca.listener().clone(), router, &metrics, drain);
         }
         if let Some(listener) = self.otlp_grpc {

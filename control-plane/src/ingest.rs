@@ -49,7 +49,7 @@ use crate::store::{self, Outcome, Report, Store, Unavailable};
 use callers::Callers;
 pub use callers::Reporter;
 pub use decode::Dropped;
-pub use grpc::Receiver;
+pub use grpc::{Guard, Receiver};
 pub use metrics::Metrics;
 
 /// The largest request, before and after decompression. A sidecar's report of 200 routes on 20 edges takes about
@@ -178,13 +178,25 @@ impl Ingest {
     /// The OTLP/gRPC service, for any number of listeners.
     #[must_use]
     pub fn grpc_service(&self) -> MetricsServiceServer<Receiver> {
-        grpc::service(self.clone())
+        grpc::service(self.clone(), None)
+    }
+
+    /// The same for senders that prove who they are.
+    #[must_use]
+    pub fn guarded_grpc_service(&self, guard: Guard) -> MetricsServiceServer<Receiver> {
+        grpc::service(self.clone(), Some(guard))
     }
 
     /// OTLP/gRPC for log records, for the listener of the sidecars.
     #[must_use]
     pub fn grpc_logs_service(&self) -> LogsServiceServer<Receiver> {
-        grpc::logs_service(self.clone())
+        grpc::logs_service(self.clone(), None)
+    }
+
+    /// The same for sidecars that prove who they are.
+    #[must_use]
+    pub fn guarded_grpc_logs_service(&self, guard: Guard) -> LogsServiceServer<Receiver> {
+        grpc::logs_service(self.clone(), Some(guard))
     }
 
     /// OTLP/HTTP: `POST /v1/metrics`.

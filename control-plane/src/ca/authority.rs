@@ -414,3 +414,6 @@ fn used_up(certificate: &Certificate, now: SystemTime, part: u32, of: u32) -> bo
     let life = certificate.not_after.duration_since(certificate.not_before).unwrap_or_default();
     now >= certificate.not_before + life * part / of
 }
+
+#[cfg(test)]
+mod tests;

@@ -155,3 +155,48 @@ fn shown(name: &GeneralName<'_>) -> String {
         _ => "another kind of name".into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn good() -> String {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        let uri = "spiffe://cluster.local/ns/shop/sa/orders".try_into().unwrap();
+        params.subject_alt_names.push(rcgen::SanType::URI(uri));
+        params.serialize_request(&key).unwrap().pem().unwrap()
+    }
+
+    #[test]
+    fn a_request_says_its_key_and_whom_it_wants_to_be() {
+        let request = read(&good()).unwrap();
+        assert_eq!(request.wanted.unwrap().to_string(), "spiffe://cluster.local/ns/shop/sa/orders");
+        assert_eq!(request.key, <[u8; 32]>::from(Sha256::digest(&request.spki)));
+        assert_eq!(read(&format!("{}{}", good(), good())), Err(BadRequest::Unreadable));
+        assert_eq!(read(""), Err(BadRequest::Unreadable));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn whatever_is_changed_in_a_request_makes_it_another_or_none(at in 0_usize..2_000, to in any::<u8>()) {
+            let block = pem::parse(good()).unwrap();
+            let mut bytes = block.contents().to_vec();
+            let at = at % bytes.len();
+            prop_assume!(bytes[at] != to);
+            bytes[at] = to;
+            let text = pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", bytes));
+            prop_assert!(read(&text).is_err(), "every byte is signed, or is the signature");
+        }
+
+        #[test]
+        fn strangers_never_panic_it(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let text = pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", bytes));
+            prop_assert!(read(&text).is_err());
+        }
+    }
+}

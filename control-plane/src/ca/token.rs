@@ -282,3 +282,77 @@ fn hashed(secret: &str) -> Box<str> {
 pub fn unix(at: SystemTime) -> u64 {
     at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOMAIN: &str = "cluster.local";
+
+    fn start() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    }
+
+    fn made(tokens: &mut Tokens, name: &str, account: &str, seed: u8) -> JoinToken {
+        let workload = WorkloadId::new("shop", name).unwrap();
+        let wish = Wish { workload, service_account: account.into(), ttl: TTL_DEFAULT };
+        tokens.create(&wish, [7; 32], start(), [seed; RANDOM]).unwrap()
+    }
+
+    #[test]
+    fn a_token_is_good_for_one_key_and_for_a_minute_again_for_the_same() {
+        let mut tokens = Tokens::default();
+        let token = made(&mut tokens, "orders", "orders", 1);
+        let (key, other) = ([1; 32], [2; 32]);
+        let grant = tokens.redeem(&token, &key, DOMAIN, start()).unwrap();
+        assert_eq!(grant.id.to_string(), "spiffe://cluster.local/ns/shop/sa/orders");
+        let used = Err(Refusal::TokenUsed { id: token.id.clone() });
+        assert_eq!(tokens.redeem(&token, &other, DOMAIN, start()), used);
+        assert_eq!(tokens.redeem(&token, &key, DOMAIN, start() + RETRY), Ok(grant));
+        assert_eq!(tokens.redeem(&token, &key, DOMAIN, start() + RETRY + Duration::from_secs(1)), used);
+    }
+
+    #[test]
+    fn a_token_ends_with_its_time_or_when_it_is_taken_back() {
+        let mut tokens = Tokens::default();
+        let (one, two) = (made(&mut tokens, "a", "a", 1), made(&mut tokens, "b", "b", 2));
+        let key = [1; 32];
+        assert!(tokens.check(&one, &key, DOMAIN, start() + TTL_DEFAULT - Duration::from_secs(1)).is_ok());
+        let expired = Err(Refusal::TokenExpired { id: one.id.clone() });
+        assert_eq!(tokens.check(&one, &key, DOMAIN, start() + TTL_DEFAULT), expired);
+        assert!(tokens.revoke(&two.id, start()));
+        assert!(!tokens.revoke("00000000", start()));
+        let revoked = Err(Refusal::TokenRevoked { id: two.id.clone() });
+        assert_eq!(tokens.check(&two, &key, DOMAIN, start()), revoked);
+        let states: Vec<State> = tokens.list(start() + TTL_DEFAULT).iter().map(|token| token.state).collect();
+        assert_eq!(states, [State::Revoked, State::Expired]);
+    }
+
+    #[test]
+    fn a_used_token_remembers_for_whom_an_account_was_given_out() {
+        let mut tokens = Tokens::default();
+        let token = made(&mut tokens, "orders-v2", "orders", 1);
+        let grant = tokens.redeem(&token, &[1; 32], DOMAIN, start()).unwrap();
+        assert!(tokens.is_bound(&grant.id, &grant.workload));
+        assert!(!tokens.is_bound(&grant.id, &"shop/payments".parse().unwrap()));
+        assert!(!tokens.is_bound(&grant.id, &"other/orders-v2".parse().unwrap()));
+        let read: Tokens = serde_json::from_slice(&serde_json::to_vec(&tokens).unwrap()).unwrap();
+        assert_eq!(read, tokens);
+    }
+
+    #[test]
+    fn there_are_never_too_many_and_old_ones_make_room() {
+        let mut tokens = Tokens::default();
+        let wish =
+            Wish { workload: "shop/a".parse().unwrap(), service_account: "a".into(), ttl: TTL_DEFAULT };
+        for number in 0..TOKENS_MAX {
+            let mut random = [0; RANDOM];
+            random[..4].copy_from_slice(&u32::try_from(number).unwrap().to_be_bytes());
+            tokens.create(&wish, [0; 32], start(), random).unwrap();
+        }
+        assert_eq!(tokens.create(&wish, [0; 32], start(), [0xff; RANDOM]), Err(Refusal::TooManyTokens));
+        let later = start() + TTL_DEFAULT + REMEMBERED + Duration::from_secs(1);
+        assert!(tokens.create(&wish, [0; 32], later, [0xff; RANDOM]).is_ok());
+        assert_eq!(tokens.list(later).len(), 1);
+    }
+}

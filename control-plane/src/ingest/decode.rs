@@ -189,6 +189,19 @@ pub fn decode(request: &ExportMetricsServiceRequest, sidecar: bool) -> Decoded {
     Decoded { groups, dropped: decoder.dropped }
 }
 
+/// Who reports, as each resource's attributes say; those that say nothing readable are left out.
+pub fn reporters<'a>(resources: impl Iterator<Item = &'a [KeyValue]>) -> Vec<Reporting> {
+    let mut decoder = Decoder::new(true);
+    let mut reporters: Vec<Reporting> = Vec::new();
+    for reporter in resources.filter_map(|attributes| decoder.reporter(attributes)) {
+        // Thousands of resources of one sender are one sender.
+        if reporters.last() != Some(&reporter) {
+            reporters.push(reporter);
+        }
+    }
+    reporters
+}
+
 /// What a metric's points are of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Metering {
