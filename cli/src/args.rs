@@ -57,7 +57,7 @@ enum Command {
     Get(get::GetArgs),
     /// Say what objects would change, and on which sidecars
     Apply(apply::ApplyArgs),
-    /// Make tokens for people and programs that use the API
+    /// Make tokens for people and programs that use the API; show who did what
     Auth(auth::AuthArgs),
     /// Show who a sidecar is: its certificate, whom it trusts, how renewals go
     Identity(identity::IdentityArgs),
@@ -149,7 +149,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Routes(arguments) => answer(routes::run(arguments)),
         Command::Get(arguments) => answer(get::run(arguments)),
         Command::Apply(arguments) => wait_for(apply::run(arguments)),
-        Command::Auth(arguments) => auth::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Auth(arguments) => answer(auth::run(arguments)),
         Command::Identity(arguments) => wait_for(identity::run(arguments)),
         Command::Token(arguments) => wait_for(token::run(arguments)),
         Command::Ca(arguments) => wait_for(ca::run(arguments)),

@@ -1,7 +1,8 @@
 //! `weft auth`: who may use the API.
 //!
-//! In: a name and a role. Out: `token`: a new token on standard output, once, and the line that makes the control plane
-//! know it. Surprise: nothing is asked or sent; whoever can write the control plane's file decides.
+//! In: a name and a role, or `GET /api/audit`. Out: `token`: a new token on standard output, once, and the line that makes the
+//! control plane know it; `audit`: who did what. Surprise: for a token nothing is asked or sent; whoever can write the control
+//! plane's file decides.
 
 use std::fs::OpenOptions;
 use std::io::{Read as _, Write as _};
@@ -10,17 +11,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use console::style;
+use console::{Style, style};
 use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
 use weft_control_plane::auth::tokens::{Minted, mint};
 use weft_control_plane::auth::{Role, random};
 
-use crate::output;
+use crate::{output, table};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   weft auth token --name alice --role viewer
-  weft auth token --name ci --role operator --expires 720h --line-to /etc/weft/tokens.yaml")]
+  weft auth token --name ci --role operator --expires 720h --line-to /etc/weft/tokens.yaml
+  weft auth audit")]
 pub(crate) struct AuthArgs {
     #[command(subcommand)]
     command: AuthCommand,
@@ -30,6 +33,53 @@ pub(crate) struct AuthArgs {
 enum AuthCommand {
     /// Make a token for somebody: shows it once, and the line for the control plane's --api-tokens file
     Token(TokenArgs),
+    /// Show who changed something lately, or tried to
+    Audit(AuditArgs),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  weft auth audit
+  weft auth audit -o json | jq '.entries[] | select(.status >= 400)'
+
+Needs the role operator. The control plane keeps the last thousand; all of it is where its --audit-log says.
+STATUS: the HTTP status of its end; - while it goes on.")]
+struct AuditArgs {
+    /// How to show it
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+    #[command(flatten)]
+    api: crate::args::ApiArgs,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Format {
+    /// For people
+    Table,
+    /// As the API says it
+    Json,
+}
+
+/// `GET /api/audit`.
+#[derive(Debug, Deserialize)]
+struct Lately {
+    log: String,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Entry {
+    time: Timestamp,
+    who: String,
+    role: String,
+    how: String,
+    #[serde(default)]
+    from: Option<String>,
+    action: String,
+    #[serde(default)]
+    status: Option<u16>,
+    #[serde(default)]
+    detail: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -59,10 +109,55 @@ fn role(text: &str) -> Result<Role, String> {
     text.parse().map_err(str::to_owned)
 }
 
-pub(crate) fn run(arguments: AuthArgs) -> anyhow::Result<()> {
+pub(crate) async fn run(arguments: AuthArgs) -> anyhow::Result<()> {
     match arguments.command {
         AuthCommand::Token(arguments) => token(arguments),
+        AuthCommand::Audit(arguments) => audit(arguments).await,
     }
+}
+
+async fn audit(arguments: AuditArgs) -> anyhow::Result<()> {
+    let AuditArgs { output: format, api } = arguments;
+    let api = api.open()?;
+    let answer = api.get("/api/audit").await?;
+    match format {
+        Format::Json => output::line(String::from_utf8_lossy(&answer)),
+        Format::Table => output::text(&show(&api.read(&answer)?)),
+    }
+    Ok(())
+}
+
+fn show(lately: &Lately) -> String {
+    if lately.entries.is_empty() {
+        return format!(
+            "nobody has changed anything since the control plane started; what was before is in {}\n",
+            lately.log
+        );
+    }
+    let rows: Vec<Vec<String>> = lately
+        .entries
+        .iter()
+        .map(|entry| {
+            let status = entry.status.map_or_else(|| "-".to_owned(), |status| status.to_string());
+            let colour = if entry.status.is_some_and(|status| status >= 400) {
+                Style::new().red()
+            } else {
+                Style::new()
+            };
+            vec![
+                // Whole seconds are enough to find the line in the file.
+                format!("{:.0}", entry.time),
+                entry.who.clone(),
+                entry.role.clone(),
+                entry.how.clone(),
+                entry.from.clone().unwrap_or_else(|| "-".to_owned()),
+                colour.apply_to(status).to_string(),
+                entry.action.clone(),
+                entry.detail.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    table::render(&["TIME", "WHO", "ROLE", "HOW", "FROM", ">STATUS", "ACTION", "DETAIL"], &rows)
 }
 
 fn token(arguments: TokenArgs) -> anyhow::Result<()> {
@@ -124,6 +219,24 @@ mod tests {
         std::fs::write(&file, "- {a: 1}").expect("written");
         append(&file, "- {b: 2}").expect("written");
         assert_eq!(std::fs::read_to_string(&file).expect("readable"), "- {a: 1}\n- {b: 2}\n");
+    }
+
+    #[test]
+    fn the_audit_log_is_a_row_for_each_deed() {
+        console::set_colors_enabled(false);
+        let lately = serde_json::from_str(
+            r#"{"log": "stderr", "kept": 1000, "entries": [
+                {"id": "1-2", "time": "2026-11-28T17:00:00.5Z", "who": "bob", "role": "operator", "how": "token",
+                 "from": "10.0.0.1:4711", "action": "POST /api/ca/rotate"},
+                {"id": "1-1", "time": "2026-11-28T16:00:00Z", "who": "alice", "role": "viewer", "how": "oidc",
+                 "action": "POST /api/ca/rotate", "status": 403, "detail": "alice is viewer here"}]}"#,
+        );
+        insta::assert_snapshot!(show(&lately.expect("well formed")), @r"
+        TIME                   WHO     ROLE       HOW     FROM            STATUS   ACTION                DETAIL
+        2026-11-28T17:00:00Z   bob     operator   token   10.0.0.1:4711        -   POST /api/ca/rotate
+        2026-11-28T16:00:00Z   alice   viewer     oidc    -                  403   POST /api/ca/rotate   alice is viewer here
+        ");
+        assert!(show(&Lately { log: "/var/log/a".into(), entries: Vec::new() }).contains("/var/log/a"));
     }
 
     #[test]

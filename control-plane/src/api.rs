@@ -14,6 +14,7 @@ pub mod guard;
 pub mod live;
 pub mod problem;
 
+mod audit;
 mod authority;
 mod circuits;
 mod dashboard;
@@ -23,6 +24,7 @@ mod mesh;
 mod objects;
 mod routes;
 mod seats;
+mod session;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -113,11 +115,13 @@ impl Api {
             .route("/api/routes", get(routes::tree))
             .route("/api/overview", get(mesh::overview))
             .route("/api/openapi.json", get(openapi))
+            .route("/api/audit", get(audit::list))
             .route("/metrics", get(mesh::metrics))
             .route("/live", get(async || "live\n"))
             .fallback(fallback)
             .method_not_allowed_fallback(method_not_allowed)
             .with_state(self)
+            .merge(session::routes(gate.clone()))
             .layer(CompressionLayer::new());
         guard::protect(api, gate)
     }
@@ -176,6 +180,9 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Response {
         }
         path if path.starts_with("/api/tokens/") => {
             (format!("{path} is used with DELETE, not with {method}"), "DELETE")
+        }
+        path @ "/api/session" => {
+            (format!("{path} knows GET, POST and DELETE, not {method}"), "GET, HEAD, POST, DELETE")
         }
         path => (format!("{path} can be read with GET, not used with {method}"), "GET, HEAD"),
     };

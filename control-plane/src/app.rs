@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 
 use crate::admit::Admission;
 use crate::api::{Api, Gate, HostPolicy};
+use crate::audit::{Audit, Target};
 use crate::auth::Auth;
 use crate::ca::{self, Ca};
 use crate::config::{Config, Listen};
@@ -128,7 +129,8 @@ impl App {
             metrics: listen::open(&metrics_listen)?,
         };
         let bound = listeners.bound()?;
-        let auth = Auth::new(&auth, &registry)?;
+        let audit = open_audit(&auth.audit_log, &registry)?;
+        let auth = Auth::new(&auth, insecure, &registry)?;
         ensure_guarded(&auth, insecure, bound.api)?;
 
         background(&live, &ingest, &auth, &drain);
@@ -151,7 +153,7 @@ impl App {
             None => api,
         };
         let secure = ca.as_ref().map(|ca| (ca, guard));
-        listeners.serve(xds, secure, &ingest, (api, auth), &registry, &drain)?;
+        listeners.serve(xds, secure, &ingest, (api, auth, audit), &registry, &drain)?;
         announce(&bound, ready_file.as_deref())?;
         Ok(Self { bound, drain, ingest, deadline: drain_deadline })
     }
@@ -201,7 +203,7 @@ impl Listeners {
         xds: xds::Server,
         secure: Option<(&Ca, Guard)>,
         ingest: &Ingest,
-        (api, auth): (Api, Auth),
+        (api, auth, audit): (Api, Auth, Audit),
         registry: &Registry,
         drain: &Drain,
     ) -> std::io::Result<()> {
@@ -232,7 +234,7 @@ impl Listeners {
             let views = api.live();
             drain.tasks.spawn(async move { views.run().await });
             let hosts = HostPolicy::for_listener(listener.local_addr()?);
-            let router = api.router(Gate { hosts, auth }).merge(admin::ready(drain.token.clone()));
+            let router = api.router(Gate { hosts, auth, audit }).merge(admin::ready(drain.token.clone()));
             serve::http("api", listener, router, &metrics, drain);
         }
         if let Some(listener) = self.metrics {
@@ -249,6 +251,11 @@ const NO_AUTHENTICATION: &str = "\
 the API would be reachable from other machines, and it asks nobody who they are. Say who may come in (--api-tokens FILE; make \
 a token with `weft auth token --name NAME --role viewer`), or bind it to loopback (--api-listen 127.0.0.1:8080, and reach it \
 through `kubectl port-forward` or ssh), or accept that with --insecure";
+
+fn open_audit(target: &Target, registry: &Registry) -> anyhow::Result<Audit> {
+    let opened = Audit::open(target.clone(), registry);
+    opened.with_context(|| format!("write the audit log {} (--audit-log)", target.shown()))
+}
 
 fn ensure_guarded(auth: &Auth, insecure: bool, api: Option<SocketAddr>) -> anyhow::Result<()> {
     let Some(address) = api.filter(|address| !address.ip().is_loopback()) else { return Ok(()) };

@@ -14,6 +14,7 @@ pub mod admin;
 pub mod admit;
 pub mod api;
 pub mod app;
+pub mod audit;
 pub mod auth;
 pub mod ca;
 pub mod circuits;

@@ -2,8 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
+#[path = "api/audit.rs"]
+mod audit;
 #[path = "api/client.rs"]
 mod client;
+#[path = "api/page.rs"]
+mod page;
+#[path = "api/session.rs"]
+mod session;
 #[path = "api/tokens.rs"]
 mod tokens;
 

@@ -400,6 +400,8 @@ async fn answers_are_what_the_description_says() {
     let id = plane.graph_with(|graph| edge(graph, WEB, ORDERS).map(|edge| edge["id"].clone())).await;
     let description: Value = serde_json::from_str(OPENAPI).expect("JSON");
     let detail = format!("/api/edges/{}", id.as_str().expect("a text"));
+    // A deed, so that the audit log has an entry to look at.
+    plane.ask_with(Request::put("/api/graph")).await;
     for (path, schema) in [
         ("/api/graph", "Graph"),
         (detail.as_str(), "EdgeDetail"),
@@ -409,6 +411,8 @@ async fn answers_are_what_the_description_says() {
         ("/api/proxies", "Proxies"),
         ("/api/config/errors", "ConfigErrors"),
         ("/api/overview", "Overview"),
+        ("/api/session", "Session"),
+        ("/api/audit", "Audit"),
     ] {
         let reference = format!("#/components/schemas/{schema}");
         client::conforms(

@@ -1,6 +1,6 @@
 //! Tokens of the API: a file that says whose they are, and what their bearers may do.
 //!
-//! In: a YAML list, one token a line, each as the SHA-256 of the token. Out: [`Tokens::find`]. Whoever reads the file
+//! In: a YAML list, one token a line, each as the SHA-256 of the token. Out: [`Tokens::holder`]. Whoever reads the file
 //! therefore cannot sign in with it.
 //!
 //! Invariants: a file that cannot be read, or that everybody on the machine can read, never replaces what was read before,
@@ -40,6 +40,11 @@ const SECRET_BYTES: usize = 32;
 /// SHA-256 of a token.
 pub type Digest = [u8; 32];
 
+/// The digest of `token`.
+pub(super) fn digest(token: &[u8]) -> Digest {
+    Sha256::digest(token).into()
+}
+
 /// The file's current content.
 #[derive(Debug)]
 pub struct Tokens {
@@ -65,11 +70,6 @@ impl Tokens {
         // Registered twice only in tests that share a registry; then it is only not exported twice.
         drop(registry.register(Box::new(errors.clone())));
         Ok(Self { path: path.to_owned(), table: RwLock::new(Arc::new(table)), errors })
-    }
-
-    /// Whose token this is, if anybody's.
-    pub fn find(&self, token: &[u8], now: Timestamp) -> Option<Principal> {
-        self.holder(&Sha256::digest(token).into(), now)
     }
 
     /// Whose token has `digest`, if anybody's still.
@@ -180,7 +180,7 @@ impl Table {
             }
         }
         let valid = found.filter(|entry| entry.expires.is_none_or(|end| now < end))?;
-        Some(Principal { name: Arc::clone(&valid.name), role: valid.role, how: How::Token })
+        Some(Principal { name: Arc::clone(&valid.name), role: valid.role, how: How::Token, session: false })
     }
 }
 
@@ -211,7 +211,7 @@ fn digest_of_hex(text: &str) -> Option<Digest> {
     Some(digest)
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         // Writing to a string does not fail.
         write!(text, "{byte:02x}").ok();
@@ -240,7 +240,7 @@ pub fn mint(
 ) -> anyhow::Result<Minted> {
     check_name(name)?;
     let token = format!("{PREFIX}{}", hex(secret));
-    let digest = hex(&Sha256::digest(token.as_bytes()));
+    let digest = hex(&digest(token.as_bytes()));
     // JSON's strings are YAML's, so that no name reaches out of its place.
     let name = serde_json::to_string(name)?;
     let expires = expires.map(|at| format!(", expires: {at}")).unwrap_or_default();
@@ -262,22 +262,18 @@ mod tests {
         mint(name, role, expires, &[seed; SECRET_BYTES]).expect("a good name")
     }
 
-    fn digest(token: &str) -> Digest {
-        Sha256::digest(token).into()
-    }
-
     #[test]
     fn what_is_minted_is_known_until_it_expires() {
         let alice = minted("alice", Role::Viewer, None, 1);
         let bob = minted("bob: \"}, the builder", Role::Operator, Some(at(1_000)), 2);
         let table = Table::parse(&format!("# people\n{}\n{}\n", alice.line, bob.line)).expect("well formed");
 
-        let found = table.find(&digest(&alice.token), at(5_000)).expect("known");
+        let found = table.find(&digest(alice.token.as_bytes()), at(5_000)).expect("known");
         assert_eq!((&*found.name, found.role, found.how), ("alice", Role::Viewer, How::Token));
-        let found = table.find(&digest(&bob.token), at(999)).expect("known");
+        let found = table.find(&digest(bob.token.as_bytes()), at(999)).expect("known");
         assert_eq!((&*found.name, found.role), ("bob: \"}, the builder", Role::Operator));
-        assert_eq!(table.find(&digest(&bob.token), at(1_000)), None, "expired");
-        assert_eq!(table.find(&digest("weft_api_00"), at(0)), None);
+        assert_eq!(table.find(&digest(bob.token.as_bytes()), at(1_000)), None, "expired");
+        assert_eq!(table.find(&digest(b"weft_api_00"), at(0)), None);
         assert!(alice.token.starts_with(PREFIX) && !alice.line.contains(&alice.token));
     }
 
@@ -324,7 +320,7 @@ mod tests {
         let (alice, bob) = (minted("alice", Role::Viewer, None, 1), minted("bob", Role::Operator, None, 2));
         std::fs::write(file.path(), &alice.line).expect("written");
         let tokens = Tokens::open(file.path(), &Registry::new()).expect("good");
-        let knows = |one: &Minted| tokens.find(one.token.as_bytes(), at(0)).is_some();
+        let knows = |one: &Minted| tokens.holder(&digest(one.token.as_bytes()), at(0)).is_some();
         tokio::time::pause();
         let follow = tokens.follow();
         let story = async {

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 /// Asks one listener.
+#[derive(Clone)]
 pub(crate) struct Client {
     address: SocketAddr,
     headers: Vec<(String, String)>,
