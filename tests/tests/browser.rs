@@ -18,6 +18,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{any, get};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use weft_tests::binary;
 use weft_tests::poll;
 use weft_tests::process::Guarded;
@@ -116,12 +117,7 @@ async fn people_see_an_edge_appear_and_a_circuit_open() -> anyhow::Result<()> {
 
     let switch = switch(broken).await?;
 
-    let browser = binary::workspace().join("tests/browser");
-    if !browser.join("node_modules").exists() {
-        let status = npm(&browser).arg("ci").status()?;
-        ensure!(status.success(), "npm ci: {status}");
-    }
-    let mut test = npm(&browser);
+    let mut test = npm(&browser()?);
     test.args(["test", "--silent"])
         .env("WEFT_URL", format!("http://{}", address(&plane, "/api")?))
         .env("WEFT_TRAFFIC_URL", format!("http://{}/orders/42", address(&caller, "/forwards/0")?))
@@ -133,6 +129,78 @@ async fn people_see_an_edge_appear_and_a_circuit_open() -> anyhow::Result<()> {
     let status = tokio::task::spawn_blocking(move || Guarded::spawn(&mut test)?.wait(ENDS)).await??;
     ensure!(status.success(), "the browser test: {status}\n{}", logs(home));
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn people_sign_in_see_the_mesh_and_sign_out() -> anyhow::Result<()> {
+    if !possible() {
+        return Ok(());
+    }
+    let directory = tempfile::tempdir()?;
+    let home = directory.path();
+    let (tokens, alice, bob) = tokens(home)?;
+    let listen = ["--insecure", "--control-listen=127.0.0.1:0", "--api-listen=127.0.0.1:0"];
+    let off = ["--otlp-grpc-listen=off", "--otlp-http-listen=off"];
+    let (plane, _plane) = start(home, "control-plane", &[&listen[..], &off, &[&tokens]].concat()).await?;
+
+    let control = format!("--control-plane=http://{}", address(&plane, "/control")?);
+    let sidecar = ["--namespace=shop", &control, "--metrics-listen=127.0.0.1:0", "--admin-listen=off"];
+    let forward = format!("--inbound-forward={}", app(Arc::default()).await?);
+    let callee = ["--workload=orders", "--inbound-listen=127.0.0.1:0", "--outbound-listen=off"];
+    let callee = [&sidecar[..], &callee, &[&forward, "--register=orders.shop:8080/http"]].concat();
+    let (_, _callee) = start(home, "orders", &callee).await?;
+    let caller = [
+        "--workload=web",
+        "--inbound-listen=off",
+        "--outbound-listen=off",
+        "--outbound-forward=127.0.0.1:0=orders.shop:8080",
+        "--discovery-timeout=20s",
+    ];
+    let (caller, _caller) = start(home, "web", &[&sidecar[..], &caller].concat()).await?;
+    let traffic = "GET /orders/42 HTTP/1.1\r\nHost: orders\r\nConnection: close\r\n\r\n";
+    let answer = send(address(&caller, "/forwards/0")?, traffic).await?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+    let mut test = npm(&browser()?);
+    test.args(["run", "signin", "--silent"])
+        .env("WEFT_URL", format!("http://{}", address(&plane, "/api")?))
+        .env("WEFT_TOKEN", alice)
+        .env("WEFT_OPERATOR", bob);
+    let status = tokio::task::spawn_blocking(move || Guarded::spawn(&mut test)?.wait(ENDS)).await??;
+    ensure!(status.success(), "the browser test: {status}\n{}", logs(home));
+    Ok(())
+}
+
+/// A file with a viewer and an operator, as a flag, and their tokens: made by the command that people use.
+fn tokens(home: &Path) -> anyhow::Result<(String, String, String)> {
+    let file = home.join("tokens.yaml");
+    let make = |name: &str, role: &str| {
+        let mut command = Command::new(binary::weft());
+        command.args(["auth", "token", "--name", name, "--role", role, "--line-to"]).arg(&file);
+        let output = command.output()?;
+        ensure!(output.status.success(), "weft auth token: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    };
+    let (alice, bob) = (make("alice", "viewer")?, make("bob", "operator")?);
+    Ok((format!("--api-tokens={}", file.display()), alice, bob))
+}
+
+async fn send(address: SocketAddr, request: &str) -> anyhow::Result<String> {
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+/// The folder of the browser's side, with what it needs.
+fn browser() -> anyhow::Result<PathBuf> {
+    let browser = binary::workspace().join("tests/browser");
+    if !browser.join("node_modules").exists() {
+        let status = npm(&browser).arg("ci").status()?;
+        ensure!(status.success(), "npm ci: {status}");
+    }
+    Ok(browser)
 }
 
 /// A replica: well, unless it is broken.

@@ -104,6 +104,7 @@ const server = createServer((request, response) => {
   }
   if (!url.pathname.startsWith('/api')) return void file(response, url.pathname);
   if (down) return problem(response, 503, 'Unavailable', 'the mock is down');
+  if (url.pathname === '/api/session') return json(response, { required: false, who: { name: 'anybody', role: 'operator', how: 'open', session: false }, ways: { token: false } });
   if (url.pathname === '/api/graph') return json(response, picture(window, now));
   if (url.pathname === '/api/graph/events') return events(response, window);
   if (url.pathname.startsWith('/api/edges/')) {

@@ -4,6 +4,7 @@
  * Components read from here and call its verbs; they never talk to the network or to the address bar themselves.
  * Invariant: `graph` is the picture on the screen. While paused, newer pictures wait in `#latest`.
  */
+import { Account } from './account.svelte';
 import * as client from './api/client';
 import { Live, type LinkState } from './api/live';
 import type { ConfigError, Graph, Overview, Proxy } from './api/model';
@@ -42,6 +43,7 @@ export class Store {
   proxies = $state.raw<readonly Proxy[] | null>(null);
   configErrors = $state.raw<readonly ConfigError[] | null>(null);
 
+  readonly account = new Account();
   readonly wall = new Wall();
   readonly routes = new RoutesWatch();
   readonly history = new History();
@@ -88,11 +90,14 @@ export class Store {
   #latest: Graph | null = null;
   #live: Live | null = null;
 
-  start(): () => void {
-    const view = url.read(location.search);
-    this.#apply(view);
+  /** What the page knows before it asks anybody. */
+  prepare(): void {
+    this.#apply(url.read(location.search));
     this.language = preference('weft.language', ['en', 'ko'] as const) ?? (navigator.language.startsWith('ko') ? 'ko' : 'en');
     this.theme = preference('weft.theme', ['auto', 'light', 'dark'] as const) ?? 'auto';
+  }
+
+  start(): () => void {
     const back = (): void => {
       const before = this.window;
       this.#apply(url.read(location.search));
@@ -106,6 +111,8 @@ export class Store {
         this.link = state;
         this.problem = problem;
         if (state !== 'reconnecting') this.heardAt = Date.now();
+        // The session is over, or its token was taken back.
+        if (problem?.status === 401) void this.account.check();
       },
     });
     this.#live.start();

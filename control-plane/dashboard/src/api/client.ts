@@ -4,6 +4,7 @@
 import { circuits as decodeCircuits, type Circuits } from './circuits';
 import * as decode from './decode';
 import { routes as decodeRoutes, type Routes } from './routes';
+import { session as decodeSession, type Session } from './session';
 import type { ConfigError, EdgeDetail, Graph, Overview, Proxy } from './model';
 
 const DEADLINE_MS = 8_000;
@@ -25,10 +26,18 @@ export const overview = (): Promise<Overview> => get('api/overview').then(decode
 export const configErrors = (): Promise<ConfigError[]> => get('api/config/errors').then(decode.configErrors);
 export const routes = (window: string): Promise<Routes> => get(`api/routes?window=${window}`).then(decodeRoutes);
 export const circuits = (): Promise<Circuits> => get('api/circuits').then(decodeCircuits);
+export const session = (): Promise<Session> => get('api/session').then(decodeSession);
+/** The token goes out once; from then on a cookie stands for it. */
+export const signIn = (token: string): Promise<Session> =>
+  ask('api/session', { method: 'POST', headers: { authorization: `Bearer ${token}` } }).then(decodeSession);
+export const signOut = (): Promise<unknown> => ask('api/session', { method: 'DELETE' });
 
-async function get(path: string): Promise<unknown> {
+const get = (path: string): Promise<unknown> => ask(path, {});
+
+async function ask(path: string, how: RequestInit): Promise<unknown> {
   const response = await fetch(path, {
-    headers: { accept: 'application/json' },
+    ...how,
+    headers: { accept: 'application/json', ...how.headers },
     cache: 'no-store',
     signal: AbortSignal.timeout(DEADLINE_MS),
   });
