@@ -31,9 +31,10 @@ const FAR: Duration = Duration::from_secs(15);
 /// A control plane without sidecars, started as from a command line.
 async fn start(flags: &[&str]) -> anyhow::Result<App> {
     let off = ["--control-listen=off", "--otlp-grpc-listen=off", "--otlp-http-listen=off"];
-    let api = ["--api-listen=127.0.0.1:0"];
-    let api = if flags.iter().any(|flag| flag.starts_with("--api-listen")) { &[][..] } else { &api[..] };
-    let line = [&["weft-control-plane"], &off[..], api, flags].concat();
+    let usual = ["--api-listen=127.0.0.1:0", "--control-tls-listen=off"];
+    let told = |flag: &str| flags.iter().any(|other| other.split('=').next() == flag.split('=').next());
+    let usual: Vec<&str> = usual.into_iter().filter(|flag| !told(flag)).collect();
+    let line = [&["weft-control-plane"], &off[..], &usual, flags].concat();
     App::start(Config::try_parse_from(line)?).await
 }
 

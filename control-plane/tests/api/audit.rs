@@ -9,10 +9,14 @@ use weft_control_plane::auth::Role;
 use super::{client, start, stop, token, write_tokens};
 
 async fn plane(directory: &Path, log: &Path) -> App {
+    plane_with(directory, log, "--control-tls-listen=off").await
+}
+
+async fn plane_with(directory: &Path, log: &Path, more: &str) -> App {
     let file = directory.join("tokens.yaml");
     write_tokens(&file, &[&token("alice", Role::Viewer, 1), &token("bob", Role::Operator, 2)]);
     let tokens = format!("--api-tokens={}", file.display());
-    start(&[&tokens, &format!("--audit-log={}", log.display())]).await.unwrap()
+    start(&[&tokens, &format!("--audit-log={}", log.display()), more]).await.unwrap()
 }
 
 #[tokio::test]
@@ -84,6 +88,27 @@ async fn what_cannot_be_written_down_is_not_done() {
     assert!(bob.get("/metrics").await.body.contains("weft_audit_errors_total 2"));
     std::fs::remove_file(&log).unwrap();
     assert_eq!(bob.send("PUT", "/api/graph", "").await.status, 405, "as soon as there is room");
+    stop(app).await;
+}
+
+#[tokio::test]
+async fn who_lets_somebody_into_the_mesh_is_written_down_and_for_whom() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("audit.log");
+    let app = plane_with(directory.path(), &log, "--control-tls-listen=127.0.0.1:0").await;
+    let json = client(&app).with("Content-Type", "application/json");
+    let (alice, bob) = (token("alice", Role::Viewer, 1), token("bob", Role::Operator, 2));
+    let wanted = r#"{"name": "orders", "namespace": "shop"}"#;
+    assert_eq!(json.send("POST", "/api/tokens", wanted).await.status, 401);
+    assert_eq!(json.bearing(&alice.token).send("POST", "/api/tokens", wanted).await.status, 403);
+    let made = json.bearing(&bob.token).send("POST", "/api/tokens", wanted).await;
+    assert_eq!(made.status, 201, "{made:?}");
+    let entry = json.bearing(&bob.token).get("/api/audit").await.json()["entries"][0].clone();
+    assert_eq!((&entry["who"], &entry["action"]), (&"bob".into(), &"POST /api/tokens".into()));
+    let detail = entry["detail"].as_str().expect("what came of it");
+    assert!(detail.contains("for shop/orders") && detail.contains("/ns/shop/sa/orders"), "{detail}");
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(!text.contains(made.json()["token"].as_str().unwrap()), "the secret is in no log");
     stop(app).await;
 }
 
