@@ -140,7 +140,7 @@ async fn people_sign_in_see_the_mesh_and_sign_out() -> anyhow::Result<()> {
     let home = directory.path();
     let (tokens, alice, bob) = tokens(home)?;
     let listen = ["--insecure", "--control-listen=127.0.0.1:0", "--api-listen=127.0.0.1:0"];
-    let off = ["--otlp-grpc-listen=off", "--otlp-http-listen=off"];
+    let off = ["--control-tls-listen=off", "--otlp-grpc-listen=off", "--otlp-http-listen=off"];
     let (plane, _plane) = start(home, "control-plane", &[&listen[..], &off, &[&tokens]].concat()).await?;
 
     let control = format!("--control-plane=http://{}", address(&plane, "/control")?);
