@@ -15,15 +15,26 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use weft_control_plane::app::App;
 
+use crate::client::{self, Ask};
 use crate::poll;
 
 /// Longest wait for anything; only reached when the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How sidecars speak with a control plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Trust {
+    /// In plain text, without proof.
+    Insecure,
+    /// By mutual TLS, with these flags more; keys are kept in the plane's directory.
+    Mutual(Vec<String>),
+}
+
 /// The control plane on free ports, reading a directory of its own.
 pub struct Plane {
     app: App,
     directory: tempfile::TempDir,
+    trust: Trust,
     /// Where sidecars go.
     pub control: SocketAddr,
     /// Where the API is.
@@ -31,29 +42,69 @@ pub struct Plane {
 }
 
 impl Plane {
-    /// Starts it on `objects`, YAML documents.
+    /// Starts it on `objects`, YAML documents, for sidecars that speak plain text.
     ///
     /// # Errors
     /// When it does not start.
     pub async fn start(objects: &str) -> anyhow::Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let source = directory.path().join("source");
-        std::fs::create_dir(&source)?;
-        std::fs::write(source.join("objects.yaml"), objects)?;
-        Self::run(directory, "127.0.0.1:0").await
+        Self::run(directory(objects)?, Trust::Insecure, "127.0.0.1:0").await
     }
 
-    async fn run(directory: tempfile::TempDir, control: &str) -> anyhow::Result<Self> {
-        let control = format!("--control-listen={control}");
-        let flags = ["--insecure", &control, "--control-tls-listen=127.0.0.1:0", "--api-listen=127.0.0.1:0"];
-        let off = ["--otlp-grpc-listen=off", "--otlp-http-listen=off", "--drain-deadline=1s"];
-        let source = format!("--source={}", directory.path().join("source").display());
-        let program = ["weft-control-plane", &source];
-        let words = program.iter().chain(&flags).chain(&off);
+    /// Starts it on `objects` for sidecars that have an identity, with more `flags` of its own.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_mutual(objects: &str, flags: &[&str]) -> anyhow::Result<Self> {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Self::run(directory(objects)?, Trust::Mutual(flags), "127.0.0.1:0").await
+    }
+
+    async fn run(directory: tempfile::TempDir, trust: Trust, control: &str) -> anyhow::Result<Self> {
+        let mut words = vec![
+            "weft-control-plane".to_owned(),
+            format!("--source={}", directory.path().join("source").display()),
+            "--api-listen=127.0.0.1:0".to_owned(),
+            "--otlp-grpc-listen=off".to_owned(),
+            "--otlp-http-listen=off".to_owned(),
+            "--drain-deadline=1s".to_owned(),
+        ];
+        match &trust {
+            Trust::Insecure => words.extend([
+                "--insecure".to_owned(),
+                format!("--control-listen={control}"),
+                "--control-tls-listen=off".to_owned(),
+            ]),
+            Trust::Mutual(flags) => {
+                words.extend([
+                    "--control-listen=off".to_owned(),
+                    format!("--control-tls-listen={control}"),
+                    format!("--data-dir={}", directory.path().join("data").display()),
+                ]);
+                words.extend(flags.iter().cloned());
+            }
+        }
         let app = App::start(weft_control_plane::config::Config::try_parse_from(words)?).await?;
-        let control = app.bound().control.context("bound")?;
-        let api = app.bound().api.context("bound")?;
-        Ok(Self { app, directory, control, api })
+        let bound = app.bound();
+        let control = match &trust {
+            Trust::Insecure => bound.control,
+            Trust::Mutual(_) => bound.control_tls,
+        };
+        let (control, api) = (control.context("bound")?, bound.api.context("bound")?);
+        Ok(Self { app, directory, trust, control, api })
+    }
+
+    /// Makes a join token for the workload `shop/<workload>`.
+    ///
+    /// # Errors
+    /// When the control plane does not.
+    pub async fn token(&self, workload: &str) -> anyhow::Result<String> {
+        let wanted = serde_json::json!({ "name": workload, "namespace": "shop" });
+        let mut ask = Ask::get("/api/tokens", "localhost").header("content-type", "application/json");
+        (ask.method, ask.body) = (http::Method::POST, wanted.to_string().into());
+        let answer = client::once(self.api, &ask).await?;
+        let made: Value = serde_json::from_slice(&answer.body).with_context(|| format!("{answer:?}"))?;
+        let token = made["token"].as_str().with_context(|| format!("no token in {made}"))?;
+        Ok(token.to_owned())
     }
 
     /// Replaces the objects; a reader sees the old ones or the new ones, never half.
@@ -79,15 +130,24 @@ impl Plane {
 
     /// Drains it and says how it is started again: where sidecars know it, with the same objects and an empty memory.
     pub async fn pause(self) -> Paused {
-        let Self { app, directory, control, api: _ } = self;
+        let Self { app, directory, trust, control, api: _ } = self;
         app.stop(std::future::pending()).await;
-        Paused { directory, control }
+        Paused { directory, trust, control }
     }
+}
+
+fn directory(objects: &str) -> anyhow::Result<tempfile::TempDir> {
+    let directory = tempfile::tempdir()?;
+    let source = directory.path().join("source");
+    std::fs::create_dir(&source)?;
+    std::fs::write(source.join("objects.yaml"), objects)?;
+    Ok(directory)
 }
 
 /// A control plane that is not there for a while.
 pub struct Paused {
     directory: tempfile::TempDir,
+    trust: Trust,
     control: SocketAddr,
 }
 
@@ -97,7 +157,7 @@ impl Paused {
     /// # Errors
     /// When it does not start.
     pub async fn resume(self) -> anyhow::Result<Plane> {
-        Plane::run(self.directory, &self.control.to_string()).await
+        Plane::run(self.directory, self.trust, &self.control.to_string()).await
     }
 }
 
@@ -118,6 +178,35 @@ impl Sidecar {
         workload: &str,
         flags: &[&str],
     ) -> anyhow::Result<Self> {
+        Self::run(directory, &format!("--control-plane=http://{control}"), workload, flags).await
+    }
+
+    /// As [`Sidecar::start`], with an identity: joins `plane`, which speaks mutual TLS.
+    ///
+    /// # Errors
+    /// As [`Sidecar::start`], or when there is no token.
+    pub async fn join(
+        directory: &Path,
+        plane: &Plane,
+        workload: &str,
+        flags: &[&str],
+    ) -> anyhow::Result<Self> {
+        let token = format!("--join-token={}", plane.token(workload).await?);
+        let flags: Vec<&str> = flags.iter().copied().chain([&*token]).collect();
+        let control = format!("--control-plane=https://{}", plane.control);
+        Self::run(directory, &control, workload, &flags).await
+    }
+
+    /// As [`Sidecar::start`], with the flag that says where the control plane is.
+    ///
+    /// # Errors
+    /// As [`Sidecar::start`].
+    pub async fn run(
+        directory: &Path,
+        control: &str,
+        workload: &str,
+        flags: &[&str],
+    ) -> anyhow::Result<Self> {
         #[derive(clap::Parser)]
         struct CommandLine {
             #[command(flatten)]
@@ -126,7 +215,7 @@ impl Sidecar {
         let ready = directory.join(format!("{workload}.json"));
         let own = [
             "weft-proxy".to_owned(),
-            format!("--control-plane=http://{control}"),
+            control.to_owned(),
             format!("--workload={workload}"),
             format!("--ready-file={}", ready.display()),
         ];
