@@ -98,7 +98,7 @@ enum Command {
 }
 
 /// Where the control plane's API is, and who asks it.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ApiArgs {
     /// The control plane's API
     #[arg(long, env = "WEFT_API", value_name = "URL", default_value = api::DEFAULT)]

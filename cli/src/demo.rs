@@ -149,10 +149,10 @@ async fn set_up(
     step.done("control plane and dashboard");
 
     let step = output::step("starting the sidecars");
-    stage.start_sidecars()?;
+    stage.start_sidecars(&api).await?;
     stage.sidecars_ready().await?;
     let how = if stage.intercepts() { "intercepting all traffic" } else { "as explicit proxies" };
-    step.done(format_args!("{} sidecars, {how}", stage.sidecar_count()));
+    step.done(format_args!("{} sidecars with an identity each, {how}", stage.sidecar_count()));
 
     let step = output::step("starting the shop");
     let opened = Instant::now();

@@ -20,6 +20,7 @@ mod get;
 mod graph;
 mod identity;
 mod inner;
+mod join;
 mod output;
 mod routes;
 mod run;

@@ -2,7 +2,8 @@
 //!
 //! In: a name, perhaps a port, and a command line. Out: the program, in this terminal, with its exit code.
 //! Its sidecar is an explicit proxy on loopback: what calls the service arrives at the sidecar's inbound
-//! listener and is passed to the program's port; what the program calls by HTTP goes through `http_proxy`.
+//! listener and is passed to the program's port; what the program calls by HTTP goes through `http_proxy`. Towards a
+//! control plane at `https` the sidecar joins with a token that is made for it, unless the environment brings a proof.
 //!
 //! Invariants: the service has this endpoint exactly as long as the sidecar's stream to the control plane
 //! lives, and the sidecar outlives the program, so that what is in flight when the program ends is still
@@ -11,7 +12,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,10 +22,12 @@ use console::style;
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
+use weft_wire::port;
 use weft_wire::{ServiceId, xds::Protocol};
 
+use crate::api::{self, Api};
 use crate::fabric::{Launcher, Process};
-use crate::output;
+use crate::{args, join, output};
 
 /// How long the sidecar may take to start.
 const START_PATIENCE: Duration = Duration::from_secs(10);
@@ -34,6 +37,13 @@ const LOOK: Duration = Duration::from_millis(10);
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long to look for the control plane before the program starts anyway.
 const REACH_PATIENCE: Duration = Duration::from_millis(500);
+/// The control plane of this machine, and how it is asked if it serves plain text only.
+const LOCAL: [&str; 2] = ["https://127.0.0.1:15012", "http://127.0.0.1:15010"];
+/// What an operator proves a sidecar's identity with; without any of them a join token is made.
+const PROOFS: [&str; 4] =
+    ["WEFT_JOIN_TOKEN", "WEFT_JOIN_TOKEN_FILE", "WEFT_IDENTITY_TOKEN_FILE", "WEFT_IDENTITY_DIR"];
+/// How often the API is asked for a join token until it answers.
+const ASK: Duration = Duration::from_secs(1);
 /// The namespace of names that have none.
 const DEFAULT_NAMESPACE: &str = "default";
 
@@ -58,9 +68,12 @@ pub(crate) struct RunArgs {
     /// The version to show, for instance v2
     #[arg(long)]
     version: Option<String>,
-    /// Where sidecars find the control plane
-    #[arg(long, env = "WEFT_CONTROL_PLANE", value_name = "URL", default_value = "http://127.0.0.1:15010")]
-    control_plane: String,
+    /// Where sidecars find the control plane: https://HOST:15012, or http://HOST:15010 if it is insecure; the
+    /// one of this machine if not given
+    #[arg(long, env = "WEFT_CONTROL_PLANE", value_name = "URL")]
+    control_plane: Option<String>,
+    #[command(flatten)]
+    api: args::ApiArgs,
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     program: Vec<std::ffi::OsString>,
@@ -81,15 +94,17 @@ pub(crate) fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn accompany(arguments: RunArgs) -> anyhow::Result<u8> {
-    if !reachable(&arguments.control_plane).await? {
-        output::note(format_args!(
-            "no control plane at {} yet: calls work, but nobody sees them; start one with `weft control-plane --insecure`",
-            arguments.control_plane
-        ));
-    }
+    let control_plane = find(arguments.control_plane.as_deref()).await?;
     let launcher = Launcher::new()?;
     let log = launcher.directory().join("sidecar.log");
-    let sidecar = start_sidecar(&launcher, &arguments, &log)?;
+    let token = launcher.directory().join("join-token");
+    let joins = control_plane.starts_with("https://")
+        && PROOFS.iter().all(|name| std::env::var_os(name).is_none_or(|value| value.is_empty()));
+    if joins {
+        join(arguments.api.clone().open()?, arguments.name.clone(), token.clone()).await?;
+    }
+    let token = joins.then_some(&*token);
+    let sidecar = start_sidecar(&launcher, &arguments, &control_plane, token, &log)?;
     let bound = ready(&sidecar, &launcher.directory().join("ready.json"), &log).await?;
     announce(&arguments, &bound);
 
@@ -117,20 +132,75 @@ async fn accompany(arguments: RunArgs) -> anyhow::Result<u8> {
     Ok(exit_code(status))
 }
 
+/// Where the control plane is, with a remark if it is not there, or serves plain text although nobody asked for that.
+async fn find(given: Option<&str>) -> anyhow::Result<String> {
+    let [secure, plain] = LOCAL;
+    let address = given.unwrap_or(secure);
+    if reachable(address).await? {
+        return Ok(address.to_owned());
+    }
+    if given.is_none() && reachable(plain).await? {
+        output::note(format_args!(
+            "the control plane at {plain} serves plain text only: this program has no identity, and its calls are not encrypted"
+        ));
+        return Ok(plain.to_owned());
+    }
+    output::note(format_args!(
+        "no control plane at {address} yet: calls work, but nobody sees them; start one with `weft control-plane`"
+    ));
+    Ok(address.to_owned())
+}
+
 /// Whether something listens there now. The sidecar keeps trying, so this only decides about a remark.
 async fn reachable(control_plane: &str) -> anyhow::Result<bool> {
     let uri: http::Uri =
         control_plane.parse().with_context(|| format!("--control-plane {control_plane:?}"))?;
-    let (Some(host), Some("http")) = (uri.host(), uri.scheme_str()) else {
-        anyhow::bail!("--control-plane {control_plane:?}: write it like http://127.0.0.1:15010");
+    let (Some(host), Some(scheme @ ("http" | "https"))) = (uri.host(), uri.scheme_str()) else {
+        anyhow::bail!(
+            "--control-plane {control_plane:?}: write it like https://127.0.0.1:15012 or http://127.0.0.1:15010"
+        );
     };
-    let address = (host.trim_matches(['[', ']']), uri.port_u16().unwrap_or(weft_wire::port::CONTROL_PLAIN));
+    let usual = if scheme == "https" { port::CONTROL_TLS } else { port::CONTROL_PLAIN };
+    let address = (host.trim_matches(['[', ']']), uri.port_u16().unwrap_or(usual));
     let connect = tokio::net::TcpStream::connect(address);
     Ok(matches!(tokio::time::timeout(REACH_PATIENCE, connect).await, Ok(Ok(_))))
 }
 
-fn start_sidecar(launcher: &Launcher, arguments: &RunArgs, log: &Path) -> anyhow::Result<Process> {
-    let RunArgs { name, port, protocol, version, control_plane, program: _ } = arguments;
+/// Gets a join token into `file`: at once, or as soon as the API answers; the sidecar waits for it, the program does not.
+async fn join(api: Api, name: ServiceId, file: PathBuf) -> anyhow::Result<()> {
+    let attempt = async move |api: &Api| match join::token(api, name.namespace(), name.name()).await {
+        Ok(token) => join::keep(&token, &file).context("cannot keep the join token").map(|()| true),
+        // It will say the same again.
+        Err(error @ api::Error::Refused { .. }) => {
+            Err(error).context("no join token; make one with `weft token create` and set WEFT_JOIN_TOKEN")
+        }
+        Err(_) => Ok(false),
+    };
+    if attempt(&api).await? {
+        return Ok(());
+    }
+    // Ends with the program.
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(ASK).await;
+            match attempt(&api).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => return output::note(format_args!("{error:#}")),
+            }
+        }
+    });
+    Ok(())
+}
+
+fn start_sidecar(
+    launcher: &Launcher,
+    arguments: &RunArgs,
+    control_plane: &str,
+    token: Option<&Path>,
+    log: &Path,
+) -> anyhow::Result<Process> {
+    let RunArgs { name, port, protocol, version, control_plane: _, api: _, program: _ } = arguments;
     let mut sidecar = launcher
         .weft("sidecar")
         .arg("proxy")
@@ -144,6 +214,9 @@ fn start_sidecar(launcher: &Launcher, arguments: &RunArgs, log: &Path) -> anyhow
         .env("WEFT_LOG", "warn")
         .env("WEFT_DRAIN_DEADLINE", format!("{}ms", DRAIN.as_millis()))
         .env("WEFT_READY_FILE", launcher.directory().join("ready.json"));
+    if let Some(token) = token {
+        sidecar = sidecar.env("WEFT_JOIN_TOKEN_FILE", token);
+    }
     if let Some(version) = version {
         sidecar = sidecar.env("WEFT_VERSION", version);
     }

@@ -39,10 +39,14 @@ fn free_port() -> String {
     listener.local_addr().expect("an address").port().to_string()
 }
 
-/// Runs a program in the mesh of `control_plane`.
-fn meshed(control_plane: &str, arguments: &[&str], program: &[&str]) -> Command {
+/// Runs a program in the mesh of `control_plane`, which is joined by its `api`.
+fn meshed((control_plane, api): (&str, &str), arguments: &[&str], program: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
-    command.args(["run", "--control-plane", control_plane]).args(arguments).arg("--").args(program);
+    command
+        .args(["run", "--control-plane", control_plane, "--api", api])
+        .args(arguments)
+        .arg("--")
+        .args(program);
     command
 }
 
@@ -70,17 +74,10 @@ fn two_programs_meet_by_name_and_the_graph_sees_it() {
     let ready = directory.path().join("ready.json");
     let off = ["--otlp-grpc-listen", "off", "--otlp-http-listen", "off"];
     let control_plane = Command::new(weft)
-        .args([
-            "control-plane",
-            "--insecure",
-            "--control-listen",
-            "127.0.0.1:0",
-            "--control-tls-listen",
-            "off",
-            "--api-listen",
-            "127.0.0.1:0",
-        ])
+        .args(["control-plane", "--control-tls-listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0"])
         .args(off)
+        .arg("--data-dir")
+        .arg(directory.path().join("data"))
         .arg("--ready-file")
         .arg(&ready)
         .stderr(Stdio::null())
@@ -94,12 +91,13 @@ fn two_programs_meet_by_name_and_the_graph_sees_it() {
             .unwrap_or_default();
         bound.is_object()
     });
-    let control = format!("http://{}", bound["control"].as_str().expect("an address"));
+    let control = format!("https://{}", bound["control_tls"].as_str().expect("an address"));
     let api = bound["api"].as_str().expect("an address").to_owned();
+    let mesh = (&*control, &*api);
 
     let port = free_port();
     let serve = ["python3", "-m", "http.server", "--bind", "127.0.0.1", &port];
-    let orders = meshed(&control, &["--name", "orders", "--port", &port], &serve)
+    let orders = meshed(mesh, &["--name", "orders", "--port", &port], &serve)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn();
@@ -107,7 +105,7 @@ fn two_programs_meet_by_name_and_the_graph_sees_it() {
 
     let url = format!("http://orders:{port}/");
     let call = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", &url];
-    let mut caller = meshed(&control, &["--name", "caller"], &call);
+    let mut caller = meshed(mesh, &["--name", "caller"], &call);
     eventually("the call arrives", || caller.output().expect("runs").stdout == b"200");
     let mut graph = Command::new(weft);
     graph.args(["stat", "caller", "orders", "-o", "json", "--api", &api]);

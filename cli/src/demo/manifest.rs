@@ -102,7 +102,10 @@ fn pod(copy: &Copy) -> Value {
                 "app.kubernetes.io/version": copy.version,
             },
         },
-        "spec": { "containers": [{ "name": copy.role.name, "image": image }] },
+        "spec": {
+            "serviceAccountName": copy.role.name,
+            "containers": [{ "name": copy.role.name, "image": image }],
+        },
         "status": {
             "phase": "Running",
             "podIP": copy.address,

@@ -19,10 +19,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
+use weft_wire::port::CONTROL_TLS;
 
 use super::cast::{self, Copy, NAMESPACE, Part};
 use super::manifest;
+use crate::api::Api;
 use crate::fabric::{Command, Fabric, Isolation, Launcher, Pod, Process};
+use crate::join;
 
 /// How long a program or sidecar may take to start on a slow machine.
 const START_PATIENCE: Duration = Duration::from_secs(20);
@@ -148,17 +151,20 @@ impl Stage {
             Ground::Loopback { launcher, .. } => (loopback::HUB, launcher.weft("control-plane")),
         };
         let directory = self.directory().to_owned();
+        let mut command = command.arg("control-plane");
+        if !dashboard.local_addr()?.ip().is_loopback() {
+            // The shop is for everybody to see who reaches the address that was asked for.
+            command = command.arg("--insecure");
+        }
         let command = command
-            .arg("control-plane")
-            .arg("--insecure")
             .arg("--source")
             .arg(directory.join("source"))
             .arg("--data-dir")
             .arg(directory.join("data"))
             // The socket comes as standard input: a file descriptor that may be handed on without `unsafe`.
             .args(["--api-listen", "fd:0"])
-            .args(["--control-listen".to_owned(), format!("{hub}:15010")])
-            .args(["--control-tls-listen", "off"])
+            .args(["--control-listen", "off"])
+            .args(["--control-tls-listen".to_owned(), format!("{hub}:{CONTROL_TLS}")])
             .args(["--otlp-grpc-listen".to_owned(), format!("{hub}:4317")])
             .args(["--otlp-http-listen".to_owned(), format!("{hub}:4318")])
             .stdin(Stdio::from(OwnedFd::from(dashboard)));
@@ -167,8 +173,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Intercepts, and starts every sidecar.
-    pub(super) fn start_sidecars(&mut self) -> anyhow::Result<()> {
+    /// Intercepts, and starts every sidecar with a token of its own.
+    pub(super) async fn start_sidecars(&mut self, api: &Api) -> anyhow::Result<()> {
         for index in 0..self.copies.len() {
             let copy = self.copies[index].clone();
             if copy.role.part != Part::Meshed {
@@ -178,7 +184,9 @@ impl Stage {
                 Ground::Namespaces(fabric) => namespaces::sidecar(fabric, &self.pods[index])?,
                 Ground::Loopback { launcher, .. } => loopback::sidecar(launcher, &copy),
             };
+            let token = join::token(api, NAMESPACE, copy.role.name).await;
             let command = command
+                .env("WEFT_JOIN_TOKEN", token.context("cannot let a sidecar into the mesh")?)
                 .env("WEFT_WORKLOAD", copy.role.name)
                 .env("WEFT_NAMESPACE", NAMESPACE)
                 .env("WEFT_VERSION", copy.version)

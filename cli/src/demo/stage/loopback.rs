@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use weft_wire::port::{ADMIN, CONTROL_PLAIN, INBOUND, METRICS, OUTBOUND};
+use weft_wire::port::{ADMIN, CONTROL_TLS, INBOUND, METRICS, OUTBOUND};
 
 use super::at;
 use crate::demo::cast::{self, Copy, NAMESPACE, Part};
@@ -51,7 +51,7 @@ pub(super) fn sidecar(launcher: &Launcher, copy: &Copy) -> Command {
     let sidecar = launcher
         .weft(&copy.pod)
         .arg("proxy")
-        .env("WEFT_CONTROL_PLANE", format!("http://{}", at(HUB, CONTROL_PLAIN)))
+        .env("WEFT_CONTROL_PLANE", format!("https://{}", at(HUB, CONTROL_TLS)))
         .env("WEFT_POD_IPS", address.to_string())
         .env("WEFT_OUTBOUND_LISTEN", at(address, OUTBOUND))
         .env("WEFT_OUTBOUND_FORWARD", forwards)

@@ -1,7 +1,7 @@
 //! The shop in network namespaces: names resolve to services, and traffic is intercepted unseen.
 
 use anyhow::Context as _;
-use weft_wire::port::{CONTROL_PLAIN, PROXY_MARK, PROXY_UID};
+use weft_wire::port::{CONTROL_TLS, PROXY_MARK, PROXY_UID};
 
 use crate::demo::cast::{self, BANK_ADDRESS, BANK_HOST, CAST, Copy, NAMESPACE, Part, virtual_address};
 use crate::fabric::{Command, Fabric, HUB, Pod};
@@ -58,7 +58,7 @@ pub(super) fn sidecar(fabric: &Fabric, pod: &Pod) -> anyhow::Result<Command> {
     let sidecar = pod
         .weft()
         .arg("proxy")
-        .env("WEFT_CONTROL_PLANE", format!("http://{HUB}:{CONTROL_PLAIN}"))
+        .env("WEFT_CONTROL_PLANE", format!("https://{HUB}:{CONTROL_TLS}"))
         .env("WEFT_POD_IPS", format!("{},{}", pod.address(), pod.address_v6()));
     Ok(if users {
         sidecar.uid(fabric.isolation(), PROXY_UID)
