@@ -50,7 +50,7 @@ pub use refusal::Refusal;
 pub use review::{InvalidServer, TokenReviews};
 pub use service::Service;
 use token::{Tokens, Wish};
-pub use view::{Overview, Progress};
+pub use view::{Clock, Overview, Progress, clock_in_words};
 
 const AUTHORITY: &str = "authority.json";
 const TOKENS: &str = "tokens.json";

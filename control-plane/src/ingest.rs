@@ -297,6 +297,12 @@ impl Ingest {
         let samples = report.samples.len();
         let outcome = self.0.store.append(report).await;
         self.0.metrics.report(outcome, samples);
+        if let Some(Identity { instance, sent_at, .. }) = &envelope.identity {
+            let (sent, received) = (sent_at.millis(), envelope.received_at.millis());
+            self.0
+                .callers
+                .clock(instance, i64::try_from(i128::from(received) - i128::from(sent)).unwrap_or(i64::MAX));
+        }
         if outcome == Ok(Outcome::Counted) {
             let instance = envelope.identity.as_ref().map(|identity| &identity.instance);
             self.note(aside, instance, &resolve::Clock::of(&envelope), envelope.received_at);

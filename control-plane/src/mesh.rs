@@ -87,6 +87,8 @@ fn proxy(status: ProxyStatus) -> Proxy {
         version: status.version,
         pod: status.pod,
         addresses: status.addresses,
+        identity: status.verified.as_ref().map(|verified| verified.id.to_string()),
+        certificate_expires: status.verified.as_ref().map(|verified| timestamp(verified.expires)),
         connected_since: timestamp(status.connected_since),
     }
 }

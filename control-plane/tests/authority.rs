@@ -2,8 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
+#[path = "authority/accounts.rs"]
+mod accounts;
 #[path = "authority/client.rs"]
 mod client;
+#[path = "authority/streams.rs"]
+mod streams;
 
 use client::{Config, Request, Run};
 use tonic::Code;
@@ -154,4 +158,75 @@ async fn a_restart_keeps_roots_and_tokens_and_nobody_else_can_read_them() {
     run.ask(None, Request::new().bearer(&unused)).await.unwrap();
     let renewed = run.ask(Some(&own), Request::new()).await.unwrap();
     assert_eq!(renewed.root_pin(), own.root_pin());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn openssl_believes_the_chain_and_sees_one_identity() {
+    let run = Run::start(Config::default()).await;
+    let token = run.token("shop", "orders").await;
+    let own = run.ask(None, Request::new().bearer(&token)).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let names = ["leaf.pem", "intermediate.pem", "root.pem"];
+    for (name, certificate) in names.iter().zip(&own.chain) {
+        let text = pem::encode(&pem::Pem::new("CERTIFICATE", certificate.to_vec()));
+        std::fs::write(directory.path().join(name), text).unwrap();
+    }
+    let openssl = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("openssl");
+        let ran = command.args(arguments).current_dir(directory.path()).output();
+        let ran = ran.expect("openssl: tests/setup.sh installs it");
+        assert!(ran.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8(ran.stdout).unwrap()
+    };
+    for purpose in ["sslclient", "sslserver"] {
+        let verify = [
+            "verify",
+            "-x509_strict",
+            "-purpose",
+            purpose,
+            "-CAfile",
+            "root.pem",
+            "-untrusted",
+            "intermediate.pem",
+        ];
+        assert_eq!(openssl(&[&verify[..], &["leaf.pem"]].concat()), "leaf.pem: OK\n", "{purpose}");
+    }
+    let text = openssl(&["x509", "-in", "leaf.pem", "-noout", "-text"]);
+    assert_eq!(text.matches("URI:").count(), 1, "{text}");
+    assert!(text.contains(&format!("URI:{ID}")), "{text}");
+    assert!(!text.contains("DNS:"), "{text}");
+    assert!(text.contains("CA:FALSE"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_issuer_that_is_brought_is_taken_over_when_it_is_replaced() {
+    use std::time::SystemTime;
+    use weft_control_plane::ca::authority::Offer;
+    let mut serial = 0_u8;
+    let mut random = || {
+        serial += 1;
+        [serial; 16]
+    };
+    let mut make = || Offer::make("example.org", SystemTime::now(), &mut random).unwrap();
+    let (first, second) = (make(), make());
+    let directory = tempfile::tempdir().unwrap();
+    let bring = |offer: &Offer| {
+        std::fs::write(directory.path().join("tls.crt"), offer.issuer.certificate.to_pem()).unwrap();
+        std::fs::write(directory.path().join("tls.key"), offer.issuer.key.to_pem()).unwrap();
+        std::fs::write(directory.path().join("ca.crt"), offer.roots[0].certificate.to_pem()).unwrap();
+    };
+    bring(&first);
+    let brought = directory.path().display().to_string();
+    let arguments = ["--ca-dir", &brought, "--trust-domain", "example.org"].map(str::to_owned).to_vec();
+    let run = Run::start(Config { arguments, ..Config::default() }).await;
+    let token = run.token("shop", "orders").await;
+    let own = run.ask(None, Request::new().bearer(&token)).await.unwrap();
+    assert_eq!(own.id(), "spiffe://example.org/ns/shop/sa/orders");
+    assert_eq!(own.root_pin(), first.issuer.root);
+    let refused = run.api_post("/api/ca/rotate", "{}").await;
+    assert!(refused.contains("--ca-dir"), "{refused}");
+    bring(&second);
+    client::until(async || (run.overview().await["rotation"]["phase"] == "distributing").then_some(())).await;
+    let renewed = run.ask(Some(&own), Request::new()).await.unwrap();
+    assert_eq!(renewed.root_pin(), first.issuer.root, "until everybody trusts the new root");
 }

@@ -18,7 +18,7 @@ use super::{Api, Problem, uncached};
 use crate::audit::Remark;
 use crate::ca::authority::RotateError;
 use crate::ca::token::{Listed, TTL_DEFAULT, TTL_MAX, Wish, unix};
-use crate::ca::{Ca, Refusal};
+use crate::ca::{Ca, Clock, Refusal, clock_in_words};
 
 /// Largest body.
 const BODY_MAX: usize = 16 * 1024;
@@ -62,7 +62,20 @@ struct WantedRotation {
 /// The authority as it is now.
 pub(super) async fn overview(State(api): State<Api>) -> Result<Response, Problem> {
     let (ca, status) = authority(&api)?;
-    Ok(uncached(Json(ca.overview(status, SystemTime::now()))))
+    let mut overview = ca.overview(status, SystemTime::now());
+    // Clocks are measured when a certificate is asked for, and with every report.
+    for proxy in api.mesh.proxies() {
+        let (Some(reports), Some(workload)) = (api.ingest.reporter(&proxy.instance), &proxy.workload) else {
+            continue;
+        };
+        let behind_ms = reports.clock_behind_ms;
+        let identity = proxy.identity.unwrap_or(proxy.instance);
+        if let Some(text) = clock_in_words(workload.name(), behind_ms) {
+            overview.clocks.retain(|known| known.identity != identity);
+            overview.clocks.push(Clock { identity, behind_ms, text });
+        }
+    }
+    Ok(uncached(Json(overview)))
 }
 
 /// Begins a rotation of the root, or forces its next step.

@@ -8,12 +8,13 @@ use prometheus::{Encoder as _, TextEncoder};
 use serde::Serialize;
 
 use super::{Api, uncached};
+use crate::ca::clock_in_words;
 use crate::graph::analysis::{Diagnosis, Health, Outcomes};
 use crate::graph::circuit::Tally;
 use crate::graph::view::Latency;
 use crate::graph::{Inventory, Kind, Problem, Proxy, Timestamp, View, Window};
-use crate::ingest::Reporter;
 use crate::ingest::metrics::Totals;
+use crate::ingest::{Ingest, Reporter};
 
 #[derive(Serialize)]
 struct Proxies {
@@ -27,16 +28,23 @@ struct KnownProxy {
     proxy: Proxy,
     /// `null` until its first report is counted.
     reports: Option<Reporter>,
+    /// In words, when it is wrong.
+    clock: Option<String>,
+}
+
+impl KnownProxy {
+    fn new(proxy: Proxy, ingest: &Ingest) -> Self {
+        let reports = ingest.reporter(&proxy.instance);
+        let name = proxy.workload.as_ref().map_or("the sidecar", |workload| workload.name());
+        let clock = reports.as_ref().and_then(|reports| clock_in_words(name, reports.clock_behind_ms));
+        Self { proxy, reports, clock }
+    }
 }
 
 /// Every connected sidecar.
 pub(super) async fn proxies(State(api): State<Api>) -> Response {
-    let mut proxies: Vec<KnownProxy> = api
-        .mesh
-        .proxies()
-        .into_iter()
-        .map(|proxy| KnownProxy { reports: api.ingest.reporter(&proxy.instance), proxy })
-        .collect();
+    let mut proxies: Vec<KnownProxy> =
+        api.mesh.proxies().into_iter().map(|proxy| KnownProxy::new(proxy, &api.ingest)).collect();
     proxies.sort_by(|left, right| {
         (&left.proxy.workload, &left.proxy.instance).cmp(&(&right.proxy.workload, &right.proxy.instance))
     });

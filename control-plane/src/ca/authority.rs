@@ -261,11 +261,14 @@ impl Authority {
         let leaf = issue::leaf(id, spki, issuer, life, serial)?;
         let mut chain = vec![leaf.clone()];
         chain.extend(self.issuer.between().cloned());
-        if let Some(Rotation { phase: Phase::Replacing { .. }, cross: Some(cross), .. }) = &self.rotation {
+        let root = |pin| self.roots.iter().find(|root| root.certificate.pin == pin);
+        if let Some(Rotation { phase: Phase::Replacing { .. }, cross: Some(cross), old, .. }) = &self.rotation
+        {
             chain.push(cross.clone());
+            // For whoever knows of it no more than its pin.
+            chain.extend(root(*old).map(|root| root.certificate.clone()));
         }
-        let root = self.roots.iter().find(|root| root.certificate.pin == self.issuer.root);
-        chain.extend(root.map(|root| root.certificate.clone()));
+        chain.extend(root(self.issuer.root).map(|root| root.certificate.clone()));
         Ok(Issued { leaf, chain })
     }
 

@@ -106,10 +106,8 @@ impl Ca {
             verified.as_ref().filter(|verified| verified.expires > now).map(|verified| &verified.id);
         let field = |name: &str| request.metadata().get(name).and_then(|value| value.to_str().ok());
         let sent_at = field(ca::SENT_AT).and_then(|text| text.parse::<u64>().ok());
-        let authorization = match request.metadata().get("authorization") {
-            Some(value) => Some(value.to_str().unwrap_or_default()),
-            None => None,
-        };
+        let authorization = request.metadata().get("authorization");
+        let authorization = authorization.map(|value| value.to_str().unwrap_or_default());
         let shown = Shown::read(authorization);
         let behind = sent_at.map(|sent_at| behind(sent_at, now));
         let given = self.give(shown, connection, request.get_ref(), behind.unwrap_or(0), now).await;

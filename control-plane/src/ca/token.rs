@@ -214,8 +214,8 @@ impl Tokens {
     /// Every token, the newest first.
     #[must_use]
     pub fn list(&self, now: SystemTime) -> Vec<Listed> {
-        let listed = |(id, token): (&Box<str>, &Token)| Listed {
-            id: id.clone(),
+        let listed = |id: &str, token: &Token| Listed {
+            id: id.into(),
             namespace: token.namespace.clone(),
             name: token.name.clone(),
             service_account: token.service_account.clone(),
@@ -223,7 +223,7 @@ impl Tokens {
             expires: token.expires,
             state: token.state(now),
         };
-        let mut tokens: Vec<Listed> = self.tokens.iter().map(listed).collect();
+        let mut tokens: Vec<Listed> = self.tokens.iter().map(|(id, token)| listed(id, token)).collect();
         tokens.sort_by(|one, other| (other.created, &other.id).cmp(&(one.created, &one.id)));
         tokens
     }

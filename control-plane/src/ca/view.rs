@@ -98,7 +98,7 @@ impl Clocks {
     /// Notes how far a clock is behind. In words if that is worth a word.
     pub(super) fn note(&mut self, id: &SpiffeId, behind_ms: i64) -> Option<String> {
         let identity = id.to_string();
-        let Some(text) = clock(id.service_account(), behind_ms) else {
+        let Some(text) = clock_in_words(id.service_account(), behind_ms) else {
             self.0.remove(&identity);
             return None;
         };
@@ -111,7 +111,7 @@ impl Clocks {
 
 /// `orders' clock is 7 s behind`; `None` if it is right enough.
 #[must_use]
-pub(super) fn clock(name: &str, behind_ms: i64) -> Option<String> {
+pub fn clock_in_words(name: &str, behind_ms: i64) -> Option<String> {
     if behind_ms.unsigned_abs() < CLOCK_NOTABLE_MS {
         return None;
     }
@@ -212,10 +212,13 @@ mod tests {
 
     #[test]
     fn clocks_are_told_in_words() {
-        assert_eq!(clock("orders", 7_400).as_deref(), Some("orders' clock is 7 s behind"));
-        assert_eq!(clock("web", -180_000).as_deref(), Some("web's clock is 3 min ahead"));
-        assert_eq!(clock("web", 1_999), None);
-        assert_eq!(clock("web", i64::MIN).as_deref(), Some("web's clock is 106751991167 days ahead"));
+        assert_eq!(clock_in_words("orders", 7_400).as_deref(), Some("orders' clock is 7 s behind"));
+        assert_eq!(clock_in_words("web", -180_000).as_deref(), Some("web's clock is 3 min ahead"));
+        assert_eq!(clock_in_words("web", 1_999), None);
+        assert_eq!(
+            clock_in_words("web", i64::MIN).as_deref(),
+            Some("web's clock is 106751991167 days ahead")
+        );
     }
 
     #[test]

@@ -48,6 +48,10 @@ pub struct Proxy {
     pub pod: Option<String>,
     /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
+    /// Who it proved to be; `None` on a connection without proof.
+    pub identity: Option<String>,
+    /// When the certificate of its connection expires.
+    pub certificate_expires: Option<Timestamp>,
     /// When its stream began.
     pub connected_since: Timestamp,
     /// Number of resource names it is subscribed to.

@@ -74,6 +74,8 @@ fn proxy(workload: &str) -> Proxy {
         workload: Some(workload.parse().expect("valid")),
         version: Some("v1".to_owned()),
         pod: None,
+        identity: None,
+        certificate_expires: None,
         addresses: Vec::new(),
         connected_since: NOW,
         subscriptions: 1,

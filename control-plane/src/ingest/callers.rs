@@ -35,6 +35,8 @@ pub struct Reporter {
     pub last_report_at: Timestamp,
     /// Reports counted.
     pub reports: u64,
+    /// How far its clock is behind, milliseconds; negative: ahead. What reports take on the way is in it.
+    pub clock_behind_ms: i64,
 }
 
 #[derive(Debug)]
@@ -44,6 +46,7 @@ struct Instance {
     last_end: Timestamp,
     sequence: u64,
     reports: u64,
+    behind_ms: i64,
 }
 
 impl Instance {
@@ -112,6 +115,7 @@ impl Callers {
             last_end: known.last_end,
             sequence: known.sequence,
             reports: 0,
+            behind_ms: 0,
         };
         self.state().put(known.instance, instance);
     }
@@ -129,6 +133,7 @@ impl Callers {
                 last_end: before.map_or(report.end, |before| before.last_end),
                 sequence: before.map_or(report.sequence, |before| before.sequence),
                 reports: before.map_or(0, |before| before.reports),
+                behind_ms: before.map_or(0, |before| before.behind_ms),
             };
             state.put(name.clone(), instance);
         }
@@ -149,7 +154,15 @@ impl Callers {
             last_sequence: known.sequence,
             last_report_at: known.last_end,
             reports: known.reports,
+            clock_behind_ms: known.behind_ms,
         })
+    }
+
+    /// Notes how far the clock of `instance` is behind.
+    pub(super) fn clock(&self, instance: &str, behind_ms: i64) {
+        if let Some(known) = self.state().instances.get_mut(instance) {
+            known.behind_ms = behind_ms;
+        }
     }
 
     pub(super) fn reporting(&self, now: Timestamp) -> usize {

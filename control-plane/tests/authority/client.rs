@@ -84,6 +84,11 @@ impl Run {
         self.http(&format!("POST {path}"), json).await
     }
 
+    /// `/api/ca`.
+    pub(crate) async fn overview(&self) -> serde_json::Value {
+        serde_json::from_str(body(&self.api_get("/api/ca").await)).unwrap()
+    }
+
     async fn http(&self, what: &str, json: &str) -> String {
         let mut stream = TcpStream::connect(self.api).await.unwrap();
         let request = format!(
@@ -143,6 +148,19 @@ impl Run {
         });
         Endpoint::from_static("http://control").connect_with_connector(connector).await
     }
+}
+
+/// Looks until something is there.
+pub(crate) async fn until<T, F: Future<Output = Option<T>>>(mut look: impl FnMut() -> F) -> T {
+    let waiting = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("in time")
 }
 
 pub(crate) fn body(answer: &str) -> &str {

@@ -39,7 +39,7 @@ fn believes(root: &Certificate, leaf: &Issued, now: SystemTime) -> bool {
     usages.into_iter().all(|usage| {
         end.verify_for_usage(
             webpki::ALL_VERIFICATION_ALGS,
-            &[anchor.clone()],
+            std::slice::from_ref(&anchor),
             &between,
             time,
             usage,
@@ -87,6 +87,8 @@ fn a_rotation_waits_for_everybody_and_hurts_nobody() {
     let after = leaf(&authority, now, &mut next);
     assert!(believes(&new, &after, now) && believes(&old, &after, now));
     assert!(!believes(&new, &before, now));
+    assert_eq!(after.chain.last(), Some(&new));
+    assert!(after.chain.contains(&old), "who has a join token knows of it no more than its pin");
     authority = restarted(&authority, now);
     assert_eq!(authority.tick(ready(0, 0), now + DAY - Duration::from_secs(1), &mut next).unwrap(), None);
 
