@@ -46,6 +46,7 @@ use crate::ingest::Ingest;
 use crate::inspect::Configuration;
 use crate::xds::Status;
 pub use dry_run::BODY_MAX as DRY_RUN_BYTES_MAX;
+pub(crate) use guard::is_loopback;
 pub use guard::{Gate, HostPolicy};
 pub use live::Live;
 pub use problem::Problem;

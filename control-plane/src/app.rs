@@ -105,6 +105,7 @@ impl App {
         let status = Status::default();
         let mesh = Arc::new(CurrentMesh::new(live.clone(), status.clone(), problems.clone()));
         let configuration = Configuration::new(live.clone(), status.clone(), problems.clone());
+        let credentials = token_review_credentials.clone();
         let options = ca::Options {
             domain: trust_domain,
             leaf_life: leaf_lifetime,
@@ -130,7 +131,7 @@ impl App {
         };
         let bound = listeners.bound()?;
         let audit = open_audit(&auth.audit_log, &registry)?;
-        let auth = Auth::new(&auth, insecure, &registry)?;
+        let auth = Auth::new(auth, &credentials, insecure, &registry)?;
         ensure_guarded(&auth, insecure, bound.api)?;
 
         background(&live, &ingest, &auth, &drain);

@@ -7,23 +7,28 @@
 //! secret is never kept or written, only its digest; whatever is kept for strangers is bounded.
 //! Surprise: without any way to sign in everybody is an operator. `app` allows that only on loopback or with `--insecure`.
 
+pub mod oidc;
 pub mod options;
+pub mod review;
 pub mod sessions;
 pub mod tokens;
 
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use jiff::Timestamp;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use oidc::Oidc;
 pub use options::Options;
-use sessions::{Proof, Sessions, Way};
+use review::Reviews;
+use sessions::{LIFE, Proof, Sessions, Way};
 use tokens::Tokens;
 
 /// What somebody may do. The later may do everything that the earlier may.
@@ -64,6 +69,10 @@ pub enum How {
     Open,
     /// By a token of `--api-tokens`.
     Token,
+    /// By an OpenID Connect provider.
+    Oidc,
+    /// By a token of the cluster.
+    TokenReview,
 }
 
 /// Somebody who may come in.
@@ -100,10 +109,15 @@ pub enum Refusal {
     /// The cookie means nothing here, or no longer.
     #[error("your session is over")]
     SessionOver,
+    /// Who knows whose token it is cannot be asked.
+    #[error(
+        "the Kubernetes API server cannot be asked whose this token is; try again in a moment, or see the log"
+    )]
+    Unavailable,
 }
 
 impl Refusal {
-    const ALL: [Self; 4] = [Self::Nobody, Self::Scheme, Self::Unknown, Self::SessionOver];
+    const ALL: [Self; 5] = [Self::Nobody, Self::Scheme, Self::Unknown, Self::SessionOver, Self::Unavailable];
 
     const fn word(&self) -> &'static str {
         match self {
@@ -111,6 +125,7 @@ impl Refusal {
             Self::Scheme => "bad_header",
             Self::Unknown => "unknown_token",
             Self::SessionOver => "session_over",
+            Self::Unavailable => "review_unavailable",
         }
     }
 }
@@ -118,12 +133,25 @@ impl Refusal {
 /// Longer ones are not looked at: a service account's token has about 1 kB.
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
+/// A session that a token of the cluster began: as long as such tokens live, if nobody asks for another life.
+const CLUSTER_LIFE: Duration = Duration::from_secs(60 * 60);
+
+/// Who knows people.
+#[derive(Default)]
+struct Providers {
+    tokens: Option<Tokens>,
+    reviews: Option<Reviews>,
+    oidc: Option<Arc<Oidc>>,
+}
+
 /// The ways to sign in.
 #[derive(Clone)]
 pub struct Auth(Arc<Ways>);
 
 struct Ways {
     tokens: Option<Tokens>,
+    reviews: Option<Reviews>,
+    oidc: Option<Arc<Oidc>>,
     sessions: Sessions,
     /// `https://weft.example.com`, as browsers write it.
     public_origin: Option<String>,
@@ -138,29 +166,55 @@ struct Ways {
 pub struct SignIn {
     /// A token, sent to `POST /api/session`.
     pub token: bool,
+    /// An OpenID Connect provider.
+    pub oidc: Option<Elsewhere>,
+}
+
+/// A page that signs somebody in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Elsewhere {
+    /// Whose it is.
+    pub name: String,
+    /// Where, from the dashboard's own address.
+    pub href: &'static str,
 }
 
 impl Auth {
     /// No way to sign in: everybody may do everything.
     #[must_use]
     pub fn open() -> Self {
-        Self::with(None, None, false, &Registry::new())
+        Self::with(Providers::default(), None, false, &Registry::new())
     }
 
-    /// What `options` configure; counters are shown in `registry`.
+    /// What `options` configure; `credentials` is where we find our own for the Kubernetes API server; counters are shown in
+    /// `registry`.
     ///
     /// # Errors
     /// When an option, or a file that is named, cannot be used.
-    pub fn new(options: &Options, insecure: bool, registry: &Registry) -> anyhow::Result<Self> {
+    pub fn new(
+        options: Options,
+        credentials: &Path,
+        insecure: bool,
+        registry: &Registry,
+    ) -> anyhow::Result<Self> {
         // All fields by name: an option that nothing uses is a compiler warning. The audit log is `app`'s.
-        let Options { api_tokens, api_public_url, audit_log: _ } = options;
+        let Options { api_tokens, api_public_url, audit_log: _, oidc, review } = options;
         let tokens = api_tokens.as_deref().map(|path: &Path| Tokens::open(path, registry)).transpose()?;
-        let origin = api_public_url.as_deref().map(origin).transpose().context("use --api-public-url")?;
-        Ok(Self::with(tokens, origin, insecure, registry))
+        // Browsers come back from a provider to where they came from.
+        let public = api_public_url.or_else(|| oidc.oidc_redirect_url.clone());
+        let public = public.as_deref().map(origin).transpose().context("use --api-public-url")?;
+        let reviews = review.settings(credentials).map(Reviews::new).transpose()?;
+        let oidc = oidc.settings()?.map(|settings| Oidc::new(settings, registry)).transpose()?;
+        ensure!(
+            insecure || !oidc.as_ref().is_some_and(|oidc| oidc.is_exposed()),
+            "--oidc-redirect-url must begin with https://, because a session that travels by plain HTTP can be taken over; \
+             accept that with --insecure"
+        );
+        Ok(Self::with(Providers { tokens, reviews, oidc }, public, insecure, registry))
     }
 
     fn with(
-        tokens: Option<Tokens>,
+        providers: Providers,
         public_origin: Option<String>,
         insecure: bool,
         registry: &Registry,
@@ -175,19 +229,33 @@ impl Auth {
         drop(registry.register(Box::new(open_sessions.clone())));
         let refused = Refusal::ALL.map(|refusal| refused.with_label_values(&[refusal.word()]));
         let sessions = Sessions::default();
-        Self(Arc::new(Ways { tokens, sessions, public_origin, insecure, refused, open_sessions }))
+        let Providers { tokens, reviews, oidc } = providers;
+        let ways = Ways { tokens, reviews, oidc, sessions, public_origin, insecure, refused, open_sessions };
+        Self(Arc::new(ways))
     }
 
     /// Whether anybody is asked for anything.
     #[must_use]
     pub fn is_configured(&self) -> bool {
-        self.0.tokens.is_some()
+        self.takes_tokens() || self.0.oidc.is_some()
+    }
+
+    fn takes_tokens(&self) -> bool {
+        self.0.tokens.is_some() || self.0.reviews.is_some()
+    }
+
+    /// The OpenID Connect provider.
+    #[must_use]
+    pub fn oidc(&self) -> Option<&Oidc> {
+        self.0.oidc.as_deref()
     }
 
     /// How one can sign in.
     #[must_use]
     pub fn ways(&self) -> SignIn {
-        SignIn { token: self.0.tokens.is_some() }
+        let oidc = self.0.oidc.as_ref();
+        let oidc = oidc.map(|oidc| Elsewhere { name: oidc.name().to_owned(), href: "api/session/oidc" });
+        SignIn { token: self.takes_tokens(), oidc }
     }
 
     /// The origin that browsers know this program by, where that is configured.
@@ -257,6 +325,15 @@ impl Auth {
         Ok(self.begin(principal, proof, way, now))
     }
 
+    /// Begins a session for somebody whom the OpenID Connect provider vouches for; gives the cookie back.
+    ///
+    /// # Errors
+    /// When there are no random numbers.
+    pub fn welcome(&self, principal: &Principal, way: Way, now: Timestamp) -> anyhow::Result<String> {
+        let proof = Proof::Vouched(principal.clone(), LIFE);
+        self.begin(principal.clone(), proof, way, now).map(|(_, cookie)| cookie)
+    }
+
     fn begin(
         &self,
         mut principal: Principal,
@@ -297,7 +374,13 @@ impl Auth {
     async fn prove(&self, token: &str, now: Timestamp) -> Result<(Principal, Proof), Refusal> {
         let digest = tokens::digest(token.as_bytes());
         let known = self.0.tokens.as_ref().and_then(|tokens| tokens.holder(&digest, now));
-        known.map(|principal| (principal, Proof::Token(digest))).ok_or(Refusal::Unknown)
+        if let Some(principal) = known {
+            return Ok((principal, Proof::Token(digest)));
+        }
+        let Some(reviews) = &self.0.reviews else { return Err(Refusal::Unknown) };
+        let found = reviews.find(token, &digest, now).await.map_err(|_| Refusal::Unavailable)?;
+        let principal = found.ok_or(Refusal::Unknown)?;
+        Ok((principal.clone(), Proof::Vouched(principal, CLUSTER_LIFE)))
     }
 
     fn of_session(&self, headers: &HeaderMap, touch: bool, now: Timestamp) -> Result<Principal, Refusal> {
@@ -306,7 +389,7 @@ impl Auth {
             let rests_on = self.0.sessions.find(name, way, touch, now);
             let principal = rests_on.and_then(|proof| match proof {
                 Proof::Token(digest) => self.0.tokens.as_ref()?.holder(&digest, now),
-                Proof::Vouched(principal) => Some(principal),
+                Proof::Vouched(principal, _) => Some(principal),
             });
             match principal {
                 Some(principal) => return Ok(Principal { session: true, ..principal }),

@@ -21,6 +21,7 @@ pub mod circuits;
 pub mod compile;
 pub mod config;
 pub mod drain;
+pub mod fetch;
 #[cfg(test)]
 mod fixture;
 pub mod graph;

@@ -6,8 +6,14 @@
 mod audit;
 #[path = "api/client.rs"]
 mod client;
+#[path = "api/cluster.rs"]
+mod cluster;
+#[path = "api/oidc.rs"]
+mod oidc;
 #[path = "api/page.rs"]
 mod page;
+#[path = "api/provider.rs"]
+mod provider;
 #[path = "api/session.rs"]
 mod session;
 #[path = "api/tokens.rs"]

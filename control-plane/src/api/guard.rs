@@ -227,6 +227,9 @@ fn foreign_page(page: String) -> Problem {
 }
 
 pub(super) fn refused(refusal: Refusal) -> Problem {
+    if refusal == Refusal::Unavailable {
+        return Problem::unavailable(refusal.to_string());
+    }
     Problem::unauthenticated(format!(
         "{refusal}; send `Authorization: Bearer TOKEN` (weft: --token, WEFT_TOKEN or WEFT_TOKEN_FILE), or sign in with a \
          browser. An operator makes a token with `weft auth token --name NAME --role viewer`"
@@ -255,7 +258,7 @@ impl HostPolicy {
 }
 
 /// Whether `host`, with or without a port, is a name of this machine for itself.
-pub(super) fn is_loopback(host: &str) -> bool {
+pub(crate) fn is_loopback(host: &str) -> bool {
     // Whole or not at all: what follows an address in brackets can only be a port.
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => rest.split_once(']').unwrap_or_default(),

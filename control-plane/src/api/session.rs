@@ -8,24 +8,31 @@
 
 use std::net::SocketAddr;
 
-use axum::extract::{ConnectInfo, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{ConnectInfo, Query, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Uri, header};
-use axum::response::Response;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use jiff::Timestamp;
 use serde::Serialize;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::guard::{self, Gate, is_loopback};
 use super::{Problem, method_not_allowed, uncached};
+use crate::audit::Deed;
+use crate::auth::oidc::{Back, Failure, Oidc};
 use crate::auth::sessions::Way;
 use crate::auth::{How, Principal, Role, SignIn};
 
 pub(super) fn routes(gate: Gate) -> Router {
     let session = get(show).post(sign_in).delete(sign_out).fallback(method_not_allowed);
-    Router::new().route("/api/session", session).with_state(gate)
+    Router::new()
+        .route("/api/session", session)
+        .route("/api/session/oidc", get(elsewhere))
+        .route("/api/session/oidc/callback", get(back))
+        .with_state(gate)
 }
 
 /// `GET /api/session`.
@@ -93,12 +100,72 @@ async fn sign_out(State(gate): State<Gate>, request: Parts) -> Response {
     response
 }
 
+/// Sends the browser to the provider.
+async fn elsewhere(State(gate): State<Gate>) -> Result<Response, Problem> {
+    let oidc = oidc(&gate)?;
+    Ok(match oidc.begin(Timestamp::now()).await {
+        Ok(away) => {
+            let mut response = see_other(&away.url);
+            set_cookie(&mut response, &away.cookie);
+            response
+        }
+        Err(failure) => {
+            warn!(error = &failure as &dyn std::error::Error, "a login could not begin");
+            see_other("../../?sign-in=failed")
+        }
+    })
+}
+
+/// Takes the browser back from the provider. What went wrong is told to the log; the page learns only what helps.
+async fn back(
+    State(gate): State<Gate>,
+    query: Result<Query<Back>, QueryRejection>,
+    request: Parts,
+) -> Result<Response, Problem> {
+    let oidc = oidc(&gate)?;
+    let now = Timestamp::now();
+    let Query(back) = query.map_err(|rejection| Problem::bad_parameter(rejection.body_text()))?;
+    let finished = oidc.finish(back, &request.headers, now).await;
+    let welcomed = finished.and_then(|principal| {
+        let cookie = gate.auth.welcome(&principal, oidc.way(), now).map_err(Failure::Asking)?;
+        Ok((principal, cookie))
+    });
+    match welcomed {
+        Ok((principal, cookie)) => {
+            note(&gate, &principal, &request, now).await;
+            let mut response = see_other(HOME);
+            set_cookie(&mut response, &cookie);
+            Ok(response)
+        }
+        Err(failure) => {
+            warn!(error = &failure as &dyn std::error::Error, "a login failed");
+            let word = if matches!(failure, Failure::NoRole(_)) { "no-role" } else { "failed" };
+            Ok(see_other(&format!("{HOME}?sign-in={word}")))
+        }
+    }
+}
+
+fn oidc(gate: &Gate) -> Result<&Oidc, Problem> {
+    gate.auth.oidc().ok_or_else(|| Problem::not_found("no provider is configured (--oidc-issuer)".to_owned()))
+}
+
+/// The dashboard, from the callback's address: also behind a proxy that adds a path.
+const HOME: &str = "../../../";
+
+fn see_other(url: &str) -> Response {
+    let location = HeaderValue::from_str(url).unwrap_or(HeaderValue::from_static(HOME));
+    (StatusCode::SEE_OTHER, [(header::LOCATION, location)]).into_response()
+}
+
 /// Coming and going changes nothing in the mesh, so it is written down if it can be, and happens anyway: who has to make room
 /// on the disk for the audit log must be able to come in.
 pub(super) async fn note(gate: &Gate, principal: &Principal, request: &Parts, now: Timestamp) {
     let peer = request.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| *peer);
     info!(who = %principal.name, role = principal.role.word(), ?peer, method = %request.method, "session");
-    if let Ok(record) = gate.audit.begin(principal, guard::deed(request), now).await {
+    // Without the query: a provider's code is nobody's business.
+    let action = format!("{} {}", request.method, request.uri.path());
+    let deed = Deed { action, ..guard::deed(request) };
+    if let Ok(record) = gate.audit.begin(principal, deed, now).await {
         record.end(200, None).await;
     }
 }

@@ -31,8 +31,8 @@ pub const COOKIE: [&str; 2] = ["__Host-weft", "weft"];
 pub enum Proof {
     /// A token of the file, which may be taken out of it.
     Token(Digest),
-    /// Somebody whom another authority has vouched for.
-    Vouched(Principal),
+    /// Somebody whom another authority has vouched for, and for how long that is believed.
+    Vouched(Principal, Duration),
 }
 
 /// How a session's cookie travels.
@@ -80,7 +80,11 @@ impl Session {
         let longer = |since: Timestamp, than: Duration| {
             now.duration_since(since) >= SignedDuration::try_from(than).unwrap_or(SignedDuration::MAX)
         };
-        longer(self.begun, LIFE) || longer(self.seen, IDLE)
+        let life = match self.proof {
+            Proof::Token(_) => LIFE,
+            Proof::Vouched(_, life) => life.min(LIFE),
+        };
+        longer(self.begun, life) || longer(self.seen, IDLE)
     }
 }
 

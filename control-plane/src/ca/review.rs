@@ -45,7 +45,7 @@ pub struct TokenReviews {
 
 /// Why there is no answer. Told to the log, not to whoever asked.
 #[derive(Debug, thiserror::Error)]
-enum ReviewError {
+pub(crate) enum ReviewError {
     #[error("read {path}")]
     Credentials { path: PathBuf, source: std::io::Error },
     #[error("the API server's ca.crt")]
@@ -75,6 +75,11 @@ impl TokenReviews {
         let host = uri.host().filter(|_| uri.scheme_str() == Some("https")).ok_or_else(invalid)?;
         let host = host.trim_matches(['[', ']']).into();
         Ok(Self { host, port: uri.port_u16().unwrap_or(443), credentials, audience: audience.into() })
+    }
+
+    /// What the server says of `token`. Whether it was made for us is for the caller to see.
+    pub(crate) async fn review(&self, token: &str) -> Result<TokenReviewStatus, ReviewError> {
+        tokio::time::timeout(TIMEOUT, self.ask(token)).await.unwrap_or(Err(ReviewError::Timeout))
     }
 
     async fn ask(&self, token: &str) -> Result<TokenReviewStatus, ReviewError> {
@@ -127,8 +132,7 @@ impl TokenReviews {
 #[tonic::async_trait]
 impl Proof for TokenReviews {
     async fn account(&self, token: &str) -> Result<Account, Refusal> {
-        let asked = tokio::time::timeout(TIMEOUT, self.ask(token)).await;
-        let status = asked.unwrap_or(Err(ReviewError::Timeout)).map_err(|error| {
+        let status = self.review(token).await.map_err(|error| {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "a service account token could not be checked"
