@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tonic::Code;
 
-use crate::client::{Config, Request, Run};
+use super::client::{Config, Request, Run};
 
 /// What the server says of each token; everything about the request is checked.
 fn review(request: &str) -> (u16, Value) {

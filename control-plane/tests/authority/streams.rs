@@ -18,7 +18,7 @@ use tonic::{Code, Status, Streaming};
 use weft_wire::node::{NodeMetadata, USER_AGENT};
 use weft_wire::tls::TRUST_BUNDLE;
 
-use crate::client::{Config, Identity, Request, Run, until};
+use super::client::{Config, Identity, Request, Run, until};
 
 const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 const FAR: Duration = Duration::from_secs(30);
@@ -123,7 +123,7 @@ async fn a_token_for_a_workload_named_otherwise_than_its_account_lets_it_in() {
     let run = Run::start(Config::default()).await;
     let made = r#"{"namespace":"shop","name":"orders-v2","service_account":"orders"}"#;
     let made = run.api_post("/api/tokens", made).await;
-    let made: serde_json::Value = serde_json::from_str(crate::client::body(&made)).unwrap();
+    let made: serde_json::Value = serde_json::from_str(super::client::body(&made)).unwrap();
     let token = made["token"].as_str().unwrap();
     let own = run.ask(None, Request::new().bearer(token)).await.unwrap();
     assert_eq!(own.id(), "spiffe://cluster.local/ns/shop/sa/orders");

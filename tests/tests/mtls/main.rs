@@ -1,3 +1,6 @@
 //! Identity and mutual TLS: real control plane, real sidecars, real load. `cargo test -p weft-tests mtls` runs these alone.
 
+// The authority's own tests belong to these scenarios, and are kept with what they test.
+#[path = "../../../control-plane/tests/authority.rs"]
+mod mtls_authority;
 mod mtls_renewal;
