@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use weft_wire::WorkloadId;
+use weft_wire::{SpiffeId, WorkloadId};
 
 use crate::graph::{Inventory, Mesh, Problem, Proxy, Timestamp};
 use crate::sources::{self, Effect, Problems};
@@ -36,6 +36,10 @@ impl Mesh for CurrentMesh {
             Lookup::Known(workload) => Some(workload.id),
             Lookup::Shared { .. } | Lookup::Unknown => None,
         }
+    }
+
+    fn workloads_as(&self, identity: &SpiffeId) -> Vec<WorkloadId> {
+        self.world.read().workloads_as(identity)
     }
 
     fn has_sidecar(&self, address: IpAddr) -> bool {

@@ -174,6 +174,21 @@ impl World {
         }
     }
 
+    /// The workloads that run as `identity`, in order.
+    #[must_use]
+    pub fn workloads_as(&self, identity: &SpiffeId) -> Vec<WorkloadId> {
+        let pods = self
+            .pods
+            .all()
+            .filter(|pod| *identity.trust_domain() == *self.trust_domain() && pod.spec.runs_as(identity));
+        let proxies = self.proxies.all().filter(|proxy| proxy.peer.identity.as_deref() == Some(identity));
+        let peers = pods.map(|pod| &pod.peer).chain(proxies.map(|proxy| &proxy.peer));
+        let mut workloads: Vec<WorkloadId> = peers.map(|peer| peer.workload.clone()).collect();
+        workloads.sort_unstable();
+        workloads.dedup();
+        workloads
+    }
+
     /// Whether a proxy instance is connected, or was a moment ago.
     #[must_use]
     pub fn is_connected(&self, instance: &str) -> bool {

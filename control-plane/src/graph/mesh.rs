@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use serde::Serialize;
-use weft_wire::WorkloadId;
+use weft_wire::{SpiffeId, WorkloadId};
 
 use super::Timestamp;
 
@@ -15,6 +15,9 @@ use super::Timestamp;
 pub trait Mesh: Send + Sync + 'static {
     /// The workload that has `address`: a pod of the configuration, or a connected sidecar's workload.
     fn workload_at(&self, address: IpAddr) -> Option<WorkloadId>;
+
+    /// The workloads that run as `identity`, in order: whoever showed a certificate of it is one of them.
+    fn workloads_as(&self, identity: &SpiffeId) -> Vec<WorkloadId>;
 
     /// Whether a connected sidecar says that `address` is its own.
     fn has_sidecar(&self, address: IpAddr) -> bool;
@@ -107,6 +110,9 @@ pub struct EmptyMesh;
 impl Mesh for EmptyMesh {
     fn workload_at(&self, _: IpAddr) -> Option<WorkloadId> {
         None
+    }
+    fn workloads_as(&self, _: &SpiffeId) -> Vec<WorkloadId> {
+        Vec::new()
     }
     fn has_sidecar(&self, _: IpAddr) -> bool {
         false

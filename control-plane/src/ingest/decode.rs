@@ -21,7 +21,7 @@ use std::sync::Arc;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value as Any};
 use opentelemetry_proto::tonic::metrics::v1::{AggregationTemporality, Metric, metric::Data};
-use weft_wire::{Host, ServiceId, WorkloadId, attribute};
+use weft_wire::{Host, ServiceId, SpiffeId, WorkloadId, attribute};
 
 use crate::circuits::Sighting;
 use crate::graph::{Measure, Protocol, Status, Tls};
@@ -79,6 +79,8 @@ pub struct Observation {
     pub port: u16,
     /// The caller's address, when the callee reports.
     pub client: Option<IpAddr>,
+    /// Who the other side is, verified by its certificate.
+    pub identity: Option<SpiffeId>,
     /// How the bytes were protected.
     pub tls: Tls,
     /// What was spoken.
@@ -419,6 +421,7 @@ impl Decoder {
             host,
             port: u16::try_from(attributes.port).unwrap_or_default(),
             client,
+            identity: attributes.text(attribute::PEER_IDENTITY).and_then(|text| text.parse().ok()),
             tls: attributes.text(attribute::TLS).map_or(Tls::None, Tls::from_word),
             protocol,
             measure,

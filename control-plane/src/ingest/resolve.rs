@@ -6,6 +6,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use weft_wire::SpiffeId;
+
 use super::Envelope;
 use super::callers::Callers;
 use super::decode::{Observation, Reporting, Side};
@@ -82,7 +84,7 @@ pub(super) fn resolve(
             {
                 return Err(Skipped::CallerReports);
             }
-            (caller(view.mesh, address), own, Some(address))
+            (caller(view.mesh, observation.identity.as_ref(), address), own, Some(address))
         }
     };
     let (source_version, target_version) = match observation.side {
@@ -125,8 +127,18 @@ fn callee(mesh: &dyn Mesh, observation: &Observation) -> NodeKey {
     }
 }
 
-fn caller(mesh: &dyn Mesh, address: IpAddr) -> NodeKey {
+/// The workload that the caller proved to be; its address says which, where several run as the same account. Else whoever
+/// has the address.
+fn caller(mesh: &dyn Mesh, identity: Option<&SpiffeId>, address: IpAddr) -> NodeKey {
     // On loopback every program of a machine looks the same.
     let workload = if address.is_loopback() { None } else { mesh.workload_at(address) };
+    let proved = identity.map(|identity| mesh.workloads_as(identity)).unwrap_or_default();
+    match (proved.as_slice(), &workload) {
+        ([only], _) => return NodeKey::Workload(only.clone()),
+        (several, Some(workload)) if several.contains(workload) => {
+            return NodeKey::Workload(workload.clone());
+        }
+        _ => {}
+    }
     workload.map_or(NodeKey::UnmeshedAddress(address), NodeKey::UnmeshedWorkload)
 }

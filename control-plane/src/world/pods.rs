@@ -87,6 +87,10 @@ impl Pods {
         self.on.get(&address).filter_map(|name| self.pods.get(name))
     }
 
+    pub(super) fn all(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values()
+    }
+
     /// Every address of a pod.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.on.keys().copied()

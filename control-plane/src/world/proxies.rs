@@ -91,6 +91,10 @@ impl Proxies {
         self.remove(&instance)
     }
 
+    pub(super) fn all(&self) -> impl Iterator<Item = &Proxy> {
+        self.proxies.values()
+    }
+
     /// Every address that a sidecar claims, and every one that it registered.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         let registrations = self.proxies.values().flat_map(|proxy| &proxy.metadata.registrations);
