@@ -151,10 +151,13 @@ async fn serve(
         async { drop(flushing.await) },
     ));
     let (rest_checks, no_more_checks) = oneshot::channel::<()>();
-    let checking =
-        tokio::spawn(check::run(Arc::clone(&circuits), Arc::clone(&telemetry), config.socket_mark, async {
-            drop(no_more_checks.await)
-        }));
+    let checking = tokio::spawn(check::run(
+        Arc::clone(&circuits),
+        Arc::clone(&telemetry),
+        Arc::clone(&mesh),
+        config.socket_mark,
+        async { drop(no_more_checks.await) },
+    ));
     let (close_log, closing_log) = oneshot::channel::<()>();
     let log = Arc::clone(&telemetry);
     let logging = tokio::spawn(async move { log.write_access_log(async { drop(closing_log.await) }).await });

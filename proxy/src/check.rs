@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use crate::balance::Circuits;
 use crate::balance::breaker::health::Checked;
 use crate::record::{Limit, Telemetry};
+use crate::tls::Mesh;
 use schedule::{Id, Schedule};
 
 mod probe;
@@ -35,6 +36,7 @@ const LATE: Duration = Duration::from_secs(1);
 pub async fn run(
     circuits: Arc<Circuits>,
     telemetry: Arc<Telemetry>,
+    mesh: Arc<Mesh>,
     mark: Option<u32>,
     stop: impl Future<Output = ()>,
 ) {
@@ -50,7 +52,8 @@ pub async fn run(
             if now.saturating_duration_since(job.due) > LATE {
                 telemetry.limit(Limit::Checks);
             }
-            running.spawn(async move { (job.id, probe::ask(&job, mark).await) });
+            let mesh = Arc::clone(&mesh);
+            running.spawn(async move { (job.id, probe::ask(&job, mark, &mesh).await) });
         }
         let room = running.len() < RUNNING_MAX;
         // Whoever is not checked need not be looked at: a cluster that will be is told of.

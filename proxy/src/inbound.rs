@@ -45,31 +45,11 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     // Whose port is it? Names, declares and guards; the app is where it is in any case.
     let listener = worker.discover(ListenerName::Inbound(asked)).await;
 
-    // What does it speak? Mutual TLS is the mesh's own, and looked for first.
-    let declared = listener.as_ref().and_then(|listener| listener.protocol);
     let mode = listener.as_ref().map_or(Mode::Permissive, |listener| listener.mode);
-    let open = || tcp::open(Rc::clone(&worker), Target::Address(app), None);
-    let meshed = mode == Mode::Strict || mode == Mode::Permissive && worker.mesh.has_identity();
-    let detected = if meshed {
-        detect::look(&worker, &stream, declared, mode == Mode::Strict, open).await
-    } else {
-        detect::identify(&worker, &stream, declared, open).await
-    };
-    let Ok(detected) = detected else {
-        // The client reset the connection before it said what it wanted.
-        return;
-    };
-
-    // Serve it, in a task that no longer holds the state of these stages.
-    let arrival = Arrival { worker, listener, app, client, mode };
-    if detected.sniff == Sniff::Tls || mode == Mode::Strict {
-        Box::pin(arrival.behind_tls(permit, stream, detected)).await;
-    } else {
-        arrival.start(permit, stream, None, detected.believing(declared));
-    }
+    Arrival { worker, listener, app, client, mode }.proceed(permit, stream).await;
 }
 
-/// A connection whose first bytes are here.
+/// A connection to a port that is known.
 struct Arrival {
     worker: Rc<Worker>,
     listener: Option<Arc<Listener>>,
@@ -79,6 +59,36 @@ struct Arrival {
 }
 
 impl Arrival {
+    /// The stages from the first byte on.
+    ///
+    /// Not an `async fn`: those keep their arguments beside what becomes of them.
+    #[expect(clippy::manual_async_fn, reason = "see above")]
+    fn proceed(self, permit: Permit, stream: Stream) -> impl Future<Output = ()> {
+        async move {
+            // What does it speak? Mutual TLS is the mesh's own, and looked for first.
+            let (worker, mode) = (&self.worker, self.mode);
+            let declared = self.listener.as_ref().and_then(|listener| listener.protocol);
+            let open = || tcp::open(Rc::clone(worker), Target::Address(self.app), None);
+            let meshed = mode == Mode::Strict || mode == Mode::Permissive && worker.mesh.has_identity();
+            let detected = if meshed {
+                detect::look(worker, &stream, declared, mode == Mode::Strict, open).await
+            } else {
+                detect::identify(worker, &stream, declared, open).await
+            };
+            let Ok(detected) = detected else {
+                // The client reset the connection before it said what it wanted.
+                return;
+            };
+
+            // Serve it, in a task that no longer holds the state of these stages.
+            if detected.sniff == Sniff::Tls || mode == Mode::Strict {
+                Box::pin(self.behind_tls(permit, stream, detected)).await;
+            } else {
+                self.start(permit, stream, None, detected.believing(declared));
+            }
+        }
+    }
+
     /// For a connection that is TLS, or should be.
     async fn behind_tls(self, permit: Permit, stream: Stream, mut detected: Detected<Upstream>) {
         let declared = self.listener.as_ref().and_then(|listener| listener.protocol);
@@ -132,11 +142,13 @@ impl Arrival {
     /// Finds out who is there. On failure the connection, if nothing was said on it yet.
     async fn terminate(&self, stream: Stream, hello: &[u8]) -> Result<Secured, (Option<Stream>, Reason)> {
         let worker = &self.worker;
-        let (Some(credentials), Stream::Plain(socket)) = (worker.mesh.credentials(), stream) else {
+        let Some(credentials) = worker.mesh.credentials() else {
             // Without an identity of our own there is nothing to answer with.
             worker.shard.handshake(Direction::Inbound, Err(Reason::TlsHandshakeFailed));
-            return Err((None, Reason::TlsHandshakeFailed));
+            return Err((Some(stream), Reason::TlsHandshakeFailed));
         };
+        // Not reached: it has just come.
+        let Stream::Plain(socket) = stream else { return Err((None, Reason::TlsHandshakeFailed)) };
         let Some(_handshake) = worker.handshakes.acquire() else {
             worker.shard.limit(Limit::Handshakes);
             worker.shard.handshake(Direction::Inbound, Err(Reason::Overloaded));
@@ -234,24 +246,4 @@ fn edge(listener: Option<&Arc<Listener>>, asked: SocketAddr, client: SocketAddr,
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::worker::tests::worker;
-
-    /// What a connection costs while nobody knows yet what it speaks: a client that connects ahead of time may wait
-    /// here for hours. What comes after is a task of its own.
-    #[tokio::test]
-    async fn a_connection_that_says_nothing_is_small() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (client, accepted) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
-        let (stream, peer) = accepted.unwrap();
-        let worker = worker(&[]);
-        let permit = worker.inbound_permits.acquire().unwrap();
-        let accepted =
-            Accepted { stream: stream.into(), client: peer, local: address, original: None, permit };
-        let inbound = size_of_val(&serve(Rc::clone(&worker), accepted));
-        assert!(inbound <= 2048, "{inbound} bytes");
-        drop(client);
-    }
-}
+mod tests;

@@ -437,6 +437,15 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn worker_with(flags: &[&str], bound: Bound, directory: Arc<Directory>) -> Rc<Worker> {
+        assemble(flags, bound, directory, Mesh::new(crate::identity::Slot::default()))
+    }
+
+    /// A stand-alone worker that is somebody.
+    pub(crate) fn worker_of(mesh: Arc<Mesh>) -> Rc<Worker> {
+        assemble(&[], Bound::default(), Directory::standalone(), mesh)
+    }
+
+    fn assemble(flags: &[&str], bound: Bound, directory: Arc<Directory>, mesh: Arc<Mesh>) -> Rc<Worker> {
         let command = Command::parse_from(std::iter::once("weft-proxy").chain(flags.iter().copied()));
         let config = Config::try_from(command.arguments).expect("valid flags");
         let identity = Identity {
@@ -447,7 +456,6 @@ pub(crate) mod tests {
         };
         let shard = Telemetry::new(config.record.clone(), identity).shard();
         let drain = drain::Watch::default();
-        let mesh = Mesh::new(crate::identity::Slot::default());
         let common =
             Common { config: config.into(), bound: bound.into(), directory, circuits: Circuits::new(), mesh };
         Worker::new(common, shard, drain, 100)

@@ -14,12 +14,13 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use weft_wire::Reason;
 
 use super::schedule::Job;
 use crate::balance::breaker::health::{Checked, Probe};
 use crate::connect::{ConnectError, ConnectOptions, connect};
+use crate::tls::{self, Alpn, Mesh, Stream};
 
 /// Bytes of an answer that are read at most. A page about an app's health is smaller.
 const ANSWER_MAX: usize = 64 * 1024;
@@ -42,15 +43,25 @@ enum Broken {
     H2(#[from] h2::Error),
     #[error("the connection broke")]
     Io(#[from] std::io::Error),
+    #[error("no mutual TLS: {0}")]
+    Tls(Reason),
     #[error("the answer is not one of grpc.health.v1.Health")]
     Grpc,
 }
 
 /// Asks an endpoint.
-pub(super) async fn ask(job: &Job, mark: Option<u32>) -> Checked {
+pub(super) async fn ask(job: &Job, mark: Option<u32>, mesh: &Mesh) -> Checked {
     let (address, timeout) = (job.address, job.settings.timeout);
     let asking = async {
-        let stream = connect(address, &ConnectOptions { timeout, mark }).await?;
+        let socket = connect(address, &ConnectOptions { timeout, mark }).await?;
+        let stream = match (&job.identity, mesh.credentials()) {
+            (Some(id), Some(credentials)) => {
+                let alpn = Some(alpn(&job.settings.probe));
+                let secured = tls::connect::connect(&credentials, socket, id, alpn, timeout).await;
+                secured.map_err(Broken::Tls)?.stream
+            }
+            _ => Stream::Plain(socket),
+        };
         match &job.settings.probe {
             Probe::Http { method, host, path, http2, expected, retriable } => {
                 let target = Target { cluster: &job.cluster, host: host.as_deref(), address };
@@ -76,6 +87,15 @@ pub(super) async fn ask(job: &Job, mark: Option<u32>) -> Checked {
         tracing::debug!(cluster = &*job.cluster, %address, %error, cause, "health check failed");
         Checked::Failed
     })
+}
+
+/// What is spoken inside of mutual TLS.
+fn alpn(probe: &Probe) -> Alpn {
+    match probe {
+        Probe::Http { http2: false, .. } => Alpn::Http1,
+        Probe::Http { http2: true, .. } | Probe::Grpc { .. } => Alpn::Http2,
+        Probe::Tcp { .. } => Alpn::Opaque,
+    }
 }
 
 /// What a status says.
@@ -109,7 +129,7 @@ impl Target<'_> {
 }
 
 async fn http(
-    stream: TcpStream,
+    stream: Stream,
     target: &Target<'_>,
     method: &Method,
     path: &str,
@@ -147,7 +167,7 @@ struct Answer {
 }
 
 /// One exchange on an HTTP/2 connection of its own.
-async fn exchange(stream: TcpStream, request: Request<()>, body: Bytes) -> Result<Answer, Broken> {
+async fn exchange(stream: Stream, request: Request<()>, body: Bytes) -> Result<Answer, Broken> {
     let (sender, connection) = h2::client::handshake(stream).await?;
     // Dropped with this future, and the connection with it.
     let mut driver = JoinSet::new();
@@ -187,7 +207,7 @@ struct HealthCheckResponse {
 
 const SERVING: i32 = 1;
 
-async fn grpc(stream: TcpStream, target: &Target<'_>, service: &str) -> Result<Checked, Broken> {
+async fn grpc(stream: Stream, target: &Target<'_>, service: &str) -> Result<Checked, Broken> {
     let message = HealthCheckRequest { service: service.to_owned() }.encode_to_vec();
     let mut body = BytesMut::with_capacity(5 + message.len());
     body.put_u8(0);
@@ -223,7 +243,7 @@ fn grpc_status(headers: &HeaderMap) -> Option<u32> {
     headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 
-async fn tcp(mut stream: TcpStream, send: &[u8], receive: &[Vec<u8>]) -> Result<Checked, Broken> {
+async fn tcp(mut stream: Stream, send: &[u8], receive: &[Vec<u8>]) -> Result<Checked, Broken> {
     stream.write_all(send).await?;
     let mut came = BytesMut::new();
     while !contains(&came, receive) {

@@ -10,6 +10,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use weft_wire::SpiffeId;
+
 use crate::balance::ClusterState;
 use crate::balance::breaker::health::{Checked, Settings, Verdict};
 use crate::xds;
@@ -30,13 +32,15 @@ pub(super) struct Job {
     /// The cluster's name.
     pub(super) cluster: Arc<str>,
     pub(super) settings: Arc<Settings>,
+    /// Who must be there, where it is called by mutual TLS.
+    pub(super) identity: Option<Arc<SpiffeId>>,
 }
 
 #[cfg(test)]
 impl Job {
     /// A check that is in no schedule.
     pub(super) fn new(address: SocketAddr, cluster: &str, settings: Arc<Settings>, due: Instant) -> Self {
-        Self { id: Id(0), due, address, cluster: cluster.into(), settings }
+        Self { id: Id(0), due, address, cluster: cluster.into(), settings, identity: None }
     }
 }
 
@@ -218,7 +222,13 @@ impl Schedule {
         let task = self.tasks.get_mut(&id)?;
         task.due = None;
         let (cluster, settings) = (Arc::clone(&task.cluster), Arc::clone(&task.settings));
-        Some(Job { id, due, address: task.address, cluster, settings })
+        let origin =
+            self.clusters.get(&cluster).map(|watched| &watched.origin).filter(|origin| origin.mutual);
+        let identity = origin.and_then(|origin| {
+            let list = origin.endpoints();
+            list.list.iter().find(|endpoint| endpoint.address == task.address)?.identity.clone()
+        });
+        Some(Job { id, due, address: task.address, cluster, settings, identity })
     }
 
     /// How a check ended. [`look`](Self::look) just before: who has left must not be brought back.

@@ -72,7 +72,8 @@ pub async fn open(worker: Rc<Worker>, target: Target, alpn: Option<Alpn>) -> Res
             let stream = stream.into();
             Ok(Upstream { stream, address, peer: PeerIndex::UNKNOWN, working: None, permit: None })
         }
-        Target::Cluster(cluster) => open_cluster(&worker, &cluster, alpn).await,
+        // Boxed: detection waits with this for hours, and mostly for nothing.
+        Target::Cluster(cluster) => Box::pin(open_cluster(&worker, &cluster, alpn)).await,
     }
 }
 

@@ -59,7 +59,8 @@ type Checking = (oneshot::Sender<()>, JoinHandle<()>);
 async fn start(mesh: &Mesh, cluster: &Arc<Cluster>) -> (SocketAddr, Checking) {
     let (end, ended) = oneshot::channel();
     let (circuits, telemetry) = (Arc::clone(&mesh.circuits), Arc::clone(&mesh.telemetry));
-    let checking = spawn_local(check::run(circuits, telemetry, None, async { drop(ended.await) }));
+    let nobody = weft_proxy::tls::Mesh::new(weft_proxy::identity::Slot::default());
+    let checking = spawn_local(check::run(circuits, telemetry, nobody, None, async { drop(ended.await) }));
     let target = Target::Listener(listener(rule(|_| {}), Arc::clone(cluster), vec![]));
     (mesh.sidecar(Http1, target).await, (end, checking))
 }

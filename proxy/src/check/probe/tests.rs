@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::balance::breaker::health::Settings;
@@ -40,7 +40,7 @@ async fn ask_at(address: SocketAddr, probe: Probe) -> Checked {
     };
     let now = std::time::Instant::now();
     let job = Job::new(address, "orders.shop:8080", Arc::new(settings), now);
-    ask(&job, None).await
+    ask(&job, None, &Mesh::new(crate::identity::Slot::default())).await
 }
 
 fn web(path: &str, http2: bool) -> Probe {

@@ -28,7 +28,7 @@ use crate::record;
 use crate::reply::Fault;
 use crate::route::filter::Passage;
 use crate::tcp::Upstream;
-use crate::tls::{Alpn, Stream};
+use crate::tls::{self, Alpn, Stream};
 use crate::worker::Worker;
 
 /// Endpoints of one cluster that are tried for one attempt. Nothing has been sent to one that did not accept, so
@@ -212,6 +212,16 @@ impl Way<'_> {
     /// When the attempt begins, if anybody wants to know how long it takes.
     pub(super) fn begin(&self) -> Option<Instant> {
         (self.cluster.is_named() || self.cluster.has_alternatives()).then(Instant::now)
+    }
+
+    /// The connection broke. In TLS 1.3 that is also how the other side says that it does not take our certificate: only
+    /// when the handshake is over for us.
+    pub(super) fn broken_off(&self, error: &std::io::Error, sent: bool) -> Unanswered {
+        let refused = tls::reason(error);
+        if let Some(reason) = refused {
+            self.worker.shard.handshake(record::Direction::Outbound, Err(reason));
+        }
+        Unanswered::new(refused.unwrap_or(Reason::UpstreamReset), Ended::Reset { sent })
     }
 
     /// The response's head is here.

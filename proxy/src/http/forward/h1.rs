@@ -52,7 +52,7 @@ impl Way<'_> {
                     (endpoint, link) = (other, fresh);
                     continue;
                 }
-                Some(Err(broken)) => unanswered(&broken, link.has_sent()),
+                Some(Err(broken)) => self.unanswered_h1(&broken, link.has_sent()),
                 None => Unanswered::new(Reason::RequestTimeout, Ended::TimedOut),
             };
             self.failed(begun, &unanswered);
@@ -100,6 +100,16 @@ impl Way<'_> {
         })
     }
 
+    fn unanswered_h1(&self, broken: &Broken, sent: bool) -> Unanswered {
+        tracing::debug!(error = %broken, "no response");
+        match broken {
+            Broken::Upload(reason) => (*reason).into(),
+            Broken::Malformed(_) => Unanswered::malformed(),
+            Broken::Io(error) => self.broken_off(error, sent),
+            Broken::Closed => Unanswered::new(Reason::UpstreamReset, Ended::Reset { sent }),
+        }
+    }
+
     /// A connection: from detection's race, from the pool, or a new one, if possible to the endpoint that was `chosen`.
     async fn h1(&mut self, mut chosen: Option<Rc<Endpoint>>, fresh: bool) -> Result<Link, Unanswered> {
         if let Some((endpoint, stream, open)) = self.ahead() {
@@ -141,14 +151,5 @@ impl Way<'_> {
                 Err(reason) => return Err(Unanswered::new(reason, Ended::Unconnected)),
             }
         }
-    }
-}
-
-fn unanswered(broken: &Broken, sent: bool) -> Unanswered {
-    tracing::debug!(error = %broken, "no response");
-    match broken {
-        Broken::Upload(reason) => (*reason).into(),
-        Broken::Malformed(_) => Unanswered::malformed(),
-        Broken::Closed | Broken::Io(_) => Unanswered::new(Reason::UpstreamReset, Ended::Reset { sent }),
     }
 }

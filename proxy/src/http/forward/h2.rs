@@ -136,7 +136,10 @@ impl Way<'_> {
         let upload = self.exchange.as_ref().and_then(|exchange| exchange.upload.as_ref());
         match upload.and_then(|upload| upload.failed.get()) {
             Some(reason) => reason.into(),
-            None => Unanswered::new(Reason::UpstreamReset, ended),
+            None => match (error.get_io(), &ended) {
+                (Some(error), Ended::Reset { sent }) => self.broken_off(error, *sent),
+                _ => Unanswered::new(Reason::UpstreamReset, ended),
+            },
         }
     }
 }
