@@ -4,3 +4,4 @@
 #[path = "../../../control-plane/tests/authority.rs"]
 mod mtls_authority;
 mod mtls_renewal;
+mod mtls_wire;
