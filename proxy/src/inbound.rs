@@ -18,6 +18,7 @@ use weft_wire::{Host, Reason, SpiffeId};
 use crate::accept::Accepted;
 use crate::detect::{self, Detected, Prefixed, Sniff};
 use crate::http;
+use crate::policy::authorize::Call;
 use crate::record::{self, Direction, EdgeSpec, Limit, Tls};
 use crate::tcp::{self, Target, Upstream};
 use crate::tls::accept::Secured;
@@ -214,6 +215,10 @@ impl Arrival {
             Sniff::Tls | Sniff::Opaque | Sniff::NeedMore => {
                 let protocol =
                     if sniff == Sniff::Tls { record::Protocol::Tls } else { record::Protocol::Tcp };
+                if !admits(&worker, listener.as_deref(), &edge, app) {
+                    worker.shard.edge(&edge).connection(protocol).failed(Reason::PolicyDenied);
+                    return tcp::reset(io.stream().socket());
+                }
                 let scope = tcp::Scope { edge, protocol, target: Target::Address(app), opened, failed };
                 tokio::task::spawn_local(permit.during(tcp::serve(worker, io, scope)));
                 return;
@@ -226,6 +231,17 @@ impl Arrival {
         let scope = http::Scope { edge, target, asked: None, opened, client: client.ip() };
         tokio::task::spawn_local(permit.during(http::serve(worker, io, version, scope)));
     }
+}
+
+/// Whether an opaque connection may go on. It is judged once, before anything of it is passed on.
+fn admits(worker: &Worker, listener: Option<&Listener>, edge: &EdgeSpec, app: SocketAddr) -> bool {
+    let Some(listener) = listener else { return true };
+    let guard = listener.guard();
+    let Some(guard) = &*guard else { return true };
+    let caller = edge.caller.as_ref().map(ToString::to_string);
+    let call = Call { caller: caller.as_deref(), port: app.port(), request: None };
+    let edge = worker.shard.edge(edge);
+    guard.bytes.admits(&call, |verdict, rule| edge.record_access(rule, verdict))
 }
 
 /// What an inbound connection is called: the own service when it is known, else the address that was called.

@@ -7,6 +7,8 @@
 //! |---|---|---|
 //! | record | [`crate::record`]: a guard around everything below | |
 //! | shed | [`shed`]: requests in flight, lag of the worker | `overloaded` |
+//! | spelling | [`weft_wire::spelling`]: one spelling of each path, where access depends on it | `protocol_error` |
+//! | authorize | [`authorize`]: who may do what; first at a callee, where nothing else stands before | `policy_denied` |
 //! | fault | [`fault`]: delay, abort | `fault_injected` |
 //! | rate limit | [`limit`]: one bucket for all, one for each caller | `rate_limited` |
 //! | concurrency | [`adaptive`]: what the app's latency allows | `overloaded` |
@@ -23,6 +25,7 @@
 //! all of them together. Non-goals: the answers (`reply`), sending.
 
 pub mod adaptive;
+pub mod authorize;
 pub mod fault;
 pub mod limit;
 pub mod mirror;

@@ -19,6 +19,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use weft_wire::{ServiceId, SpiffeId, WorkloadId};
 
+pub(crate) mod access;
 pub mod access_log;
 pub(crate) mod cell;
 mod guard;
@@ -37,6 +38,7 @@ pub use rules::RuleName;
 pub use shard::{Edge, Shard};
 
 use crate::route::template::Learner;
+use access::AccessSeries;
 use handshake::Handshake;
 use ledger::Ledger;
 use rules::RuleSeries;
@@ -266,6 +268,7 @@ pub(crate) struct Books {
     pub(crate) flows: Ledger<FlowSeries>,
     pub(crate) connections: Ledger<ConnectionSeries>,
     pub(crate) rules: Ledger<RuleSeries>,
+    pub(crate) access: Ledger<AccessSeries>,
     /// Label sets that were dropped unreported.
     pub(crate) dropped: u64,
 }
@@ -371,7 +374,8 @@ impl Telemetry {
         let mut books = lock(&self.books);
         let reporting = self.reporting.load(Ordering::Relaxed);
         for cells in &shards {
-            let Books { requests, flows, connections, rules, dropped } = &mut *books;
+            let Books { requests, flows, connections, rules, access, dropped } = &mut *books;
+            *dropped += access.settle(std::mem::take(&mut lock(&cells.access)), reporting);
             *dropped += rules.settle(std::mem::take(&mut lock(&cells.rules)), reporting);
             *dropped += requests.settle(std::mem::take(&mut lock(&cells.requests)), reporting);
             *dropped += flows.settle(std::mem::take(&mut lock(&cells.flows)), reporting);

@@ -41,7 +41,9 @@ mod task;
 
 pub use directory::{Directory, Lookup, Status, TypeStatus};
 pub use metrics::Metrics;
-pub use model::{Assignment, Cluster, ClusterSpec, Endpoint, Endpoints, Health, Listener, ListenerSpec};
+pub use model::{
+    Assignment, Cluster, ClusterSpec, Endpoint, Endpoints, Guard, Health, Listener, ListenerSpec,
+};
 pub use task::Task;
 
 use crate::identity::Identity;

@@ -9,6 +9,8 @@
     reason = "a test that cannot go on says where"
 )]
 
+#[path = "http/access.rs"]
+mod access;
 #[path = "http/breaker.rs"]
 mod breaker;
 #[path = "http/checks.rs"]

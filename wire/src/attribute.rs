@@ -46,6 +46,9 @@ pub const REPORT_DROPPED: &str = "weft.report.dropped";
 pub const CLIENT_RETRIES: &str = "weft.client.retries";
 /// Outbound requests by the configured rule that routed them and the backend it chose, seconds, exponential histogram.
 pub const CLIENT_ROUTE_DURATION: &str = "weft.client.route.duration";
+/// What rules of access said to calls, sum. Carries the attributes of the inbound edge, [`ACCESS_RULE`] and
+/// [`ACCESS_VERDICT`].
+pub const ACCESS_DECISIONS: &str = "weft.access.decisions";
 /// State of a circuit as one proxy sees it, gauge: 0 closed, 1 half open, 2 open. Carries everything that is known of the
 /// circuit as attributes, so that one point is enough to show it.
 pub const CIRCUIT_STATE: &str = "weft.circuit.state";
@@ -101,6 +104,13 @@ pub const RETRY_OUTCOME: &str = "weft.retry.outcome";
 pub const ROUTE_NAME: &str = "weft.route.name";
 /// The cluster that a rule chose, for instance `orders-v2.shop:8080`.
 pub const ROUTE_BACKEND: &str = "weft.route.backend";
+
+// --- access ---------------------------------------------------------------------------------------------
+
+/// The rule that spoke: `AccessPolicy/<namespace>/<name>/<rule>`, or [`NO_RULE`](crate::access::NO_RULE).
+pub const ACCESS_RULE: &str = "weft.access.rule";
+/// What it said: one of the words in [`access::verdict`](crate::access::verdict).
+pub const ACCESS_VERDICT: &str = "weft.access.verdict";
 
 // --- circuits --------------------------------------------------------------------------------------------
 

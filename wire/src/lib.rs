@@ -17,6 +17,7 @@ pub mod name;
 pub mod node;
 pub mod port;
 pub mod reason;
+pub mod spelling;
 pub mod tls;
 pub mod xds;
 

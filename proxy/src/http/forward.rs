@@ -1,6 +1,6 @@
 //! One request, from its head to the response's head.
 //!
-//! destination → record → shed → hygiene → trace → route → circuit → guard (fault → rate limit → mirror → timeout → retry) →
+//! destination → record → shed → hygiene → trace → authorize → route → circuit → guard (fault → rate limit → mirror → timeout → retry) →
 //! attempt → response hygiene. In: a request as hyper parsed it.
 //! Out: a response whose body carries everything that lives as long as the request does ([`Exchange`]); never an
 //! error, because what goes wrong is answered from the table in [`crate::reply`].
@@ -41,6 +41,7 @@ use crate::reply::{self, Fault, Verdict};
 use crate::route::filter::Passage;
 
 mod attempt;
+mod authorize;
 mod destination;
 mod guard;
 mod h1;
@@ -177,6 +178,7 @@ async fn carry(
             _ => {}
         }
     }
+    authorize::authorize(session, destination, parts)?;
     let mut held_up = false;
     if let Some(answer) = enter(session, destination, exchange, parts, &mut held_up).await? {
         return Ok(answered(answer, exchange.take()));

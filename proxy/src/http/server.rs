@@ -6,7 +6,7 @@
 //! [`super::park`]). Surprise: what hyper answers by itself to bytes it cannot parse is replaced on its way out, so
 //! that even then the caller reads a reason. Non-goal: requests ([`super::forward`]).
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -118,6 +118,16 @@ pub(super) struct Session {
     pub opened: RefCell<Option<Box<Upstream>>>,
     /// Left by a request that switched protocols.
     pub switch: Cell<Option<Switch>>,
+    /// Who connected, as its certificate writes it: made when first asked for.
+    caller: OnceCell<Option<Box<str>>>,
+}
+
+impl Session {
+    /// Who connected, by its certificate.
+    pub(super) fn caller(&self) -> Option<&str> {
+        let write = || self.edge.caller.as_ref().map(|caller| caller.to_string().into());
+        self.caller.get_or_init(write).as_deref()
+    }
 }
 
 /// Serves a connection until it ends.
@@ -146,6 +156,7 @@ pub fn serve(worker: Rc<Worker>, io: Prefixed, version: Version, scope: Scope) -
         destinations: RefCell::default(),
         opened: RefCell::new(scope.opened.map(Box::new)),
         switch: Cell::new(None),
+        caller: OnceCell::new(),
     });
     let mut io = Some(io);
     async move {

@@ -13,6 +13,7 @@ use prometheus::proto::{Bucket, Histogram, LabelPair, Metric, MetricFamily, Metr
 use weft_wire::attribute;
 use weft_wire::histogram::BOUNDS_SECONDS;
 
+use super::access::AccessLabels;
 use super::cell::Totals;
 use super::handshake::Handshake;
 use super::rules::RuleLabels;
@@ -21,7 +22,7 @@ use super::{Detected, Direction, EdgeSpec, Limit, PeerSpec, Telemetry};
 use crate::exposition::{self, Described, counter, gauge, label};
 
 /// The families; [`family`] names their positions.
-const FAMILIES: [Described; 19] = [
+const FAMILIES: [Described; 20] = [
     ("http_client_request_duration_seconds", "Outbound HTTP and gRPC requests.", MetricType::HISTOGRAM),
     ("http_server_request_duration_seconds", "Inbound HTTP and gRPC requests.", MetricType::HISTOGRAM),
     ("weft_client_io_bytes_total", "Bytes of outbound edges, as the caller sees them.", MetricType::COUNTER),
@@ -70,6 +71,11 @@ const FAMILIES: [Described; 19] = [
         "TLS handshakes between sidecars by how they ended: with a new session, a resumed one, or none.",
         MetricType::COUNTER,
     ),
+    (
+        "weft_access_decisions_total",
+        "What rules of access said to calls: let in, kept out, or what they would have done if they were not only audited.",
+        MetricType::COUNTER,
+    ),
     ("weft_telemetry_series", "Label sets alive in this proxy.", MetricType::GAUGE),
     ("weft_build_info", "The version of this proxy; the value is 1.", MetricType::GAUGE),
     ("process_start_time_seconds", "When this process started, in Unix time.", MetricType::GAUGE),
@@ -89,9 +95,10 @@ mod family {
     pub(super) const RETRIES: usize = 13;
     pub(super) const RULES: usize = 14;
     pub(super) const HANDSHAKES: usize = 15;
-    pub(super) const SERIES: usize = 16;
-    pub(super) const BUILD: usize = 17;
-    pub(super) const START: usize = 18;
+    pub(super) const ACCESS: usize = 16;
+    pub(super) const SERIES: usize = 17;
+    pub(super) const BUILD: usize = 18;
+    pub(super) const START: usize = 19;
 }
 
 /// Registers with a Prometheus registry; weak, because the telemetry owns the registry.
@@ -167,7 +174,14 @@ fn collect(telemetry: &Telemetry, metrics: &mut [Vec<Metric>; FAMILIES.len()]) {
     books.rules.totals(|labels, totals| {
         metrics[family::RULES].push(histogram(rule_labels(labels), totals));
     });
-    let series = books.requests.len() + books.flows.len() + books.connections.len() + books.rules.len();
+    books.access.totals(|labels, totals| {
+        metrics[family::ACCESS].push(counter(access_labels(labels), totals.0));
+    });
+    let series = books.requests.len()
+        + books.flows.len()
+        + books.connections.len()
+        + books.rules.len()
+        + books.access.len();
     metrics[family::DROPPED].push(counter(Vec::new(), books.dropped));
     drop(books);
 
@@ -245,6 +259,13 @@ fn request_labels(request: &RequestLabels) -> Vec<LabelPair> {
     if let Some(error) = outcome.error() {
         labels.push(label(attribute::ERROR_TYPE, &error));
     }
+    labels
+}
+
+fn access_labels(access: &AccessLabels) -> Vec<LabelPair> {
+    let mut labels = edge_labels(&access.edge, &PeerSpec::default());
+    labels.push(label(attribute::ACCESS_RULE, &access.rule));
+    labels.push(label(attribute::ACCESS_VERDICT, access.verdict.word()));
     labels
 }
 

@@ -59,6 +59,19 @@ impl RuleName {
     }
 }
 
+impl RuleName {
+    /// The rule.
+    #[must_use]
+    pub fn route(&self) -> &str {
+        &self.route
+    }
+
+    /// Unique in the process; 0 is what is beyond the bound.
+    pub(super) fn id(&self) -> u32 {
+        self.id
+    }
+}
+
 /// What requests are counted by.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct RuleLabels {

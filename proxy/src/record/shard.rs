@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use http::request::Parts;
 
+use super::access::AccessSeries;
 use super::cell::{Counter, Histogram};
 use super::guard::{ConnectionRecord, RequestRecord};
 use super::handshake::Handshake;
@@ -47,6 +48,7 @@ pub(crate) struct Cells {
     pub(crate) flows: Fresh<FlowSeries>,
     pub(crate) connections: Fresh<ConnectionSeries>,
     pub(crate) rules: Fresh<RuleSeries>,
+    pub(crate) access: Fresh<AccessSeries>,
     pub(crate) limits: [Counter; Limit::ALL.len()],
     pub(crate) panics: Counter,
     pub(crate) handshakes: [[Counter; Handshake::COUNT]; 2],
@@ -125,6 +127,7 @@ impl Shard {
             flows: RefCell::default(),
             connections: RefCell::default(),
             rules: RefCell::default(),
+            access: RefCell::default(),
         });
         edges.insert(spec, Rc::clone(&edge));
         edge
@@ -170,7 +173,8 @@ impl Shard {
             let series = edge.requests.borrow_mut().sweep(now)
                 + edge.flows.borrow_mut().sweep(now)
                 + edge.connections.borrow_mut().sweep(now)
-                + edge.rules.borrow_mut().sweep(now);
+                + edge.rules.borrow_mut().sweep(now)
+                + edge.access.borrow_mut().sweep(now);
             kept += series;
             series > 0 || Rc::strong_count(edge) > 1
         });
@@ -264,6 +268,7 @@ pub struct Edge {
     flows: RefCell<Table<FlowSeries>>,
     connections: RefCell<Table<ConnectionSeries>>,
     pub(super) rules: RefCell<Table<RuleSeries>>,
+    pub(super) access: RefCell<Table<AccessSeries>>,
 }
 
 impl Edge {

@@ -14,6 +14,7 @@ use weft_wire::{attribute, histogram};
 
 use super::circuit;
 use super::snapshot::Snapshot;
+use crate::record::access::AccessLabels;
 use crate::record::cell::Growth;
 use crate::record::rules::RuleLabels;
 use crate::record::series::{FlowLabels, RequestLabels};
@@ -79,6 +80,10 @@ fn points(snapshot: &Snapshot) -> Vec<(Name, Point)> {
     }
     for (labels, growth) in &snapshot.rules {
         points.push(((attribute::CLIENT_ROUTE_DURATION, "s"), at.histogram(rule(labels), growth)));
+    }
+    for (labels, count) in &snapshot.access {
+        let point = at.sum(access(labels), *count);
+        points.extend(point.map(|point| ((attribute::ACCESS_DECISIONS, "{decision}"), point)));
     }
     for (result, growth) in &snapshot.detected {
         let attributes = vec![text(attribute::DETECT_RESULT, result.word())];
@@ -248,6 +253,13 @@ fn edge(edge: &EdgeSpec, peer: &PeerSpec) -> Vec<KeyValue> {
 fn flow(labels: &FlowLabels) -> Vec<KeyValue> {
     let mut attributes = edge(&labels.edge, &labels.peer);
     attributes.push(text(attribute::NETWORK_PROTOCOL_NAME, labels.protocol.word()));
+    attributes
+}
+
+fn access(labels: &AccessLabels) -> Vec<KeyValue> {
+    let mut attributes = edge(&labels.edge, &PeerSpec::default());
+    attributes.push(text(attribute::ACCESS_RULE, &labels.rule));
+    attributes.push(text(attribute::ACCESS_VERDICT, labels.verdict.word()));
     attributes
 }
 

@@ -1,6 +1,7 @@
 //! The differences since the last time: what one report says.
 
 use crate::balance::circuits::Circuit;
+use crate::record::access::AccessLabels;
 use crate::record::cell::{Growth, Totals};
 use crate::record::rules::RuleLabels;
 use crate::record::series::{ConnectionLabels, FlowLabels, FlowTotals, RequestLabels};
@@ -17,6 +18,7 @@ pub(super) struct Snapshot {
     pub(super) flows: Vec<(FlowLabels, FlowTotals)>,
     pub(super) connections: Vec<(ConnectionLabels, Growth)>,
     pub(super) rules: Vec<(RuleLabels, Growth)>,
+    pub(super) access: Vec<(AccessLabels, u64)>,
     pub(super) detected: Vec<(Detected, Growth)>,
     /// How circuits stand at the end.
     pub(super) circuits: Vec<Circuit>,
@@ -51,6 +53,9 @@ impl Taken {
         });
         books.rules.differences(|labels, now, then| {
             snapshot.rules.extend(now.since(then).map(|growth| (labels.clone(), growth)));
+        });
+        books.access.differences(|labels, now, then| {
+            snapshot.access.push((labels.clone(), now.0 - then.0));
         });
         books.flows.differences(|labels, now, then| {
             let difference = FlowTotals {

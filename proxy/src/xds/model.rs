@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard as Loaded};
 use weft_wire::tls::Mode;
 use weft_wire::xds::{ListenerName, Protocol};
 use weft_wire::{ServicePort, SpiffeId, WorkloadId};
@@ -22,8 +22,10 @@ use weft_wire::{ServicePort, SpiffeId, WorkloadId};
 use crate::balance::breaker;
 use crate::balance::policy::Policy;
 use crate::balance::spread::OVERPROVISIONING_DEFAULT;
+use crate::policy::authorize::Access;
 use crate::route::matcher::RouteTable;
 use crate::route::policies::Gradient;
+use weft_wire::spelling::Spelling;
 
 /// One address that serves a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -225,7 +227,7 @@ impl Cluster {
 
     /// The endpoints of this moment. The guard is for reading now, not for keeping across an `await`.
     #[must_use]
-    pub fn endpoints(&self) -> Guard<Arc<Endpoints>> {
+    pub fn endpoints(&self) -> Loaded<Arc<Endpoints>> {
         self.endpoints.load()
     }
 
@@ -262,6 +264,28 @@ pub(crate) type ClusterSlot = Arc<ArcSwap<Cluster>>;
 /// see a change.
 pub(crate) type GradientSlot = Arc<ArcSwapOption<Gradient>>;
 
+/// Who may call, by requests and by bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Guard {
+    /// By requests.
+    pub http: Access,
+    /// By bytes.
+    pub bytes: Access,
+    /// What is done to paths before they are judged.
+    pub spelling: Spelling,
+}
+
+impl Guard {
+    /// Whether nobody is looked at.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.http.filters.is_empty() && self.bytes.filters.is_empty() && self.spelling.is_none()
+    }
+}
+
+/// Where a listener's guard lives; as with the limit, connections that stay see a change.
+pub(crate) type GuardSlot = Arc<ArcSwapOption<Guard>>;
+
 /// What a [`Listener`] is apart from its routes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerSpec {
@@ -291,6 +315,7 @@ pub struct Listener {
     routes: RouteSlot,
     cluster: Option<ClusterSlot>,
     gradient: GradientSlot,
+    guard: GuardSlot,
 }
 
 impl Listener {
@@ -302,6 +327,7 @@ impl Listener {
             Arc::new(ArcSwap::from_pointee(routes)),
             opaque.map(|cluster| Arc::new(ArcSwap::new(cluster))),
             GradientSlot::default(),
+            GuardSlot::default(),
         )
     }
 
@@ -310,13 +336,25 @@ impl Listener {
         routes: RouteSlot,
         cluster: Option<ClusterSlot>,
         gradient: GradientSlot,
+        guard: GuardSlot,
     ) -> Arc<Self> {
-        Arc::new(Self { spec, routes, cluster, gradient })
+        Arc::new(Self { spec, routes, cluster, gradient, guard })
+    }
+
+    /// Who may call at this moment; `None` is everybody.
+    #[must_use]
+    pub fn guard(&self) -> Loaded<Option<Arc<Guard>>> {
+        self.guard.load()
+    }
+
+    /// Replaces the guard in place: for tests. In a sidecar only the xDS client does so.
+    pub fn set_guard(&self, guard: Guard) {
+        self.guard.store(Some(Arc::new(guard)));
     }
 
     /// The limit on concurrency of this moment.
     #[must_use]
-    pub fn gradient(&self) -> Guard<Option<Arc<Gradient>>> {
+    pub fn gradient(&self) -> Loaded<Option<Arc<Gradient>>> {
         self.gradient.load()
     }
 
@@ -328,7 +366,7 @@ impl Listener {
     /// The routes of this moment; empty for a port that speaks no HTTP. The guard is for picking now: clone the
     /// `Arc<Route>` out of it to keep one.
     #[must_use]
-    pub fn routes(&self) -> Guard<Arc<RouteTable>> {
+    pub fn routes(&self) -> Loaded<Arc<RouteTable>> {
         self.routes.load()
     }
 

@@ -28,7 +28,9 @@ use arc_swap::ArcSwap;
 use weft_wire::xds::ListenerName;
 
 use super::directory::{Answer, Entry, Map};
-use super::model::{Assignment, Cluster, ClusterSlot, EndpointSlot, Endpoints, GradientSlot, RouteSlot};
+use super::model::{
+    Assignment, Cluster, ClusterSlot, EndpointSlot, Endpoints, GradientSlot, GuardSlot, RouteSlot,
+};
 use super::parse::{ClusterDraft, EndpointSource, ListenerDraft, RouteSource, TableDraft};
 use crate::route::matcher::RouteTable;
 use compile::no_endpoints;
@@ -100,6 +102,7 @@ struct ListenerNode {
     uses: Uses,
     touched: Arc<AtomicU64>,
     gradient: GradientSlot,
+    guard: GuardSlot,
 }
 
 /// Names that a visible listener leans on.
@@ -169,6 +172,7 @@ impl Store {
             uses: Uses::default(),
             touched: Arc::new(AtomicU64::new(now)),
             gradient: GradientSlot::default(),
+            guard: GuardSlot::default(),
         };
         self.listeners.insert(Arc::clone(name), node);
         true

@@ -111,6 +111,14 @@ impl Destination {
         port.clone()
     }
 
+    /// The port's rules and its number, where the app behind it is this sidecar's own.
+    pub(super) fn own(&self) -> Option<(&Listener, u16)> {
+        match &self.backend {
+            Backend::Own { listener, address, .. } => Some((listener, address.port())),
+            Backend::Routed { .. } | Backend::Direct(_) | Backend::Nowhere(_) => None,
+        }
+    }
+
     /// Whether the control plane has said meanwhile what stands behind it.
     fn is_outdated(&self, worker: &Worker) -> bool {
         self.asked.as_ref().is_some_and(|asked| matches!(worker.directory.lookup(asked), Lookup::Known(_)))

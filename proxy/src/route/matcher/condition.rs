@@ -335,6 +335,12 @@ impl HeaderMatch {
         self.verdict(self.look(request))
     }
 
+    /// Whether something that is no request at all fulfils the condition.
+    #[must_use]
+    pub fn holds_for_none(&self) -> bool {
+        self.verdict(None)
+    }
+
     /// Whether any value of the field is as it must be; `None`: there is none.
     fn look(&self, request: &Parts) -> Option<bool> {
         let mut found = None;

@@ -1,5 +1,6 @@
 //! Listener → what the destination is, where its routes are and where its opaque connections go.
 
+mod access;
 mod http_filters;
 
 use std::sync::Arc;
@@ -7,8 +8,10 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3::{TransportSocket, transport_socket};
 use envoy_types::pb::envoy::config::listener::v3::{FilterChain, Listener, filter};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, http_connection_manager::RouteSpecifier,
+    HttpConnectionManager,
+    http_connection_manager::{PathWithEscapedSlashesAction, RouteSpecifier},
 };
+use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
     TcpProxy, tcp_proxy::ClusterSpecifier,
 };
@@ -16,10 +19,14 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTl
 use envoy_types::pb::google::protobuf::Any;
 use prost::Name;
 use weft_wire::tls::Mode;
+use weft_wire::xds::ListenerName;
 
-use super::super::model::ListenerSpec;
+use super::super::model::{Guard, ListenerSpec};
 use super::{Invalid, Labels, TableDraft, decode, route, same_name};
+use crate::policy::authorize::Access;
 use crate::route::policies::Gradient;
+use http_filters::Said;
+use weft_wire::spelling::Spelling;
 
 /// A listener that names its route table and cluster.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +38,8 @@ pub(in super::super) struct ListenerDraft {
     pub(in super::super) opaque: Option<Arc<str>>,
     /// The concurrency limit that finds itself.
     pub(in super::super) gradient: Option<Gradient>,
+    /// Who may call.
+    pub(in super::super) guard: Guard,
 }
 
 /// Where a listener's routes stand.
@@ -55,7 +64,8 @@ pub(in super::super) fn listener(name: &str, any: &Any) -> Result<ListenerDraft,
         workload: labels.workload()?,
         mode: mode(&listener)?,
     };
-    let mut draft = ListenerDraft { spec, routes: None, opaque: None, gradient: None };
+    let mut draft =
+        ListenerDraft { spec, routes: None, opaque: None, gradient: None, guard: Guard::default() };
     for (position, chain) in listener.filter_chains.iter().enumerate() {
         read_chain(&mut draft, chain, &format!("filter_chains[{position}]"))?;
     }
@@ -64,6 +74,13 @@ pub(in super::super) fn listener(name: &str, any: &Any) -> Result<ListenerDraft,
     }
     if draft.routes.is_none() && draft.opaque.is_none() {
         return Err(Invalid::missing("filter_chains: a filter that ends the chain"));
+    }
+    // What a port was not declared to speak may come all the same.
+    if draft.opaque.is_none() && draft.guard.http.denies_any() {
+        draft.guard.bytes = Access::nobody();
+    }
+    if draft.routes.is_none() {
+        draft.guard.http = draft.guard.bytes.clone();
     }
     Ok(draft)
 }
@@ -109,6 +126,7 @@ fn requires_certificate(socket: &TransportSocket, place: &str) -> Result<(), Inv
 }
 
 fn read_chain(draft: &mut ListenerDraft, chain: &FilterChain, place: &str) -> Result<(), Invalid> {
+    let mut before = Vec::new();
     for (position, filter) in chain.filters.iter().enumerate() {
         let place = format!("{place}.filters[{position}]");
         let Some(filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
@@ -116,17 +134,36 @@ fn read_chain(draft: &mut ListenerDraft, chain: &FilterChain, place: &str) -> Re
         };
         if is::<HttpConnectionManager>(config) {
             let manager = decode(config, &place)?;
-            let (routes, gradient) = http_routes(&manager, &place)?;
+            let (routes, http) = http_routes(&manager, &place)?;
+            let spelling = spelling(&manager, &draft.spec, &place)?;
+            let known = draft.routes.as_ref().map(|_| draft.guard.spelling);
+            agree(&mut known.clone(), spelling, &place)?;
+            draft.guard.spelling = spelling;
+            agree_on_guard(draft.routes.is_some(), &mut draft.guard.http, http.access, &place)?;
             agree(&mut draft.routes, routes, &place)?;
-            draft.gradient = draft.gradient.or(gradient);
+            draft.gradient = draft.gradient.or(http.gradient);
         } else if is::<TcpProxy>(config) {
             let proxy = decode(config, &place)?;
+            agree_on_guard(
+                draft.opaque.is_some(),
+                &mut draft.guard.bytes,
+                std::mem::take(&mut before),
+                &place,
+            )?;
             agree(&mut draft.opaque, tcp_cluster(&proxy, &place)?, &place)?;
+        } else if is::<NetworkRbac>(config) {
+            before.push(access::network(&decode(config, &place)?, &format!("{place}.typed_config"))?);
         } else {
             return Err(Invalid::unsupported(place, format!("network filter {:?}", filter.name)));
         }
     }
-    Ok(())
+    match before.as_slice() {
+        [] => Ok(()),
+        // Requests have filters of their own.
+        _ => {
+            Err(Invalid::unsupported(format!("{place}.filters"), "judging connections before their requests"))
+        }
+    }
 }
 
 fn is<M: Name>(any: &Any) -> bool {
@@ -147,17 +184,70 @@ fn agree<T: PartialEq>(known: &mut Option<T>, new: T, place: &str) -> Result<(),
     }
 }
 
-/// Where the routes are, and what guards the listener as a whole.
-fn http_routes(
-    manager: &HttpConnectionManager,
+/// Every chain must let in and keep out the same callers.
+fn agree_on_guard(
+    known: bool,
+    guard: &mut Access,
+    filters: Vec<access::Filter>,
     place: &str,
-) -> Result<(RouteSource, Option<Gradient>), Invalid> {
-    let mut gradient = None;
+) -> Result<(), Invalid> {
+    let new = Access { filters: filters.into() };
+    if known && *guard != new {
+        return Err(Invalid::unsupported(place, "a filter chain that differs from another of its kind"));
+    }
+    *guard = new;
+    Ok(())
+}
+
+/// What is done to paths before they are judged.
+fn spelling(
+    manager: &HttpConnectionManager,
+    listener: &ListenerSpec,
+    place: &str,
+) -> Result<Spelling, Invalid> {
+    let escaped = &format!("{place}.path_with_escaped_slashes_action");
+    let refuse_escaped_slashes =
+        match PathWithEscapedSlashesAction::try_from(manager.path_with_escaped_slashes_action) {
+            Ok(
+                PathWithEscapedSlashesAction::ImplementationSpecificDefault
+                | PathWithEscapedSlashesAction::KeepUnchanged,
+            ) => false,
+            Ok(PathWithEscapedSlashesAction::RejectRequest) => true,
+            _ => return Err(Invalid::unsupported(escaped, "unescaping slashes")),
+        };
+    let spelling = Spelling {
+        normalize: manager.normalize_path.is_some_and(|normalize| normalize.value),
+        merge_slashes: manager.merge_slashes,
+        refuse_escaped_slashes,
+    };
+    if !spelling.is_none() && !matches!(listener.name, ListenerName::Inbound(_)) {
+        return Err(Invalid::unsupported(
+            format!("{place}.normalize_path"),
+            "changing paths on their way out",
+        ));
+    }
+    Ok(spelling)
+}
+
+/// What guards the listener as a whole.
+#[derive(Default)]
+struct HttpGuards {
+    gradient: Option<Gradient>,
+    access: Vec<access::Filter>,
+}
+
+/// Where the routes are, and what guards the listener as a whole.
+fn http_routes(manager: &HttpConnectionManager, place: &str) -> Result<(RouteSource, HttpGuards), Invalid> {
+    let mut guards = HttpGuards::default();
     for (position, filter) in manager.http_filters.iter().enumerate() {
         let place = format!("{place}.http_filters[{position}]");
-        gradient = gradient.or(http_filters::read(filter, &place)?);
+        match http_filters::read(filter, &place)? {
+            Some(Said::Gradient(gradient)) => guards.gradient = guards.gradient.or(Some(gradient)),
+            Some(Said::Access(filter)) => guards.access.push(filter),
+            None => {}
+        }
     }
-    Ok((route_source(manager, place)?, gradient))
+    Ok((route_source(manager, place)?, guards))
 }
 
 fn route_source(manager: &HttpConnectionManager, place: &str) -> Result<RouteSource, Invalid> {

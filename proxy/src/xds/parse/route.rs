@@ -23,6 +23,7 @@ use crate::route::mutation::Group;
 use crate::route::rule::{Backend, BackendFilters, MirrorDraft, Route, Rule};
 use filters::{FilterConfigs, Headers};
 
+pub(super) use matches::{read_header as header, string};
 pub(super) use policies::{duration, fault, rate_limit};
 
 /// A route table whose clusters are names.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use super::super::directory::Answer;
-use super::super::model::{Cluster, ClusterSpec, EndpointSlot, Endpoints, GradientSlot, Listener};
+use super::super::model::{Cluster, ClusterSpec, EndpointSlot, Endpoints, Listener};
 use super::super::parse::{ClusterDraft, EndpointSource, ListenerDraft, RouteSource, TableDraft};
 use super::{ClusterNode, ListenerNode, Readiness, Said, Store, TableNode, Uses};
 use crate::route::matcher::RouteTable;
@@ -102,7 +102,7 @@ impl Store {
                         }
                     }
                     Readiness::Ready => {
-                        let compiled = compile_listener(draft, &self.tables, &self.clusters, &node.gradient);
+                        let compiled = compile_listener(draft, &self.tables, &self.clusters, node);
                         if let Some((listener, uses)) = compiled {
                             node.answer = Some(Answer::Known(listener));
                             node.uses = uses;
@@ -203,7 +203,7 @@ fn compile_listener(
     draft: &ListenerDraft,
     tables: &HashMap<Arc<str>, TableNode>,
     clusters: &HashMap<Arc<str>, ClusterNode>,
-    gradient: &GradientSlot,
+    node: &ListenerNode,
 ) -> Option<(Arc<Listener>, Uses)> {
     let mut uses = Uses::default();
     let routes = match &draft.routes {
@@ -229,6 +229,8 @@ fn compile_listener(
             Some(slot)
         }
     };
+    let (gradient, guard) = (Arc::clone(&node.gradient), Arc::clone(&node.guard));
     gradient.store(draft.gradient.map(Arc::new));
-    Some((Listener::with_slots(draft.spec.clone(), routes, opaque, Arc::clone(gradient)), uses))
+    guard.store(Some(&draft.guard).filter(|guard| !guard.is_open()).cloned().map(Arc::new));
+    Some((Listener::with_slots(draft.spec.clone(), routes, opaque, gradient, guard), uses))
 }

@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3:
 use envoy_types::pb::envoy::extensions::filters::http::cors::v3::Cors;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpFilter, http_filter::ConfigType,
@@ -20,11 +21,19 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use http::StatusCode;
 
 use super::super::{AGE, Invalid, decode};
-use super::{is, route};
+use super::{access, is, route};
 use crate::route::policies::{Gradient, MinRtt};
 
-/// Reads one filter; only adaptive concurrency has something to say by itself.
-pub(super) fn read(filter: &HttpFilter, place: &str) -> Result<Option<Gradient>, Invalid> {
+/// What a filter says by itself.
+pub(super) enum Said {
+    /// Who may call.
+    Access(access::Filter),
+    /// A limit on concurrency.
+    Gradient(Gradient),
+}
+
+/// Reads one filter; few have something to say by themselves.
+pub(super) fn read(filter: &HttpFilter, place: &str) -> Result<Option<Said>, Invalid> {
     let unknown = || Err(Invalid::unsupported(place, format!("HTTP filter {:?}", filter.name)));
     if filter.disabled {
         return Ok(None);
@@ -53,7 +62,9 @@ pub(super) fn read(filter: &HttpFilter, place: &str) -> Result<Option<Gradient>,
             Some(_) => Err(Invalid::unsupported(format!("{place}.token_bucket"), "a limit for all routes")),
         }
     } else if is::<AdaptiveConcurrency>(config) {
-        gradient(&decode(config, &place)?, &place)
+        Ok(gradient(&decode(config, &place)?, &place)?.map(Said::Gradient))
+    } else if is::<Rbac>(config) {
+        Ok(Some(Said::Access(access::http(&decode(config, &place)?, &place)?)))
     } else if filter.is_optional {
         Ok(None)
     } else {

@@ -109,7 +109,10 @@ fn exact_method(header: &HeaderMatch) -> Option<Method> {
     }
 }
 
-fn read_header(header: &proto::HeaderMatcher, place: &str) -> Result<HeaderMatch, Invalid> {
+pub(in crate::xds::parse) fn read_header(
+    header: &proto::HeaderMatcher,
+    place: &str,
+) -> Result<HeaderMatch, Invalid> {
     #[expect(deprecated, reason = "older control planes still write them")]
     let (value, absent) = match &header.header_match_specifier {
         Some(HeaderMatchSpecifier::StringMatch(matcher)) => {
@@ -170,7 +173,7 @@ fn read_query(query: &proto::QueryParameterMatcher, place: &str) -> Result<Query
     Ok(QueryMatch { name: query.name.as_str().into(), value })
 }
 
-pub(super) fn string(matcher: &StringMatcher, place: &str) -> Result<ValueMatch, Invalid> {
+pub(in crate::xds::parse) fn string(matcher: &StringMatcher, place: &str) -> Result<ValueMatch, Invalid> {
     let text = |text: &String| Text::new(text, matcher.ignore_case);
     match &matcher.match_pattern {
         Some(MatchPattern::Exact(exact)) => Ok(ValueMatch::Exact(text(exact))),
