@@ -6,6 +6,7 @@
 //! and cluster, because its listeners wait for them. Non-goal: listeners over xDS; a sidecar's are answers to
 //! questions that Envoy does not ask.
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,12 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
+use envoy_types::pb::envoy::config::core::v3::{Address, SocketAddress, address};
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
+use envoy_types::pb::google::protobuf::{Any, BoolValue};
+use prost::{Message as _, Name as _};
 use serde_json::{Value, json};
 
 use crate::client::{self, Ask};
@@ -32,6 +39,8 @@ pub struct Envoy {
     directory: tempfile::TempDir,
     admin: SocketAddr,
     listeners: Vec<SocketAddr>,
+    /// Listeners of the control plane's own making, by name.
+    served: HashMap<String, SocketAddr>,
 }
 
 /// What a static listener follows.
@@ -73,21 +82,38 @@ impl Envoy {
     /// # Errors
     /// When it does not come up in time; the message has its log.
     pub async fn start(binary: &Path, control: SocketAddr, follow: &[Follow]) -> anyhow::Result<Self> {
+        Self::serving(binary, control, follow, Vec::new()).await
+    }
+
+    /// The same, with listeners as the control plane compiles them for sidecars: here they are bound, to any port, and
+    /// known by their names.
+    ///
+    /// # Errors
+    /// When it does not come up in time; the message has its log.
+    pub async fn serving(
+        binary: &Path,
+        control: SocketAddr,
+        follow: &[Follow],
+        listeners: Vec<Listener>,
+    ) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let file = |name: &str| directory.path().join(name);
-        fs::write(file("envoy.json"), bootstrap(control, follow).to_string())?;
+        let names: Vec<String> = listeners.iter().map(|listener| listener.name.clone()).collect();
+        fs::write(file("listeners.pb"), discovered(listeners).encode_to_vec())?;
+        fs::write(file("envoy.json"), bootstrap(control, follow, &file("listeners.pb")).to_string())?;
         let log = fs::File::create(file("log"))?;
         let mut command = Command::new(binary);
         command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]);
         command.arg("-c").arg(file("envoy.json")).arg("--admin-address-path").arg(file("admin"));
         let process = Guarded::spawn(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log))?;
         let unplaced = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut envoy = Self { _process: process, directory, admin: unplaced, listeners: Vec::new() };
-        envoy.come_up(follow.len()).await.with_context(|| envoy.log())?;
+        let served = HashMap::new();
+        let mut envoy = Self { _process: process, directory, admin: unplaced, listeners: Vec::new(), served };
+        envoy.come_up(follow.len(), &names).await.with_context(|| envoy.log())?;
         Ok(envoy)
     }
 
-    async fn come_up(&mut self, listeners: usize) -> anyhow::Result<()> {
+    async fn come_up(&mut self, listeners: usize, served: &[String]) -> anyhow::Result<()> {
         let file = self.directory.path().join("admin");
         self.admin = poll::until("Envoy's admin listens", START, async || {
             anyhow::Ok(fs::read_to_string(&file)?.trim().parse()?)
@@ -102,14 +128,16 @@ impl Envoy {
         .await?;
         let said = client::json(self.admin, "/listeners?format=json").await?;
         let said = said["listener_statuses"].as_array().context("no listeners")?;
-        let address = |index: usize| {
-            let name = format!("listener-{index}");
-            let status = said.iter().find(|status| status["name"] == name.as_str());
+        let address = |name: &str| {
+            let status = said.iter().find(|status| status["name"] == name);
             let socket = &status.with_context(|| format!("no {name}"))?["local_address"]["socket_address"];
             let port = socket["port_value"].as_u64().context("no port")?;
             anyhow::Ok(SocketAddr::from(([127, 0, 0, 1], u16::try_from(port)?)))
         };
-        self.listeners = (0..listeners).map(address).collect::<anyhow::Result<_>>()?;
+        let followed = (0..listeners).map(|index| address(&format!("listener-{index}")));
+        self.listeners = followed.collect::<anyhow::Result<_>>()?;
+        let served = served.iter().map(|name| Ok((name.clone(), address(name)?)));
+        self.served = served.collect::<anyhow::Result<_>>()?;
         Ok(())
     }
 
@@ -117,6 +145,14 @@ impl Envoy {
     #[must_use]
     pub fn listener(&self, index: usize) -> SocketAddr {
         self.listeners[index]
+    }
+
+    /// Where a listener of the control plane's own making serves.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn served(&self, name: &str) -> anyhow::Result<SocketAddr> {
+        self.served.get(name).copied().with_context(|| format!("no {name}"))
     }
 
     /// Asks the admin interface for JSON.
@@ -161,7 +197,31 @@ impl Envoy {
     }
 }
 
-fn bootstrap(control: SocketAddr, follow: &[Follow]) -> Value {
+/// A file from which Envoy takes its listeners.
+fn discovered(listeners: Vec<Listener>) -> DiscoveryResponse {
+    let bound = listeners.into_iter().map(|listener| {
+        let socket = SocketAddress {
+            address: "127.0.0.1".to_owned(),
+            port_specifier: Some(PortSpecifier::PortValue(0)),
+            ..Default::default()
+        };
+        let bound = Listener {
+            address: Some(Address { address: Some(address::Address::SocketAddress(socket)) }),
+            bind_to_port: Some(BoolValue { value: true }),
+            ..listener
+        };
+        Any { type_url: Listener::type_url(), value: bound.encode_to_vec() }
+    });
+    let resources = bound.collect();
+    DiscoveryResponse {
+        version_info: "1".to_owned(),
+        resources,
+        type_url: Listener::type_url(),
+        ..Default::default()
+    }
+}
+
+fn bootstrap(control: SocketAddr, follow: &[Follow], served: &Path) -> Value {
     let listeners: Vec<Value> =
         follow.iter().enumerate().map(|(index, follow)| listener(index, &follow.routes)).collect();
     let plane =
@@ -181,6 +241,7 @@ fn bootstrap(control: SocketAddr, follow: &[Follow]) -> Value {
                 "grpc_services": [{"envoy_grpc": {"cluster_name": "control_plane"}}],
             },
             "cds_config": ads(),
+            "lds_config": {"path_config_source": {"path": served}, "resource_api_version": "V3"},
         },
         "static_resources": {"listeners": listeners, "clusters": clusters},
     })

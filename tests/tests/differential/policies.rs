@@ -8,6 +8,7 @@
 //!
 //! [`x-plan`]: weft_tests::backend::PLAN
 
+mod access;
 mod choices;
 mod combined;
 mod ejection;

@@ -23,6 +23,7 @@ const SHARES: &str = "tests/tests/differential/policies/shares.rs";
 const EJECTION: &str = "tests/tests/differential/policies/ejection.rs";
 const LIMITS: &str = "tests/tests/differential/policies/limits.rs";
 const POLICIES: &str = "tests/tests/differential/policies/rows.rs";
+const ACCESS: &str = "tests/tests/differential/policies/access.rs";
 const SET: &str = "proxy/src/balance/set/tests.rs";
 const CDS: &str = "proxy/src/xds/parse/cluster/balancing/tests.rs";
 
@@ -105,6 +106,17 @@ const EVIDENCE: &[(&str, &str, &str)] = &[
         "An endpoint that has left the list and still passes its checks",
         "proxy/src/check/schedule/tests.rs",
         "who_has_left_is_asked_no_more_and_what_it_answers_counts_for_nothing",
+    ),
+    (
+        "Paths that access depends on, where dots with parameters are escaped (`/%2e%2e;x`), or of nothing but slashes",
+        ACCESS,
+        "weft_resolves_what_some_servers_would",
+    ),
+    ("An opaque connection that access refuses", ACCESS, "weft_refuses_before_a_server_speaks"),
+    (
+        "Conditions of access on addresses, SNI, metadata and expressions, trees of rules, plugins, the action `LOG`",
+        "proxy/src/xds/parse/listener/access.rs",
+        "what_is_not_understood_is_refused_by_its_field",
     ),
 ];
 
