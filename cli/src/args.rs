@@ -15,8 +15,8 @@ use weft_control_plane::graph::Window;
 
 use crate::fabric::{holder, launch, launcher};
 use crate::{
-    api, apply, auth, ca, circuits, demo, get, graph, identity, inner, output, routes, run, stat, token,
-    version,
+    api, apply, auth, authz, ca, circuits, demo, get, graph, identity, inner, output, routes, run, stat,
+    token, version,
 };
 
 #[derive(Debug, Parser)]
@@ -57,6 +57,8 @@ enum Command {
     Get(get::GetArgs),
     /// Say what objects would change, and on which sidecars
     Apply(apply::ApplyArgs),
+    /// Show who may call what and what rules said, or what would become of one call
+    Authz(authz::AuthzArgs),
     /// Make tokens for people and programs that use the API; show who did what
     Auth(auth::AuthArgs),
     /// Show who a sidecar is: its certificate, whom it trusts, how renewals go
@@ -150,6 +152,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Get(arguments) => answer(get::run(arguments)),
         Command::Apply(arguments) => wait_for(apply::run(arguments)),
         Command::Auth(arguments) => answer(auth::run(arguments)),
+        Command::Authz(arguments) => wait_for(authz::run(arguments)),
         Command::Identity(arguments) => wait_for(identity::run(arguments)),
         Command::Token(arguments) => wait_for(token::run(arguments)),
         Command::Ca(arguments) => wait_for(ca::run(arguments)),

@@ -12,6 +12,7 @@ mod api;
 mod apply;
 mod args;
 mod auth;
+mod authz;
 mod ca;
 mod circuits;
 mod demo;

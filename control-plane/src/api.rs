@@ -14,6 +14,7 @@ pub mod guard;
 pub mod live;
 pub mod problem;
 
+mod access;
 mod audit;
 mod authority;
 mod circuits;
@@ -103,6 +104,8 @@ impl Api {
             .route("/api/graph", get(graph::whole))
             .route("/api/graph/events", get(graph::events))
             .route("/api/edges/{id}", get(graph::edge))
+            .route("/api/access", get(access::overview))
+            .route("/api/access/check", get(access::check))
             .route("/api/ca", get(authority::overview))
             .route("/api/ca/rotate", post(authority::rotate))
             .route("/api/tokens", get(authority::tokens).post(authority::create))

@@ -73,6 +73,8 @@ pub struct Ingest(Arc<Inner>);
 struct Inner {
     graph: SharedGraph,
     circuits: SharedCircuits,
+    /// What rules of access said, by what they said in place of a backend.
+    access: SharedRules,
     rules: SharedRules,
     mesh: Arc<dyn Mesh>,
     callers: Arc<Callers>,
@@ -171,8 +173,8 @@ impl Ingest {
             store::Config { data_dir: config.data_dir.clone(), bytes_max: store::Config::BYTES_MAX };
         let store = Store::open(&store_config, counter)?;
         let circuits = SharedCircuits::new(circuit_table::Limits::STANDARD);
-        let rules = SharedRules::default();
-        Ok(Self(Arc::new(Inner { graph, circuits, rules, mesh, callers, store, metrics })))
+        let (access, rules) = (SharedRules::default(), SharedRules::default());
+        Ok(Self(Arc::new(Inner { graph, circuits, access, rules, mesh, callers, store, metrics })))
     }
 
     /// The OTLP/gRPC service, for any number of listeners.
@@ -216,6 +218,12 @@ impl Ingest {
         &self.0.circuits
     }
 
+    /// What rules of access said: of each series the backend is the verdict, and only requests are counted.
+    #[must_use]
+    pub fn access(&self) -> &SharedRules {
+        &self.0.access
+    }
+
     /// How the configured rules do.
     #[must_use]
     pub fn rules(&self) -> &SharedRules {
@@ -249,6 +257,7 @@ impl Ingest {
         self.0.metrics.show_graph(counters, nodes, edges, cells, self.0.store.queued());
         self.0.circuits.with(|circuits| self.0.metrics.show_circuits(circuits));
         self.0.rules.with(|rules| self.0.metrics.show_rules(rules));
+        self.0.access.with(|rules| self.0.metrics.show_access(rules));
     }
 
     /// Forgets what is too old, until `shutdown`.
@@ -266,6 +275,7 @@ impl Ingest {
             let expired = tokio::task::spawn_blocking(move || {
                 ingest.0.graph.with(|graph| graph.expire(now));
                 ingest.0.callers.expire(now);
+                ingest.0.access.with(|rules| rules.expire(now));
                 ingest.0.rules.with(|rules| rules.expire(now));
                 ingest.expire_circuits(now);
             });

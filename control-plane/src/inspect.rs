@@ -4,6 +4,7 @@
 //! do (ingest). Out: values for the API. Each answer is made when somebody asks; nothing is kept.
 //! Invariants: everything below this file is a pure function of what it is given; nothing here changes anything.
 
+pub mod access;
 pub mod objects;
 pub mod plan;
 pub mod print;
@@ -55,6 +56,22 @@ impl Configuration {
     pub fn objects(&self, filter: &objects::Filter) -> objects::Objects {
         let (proxies, files) = (self.status.proxies(), self.sources.borrow().files.clone());
         objects::objects(&self.world.read(), &proxies, &files, filter)
+    }
+
+    /// The policies on access, and what their rules said.
+    #[must_use]
+    pub fn access(&self, ingest: &Ingest, window: Window, now: Timestamp) -> access::Overview {
+        let (figures, covered) =
+            ingest.access().with(|rules| (rules.figures(window, now), rules.covered(window, now)));
+        access::overview(&self.world.read(), &figures, covered, window)
+    }
+
+    /// What would become of a call.
+    ///
+    /// # Errors
+    /// When it is not clear who calls or who is called.
+    pub fn check(&self, question: &access::Question) -> Result<access::Checked, access::Unclear> {
+        access::check(&self.world.read(), question)
     }
 
     /// What callers go by and how that does.

@@ -224,6 +224,16 @@ impl World {
         self.pods.on(address).map(|pod| &pod.spec)
     }
 
+    /// The identity of a workload's programs: as one of them has proved, else as its pods say. Several: the first.
+    #[must_use]
+    pub fn identity_of_workload(&self, workload: &WorkloadId) -> Option<SpiffeId> {
+        let proven = self.proxies.identities().find(|(of, _)| *of == workload).map(|(_, id)| (**id).clone());
+        proven.or_else(|| {
+            let account = self.pods.service_account(workload)?;
+            SpiffeId::new(self.trust_domain(), workload.namespace(), account).ok()
+        })
+    }
+
     /// Whom everybody trusts; `None` where nobody issues certificates.
     #[must_use]
     pub fn trust(&self) -> Option<&Trust> {

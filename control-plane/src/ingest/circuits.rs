@@ -1,4 +1,4 @@
-//! From what a sidecar says of circuits and rules to their tables, by this program's clock.
+//! From what a sidecar says of circuits, access and rules to their tables, by this program's clock.
 //!
 //! Only reports that the journal has counted come here, so a repeated report changes nothing. Records of
 //! transitions have a sequence of their own and no journal: what is lost with a restart of this program is a line
@@ -8,16 +8,17 @@ use std::sync::Arc;
 
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 
-use super::decode::{self, Dropped, Group, Reporting, Rule};
+use super::decode::{self, Decision, Dropped, Group, Reporting, Rule};
 use super::{Ingest, resolve};
 use crate::circuits::{Observer, Sighting, Skew};
-use crate::graph::Timestamp;
+use crate::graph::{Histogram, Timestamp};
 use crate::rules::Series;
 
 /// What a report says beside its samples.
 #[derive(Default)]
 pub(super) struct Aside {
     circuits: Vec<(Reporting, Vec<Sighting>)>,
+    access: Vec<Decision>,
     rules: Vec<Rule>,
 }
 
@@ -26,6 +27,7 @@ impl Aside {
     pub(super) fn take(groups: &mut [Group]) -> Self {
         let mut aside = Self::default();
         for group in groups {
+            aside.access.append(&mut group.access);
             aside.rules.append(&mut group.rules);
             if !group.circuits.is_empty() {
                 aside.circuits.push((group.reporter.clone(), std::mem::take(&mut group.circuits)));
@@ -44,6 +46,15 @@ impl Ingest {
         clock: &resolve::Clock,
         received: Timestamp,
     ) {
+        if !aside.access.is_empty() {
+            self.0.access.with(|access| {
+                for Decision { rule, verdict, service, count, end } in aside.access {
+                    let mut calls = Histogram::default();
+                    calls.add(0, u32::try_from(count).unwrap_or(u32::MAX));
+                    access.apply(Series { service, rule, backend: verdict }, clock.place(end), false, &calls);
+                }
+            });
+        }
         if !aside.rules.is_empty() {
             self.0.rules.with(|rules| {
                 for Rule { name, backend, service, failed, durations, end } in aside.rules {

@@ -9,6 +9,7 @@
 //! OpenTelemetry send the same metric names, and their calls are already counted by their sidecars.
 //! Non-goal: cumulative temporality. It needs state per series; a sender is told to switch to delta.
 
+mod access;
 mod circuit;
 mod logs;
 mod point;
@@ -25,6 +26,7 @@ use weft_wire::{Host, ServiceId, SpiffeId, WorkloadId, attribute};
 
 use crate::circuits::Sighting;
 use crate::graph::{Measure, Protocol, Status, Tls};
+pub use access::Decision;
 pub use logs::{Told, decode_logs};
 use point::{Point, Reading};
 pub use rule::Rule;
@@ -96,6 +98,8 @@ pub struct Group {
     pub reporter: Reporting,
     /// What it observed.
     pub observations: Vec<Observation>,
+    /// What rules of access said to calls.
+    pub access: Vec<Decision>,
     /// How long calls took by the rule that routed them.
     pub rules: Vec<Rule>,
     /// Circuits that it keeps; every time is still the sender's.
@@ -106,13 +110,14 @@ pub struct Group {
 #[derive(Default)]
 struct Found {
     observations: Vec<Observation>,
+    access: Vec<Decision>,
     rules: Vec<Rule>,
     circuits: Vec<Sighting>,
 }
 
 impl Found {
     fn len(&self) -> usize {
-        self.observations.len() + self.rules.len() + self.circuits.len()
+        self.observations.len() + self.access.len() + self.rules.len() + self.circuits.len()
     }
 }
 
@@ -182,8 +187,8 @@ pub fn decode(request: &ExportMetricsServiceRequest, sidecar: bool) -> Decoded {
         match reporter {
             Some(_) if found.len() == 0 => {}
             Some(reporter) => {
-                let Found { observations, rules, circuits } = found;
-                groups.push(Group { reporter, observations, rules, circuits });
+                let Found { observations, access, rules, circuits } = found;
+                groups.push(Group { reporter, observations, access, rules, circuits });
             }
             None => decoder.dropped.invalid += found.len() as u64,
         }
@@ -213,6 +218,8 @@ enum Metering {
     Io,
     Folded,
     Retries,
+    /// Of a rule of access.
+    Access,
     /// Not of an edge, but of a rule.
     Rule,
 }
@@ -229,6 +236,7 @@ fn metering(name: &str) -> Option<(Metering, Option<Side>)> {
         attribute::SERVER_IO => (Metering::Io, Some(Side::Server)),
         attribute::CLIENT_RETRIES => (Metering::Retries, Some(Side::Client)),
         attribute::CLIENT_ROUTE_DURATION => (Metering::Rule, Some(Side::Client)),
+        attribute::ACCESS_DECISIONS => (Metering::Access, Some(Side::Server)),
         // On either side; the callee's carry the caller's address.
         attribute::ROUTE_FOLDED => (Metering::Folded, None),
         _ => return None,
@@ -245,7 +253,9 @@ struct Attributes<'a> {
     is_weft: bool,
 }
 
-const TEXTS: [&str; 16] = [
+const TEXTS: [&str; 18] = [
+    attribute::ACCESS_RULE,
+    attribute::ACCESS_VERDICT,
     attribute::HTTP_REQUEST_METHOD,
     attribute::HTTP_ROUTE,
     attribute::ERROR_TYPE,
@@ -375,11 +385,13 @@ impl Decoder {
                 self.dropped.foreign += 1;
                 continue;
             }
-            let taken = if metering == Metering::Rule {
-                self.rule(&point, &attributes).map(|rule| into.rules.push(rule))
-            } else {
-                let observation = self.observation(metering, side, &point, &attributes);
-                observation.map(|observation| into.observations.push(observation))
+            let taken = match metering {
+                Metering::Rule => self.rule(&point, &attributes).map(|rule| into.rules.push(rule)),
+                Metering::Access => self.decision(&point, &attributes).map(|one| into.access.push(one)),
+                _ => {
+                    let observation = self.observation(metering, side, &point, &attributes);
+                    observation.map(|observation| into.observations.push(observation))
+                }
             };
             self.dropped.invalid += u64::from(taken.is_none());
         }
@@ -469,7 +481,7 @@ impl Decoder {
                 attribute::RETRY_BUDGET_EXHAUSTED => Measure::Retries { sent: 0, denied: small(number()?) },
                 _ => return None,
             },
-            Metering::Rule => return None,
+            Metering::Access | Metering::Rule => return None,
             Metering::Io => {
                 let bytes = number()?;
                 let transmit = attributes.text(attribute::NETWORK_IO_DIRECTION)? == attribute::IO_TRANSMIT;

@@ -25,6 +25,8 @@ pub struct Metrics {
     circuits: IntGaugeVec,
     circuits_dropped: IntCounter,
     transitions: IntCounterVec,
+    access: IntGauge,
+    access_dropped: IntCounter,
     rules: IntGauge,
     rules_dropped: IntCounter,
 }
@@ -100,6 +102,11 @@ impl Metrics {
                 "weft_circuit_transitions_total",
                 "Transitions of circuits that sidecars told, by what became of them.",
                 "outcome",
+            ),
+            access: gauge("weft_access_series", "Series of rules of access and what they said."),
+            access_dropped: counter(
+                "weft_access_dropped_decisions_total",
+                "Decisions without a place in the table of rules of access.",
             ),
             rules: gauge("weft_rules", "Series of rules and backends."),
             rules_dropped: counter(
@@ -190,6 +197,11 @@ impl Metrics {
         raise(&self.circuits_dropped, counters.dropped);
         raise(&self.transitions.with_label_values(&["shown"]), counters.transitions);
         raise(&self.transitions.with_label_values(&["repeated"]), counters.repeated);
+    }
+
+    pub(super) fn show_access(&self, rules: &Rules) {
+        self.access.set(i64::try_from(rules.len()).unwrap_or(i64::MAX));
+        raise(&self.access_dropped, rules.dropped());
     }
 
     pub(super) fn show_rules(&self, rules: &Rules) {

@@ -251,6 +251,14 @@ impl World {
         AccessView { port: address.port(), posture, policies, trust_domain: self.trust_domain() }
     }
 
+    /// Every policy on access, in order of name.
+    #[must_use]
+    pub fn access_policies(&self) -> Vec<&AccessSpec> {
+        let mut policies: Vec<_> = self.access.policies().collect();
+        policies.sort_by_key(|spec| &spec.id);
+        policies
+    }
+
     /// Whether mutual TLS is asked for at an address.
     #[must_use]
     pub fn mtls_at(&self, address: SocketAddr) -> Mode {

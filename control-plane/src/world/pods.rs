@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use weft_wire::SpiffeId;
+use weft_wire::{SpiffeId, WorkloadId};
 
 use super::index::Index;
 use super::spec::{ObjectName, PodSpec};
@@ -100,6 +100,12 @@ impl Pods {
     pub(super) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = IpAddr> {
         let pods = self.pods.values().filter(move |pod| pod.spec.workload.namespace() == namespace);
         pods.flat_map(|pod| pod.spec.addresses.iter().copied())
+    }
+
+    /// The service account of a workload's pods; the first by name of several.
+    pub(super) fn service_account(&self, workload: &WorkloadId) -> Option<&str> {
+        let pods = self.pods.values().filter(|pod| pod.spec.workload == *workload);
+        pods.map(|pod| &*pod.spec.service_account).min()
     }
 
     /// The pods that carry a label.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use weft_wire::node::{NodeMetadata, Registration};
-use weft_wire::{ServiceId, SpiffeId};
+use weft_wire::{ServiceId, SpiffeId, WorkloadId};
 
 use super::index::Index;
 use super::spec::StreamId;
@@ -118,6 +118,12 @@ impl Proxies {
             let registered = metadata.registrations.iter().map(|registration| registration.address.ip());
             metadata.addresses.iter().copied().chain(registered)
         })
+    }
+
+    /// Every workload that has proved who it is, in no order.
+    pub(super) fn identities(&self) -> impl Iterator<Item = (&WorkloadId, &Arc<SpiffeId>)> {
+        let peers = self.proxies.values().map(|proxy| &proxy.peer);
+        peers.filter_map(|peer| Some((&peer.workload, peer.identity.as_ref()?)))
     }
 
     /// Who registered for a service, and how.
