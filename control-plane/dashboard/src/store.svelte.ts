@@ -4,6 +4,7 @@
  * Components read from here and call its verbs; they never talk to the network or to the address bar themselves.
  * Invariant: `graph` is the picture on the screen. While paused, newer pictures wait in `#latest`.
  */
+import { AccessWatch } from './access.svelte';
 import { Account } from './account.svelte';
 import * as client from './api/client';
 import { Live, type LinkState } from './api/live';
@@ -46,6 +47,7 @@ export class Store {
   readonly account = new Account();
   readonly wall = new Wall();
   readonly routes = new RoutesWatch();
+  readonly access = new AccessWatch();
   readonly history = new History();
   /** Grows with every recorded picture, so that charts know when to redraw. */
   recorded = $state(0);
@@ -204,6 +206,7 @@ export class Store {
     this.pausedAt = at;
     this.wall.hold(at !== null);
     this.routes.held = at !== null;
+    this.access.held = at !== null;
   }
 
   #receive(graph: Graph): void {

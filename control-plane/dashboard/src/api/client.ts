@@ -1,6 +1,7 @@
 /**
  * Asks the control plane questions. Every request has a deadline; errors are problem+json (RFC 9457) in words.
  */
+import { access as decodeAccess, type Access } from './access';
 import { circuits as decodeCircuits, type Circuits } from './circuits';
 import * as decode from './decode';
 import { routes as decodeRoutes, type Routes } from './routes';
@@ -25,6 +26,7 @@ export const proxies = (): Promise<Proxy[]> => get('api/proxies').then(decode.pr
 export const overview = (): Promise<Overview> => get('api/overview').then(decode.overview);
 export const configErrors = (): Promise<ConfigError[]> => get('api/config/errors').then(decode.configErrors);
 export const routes = (window: string): Promise<Routes> => get(`api/routes?window=${window}`).then(decodeRoutes);
+export const access = (window: string): Promise<Access> => get(`api/access?window=${window}`).then(decodeAccess);
 export const circuits = (): Promise<Circuits> => get('api/circuits').then(decodeCircuits);
 export const session = (): Promise<Session> => get('api/session').then(decodeSession);
 /** The token goes out once; from then on a cookie stands for it. */
