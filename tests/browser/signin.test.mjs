@@ -52,7 +52,7 @@ after(async () => {
 });
 
 async function signIn(token) {
-  await page.getByLabel('Token').fill(token);
+  await page.locator('#token').fill(token);
   await page.locator('[data-action="sign-in"]').click();
 }
 
