@@ -3,5 +3,6 @@
 // The authority's own tests belong to these scenarios, and are kept with what they test.
 #[path = "../../../control-plane/tests/authority.rs"]
 mod mtls_authority;
+mod mtls_foreign;
 mod mtls_renewal;
 mod mtls_wire;
