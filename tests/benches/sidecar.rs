@@ -3,12 +3,17 @@
 //! All in one run, one worker each, pinned to core 0, while load and backend share core 1; rounds alternate between the
 //! peers so that a machine that slows down slows them all. The figure is CPU time per request as the kernel accounts it
 //! for the proxy's process, not throughput: throughput here is limited by core 1. `weft-limited` and `weft-policies` are the
-//! same sidecar with 100 routes and every policy; the load takes the last of the routes.
+//! same sidecar with 100 routes and every policy; the load takes the last of the routes. A pair is a caller's and a callee's
+//! proxy with mutual TLS in between, both on core 0, and its figure the sum of both.
 //!
 //! `cargo bench -p weft-tests --bench sidecar [-- --rounds 5 --seconds 3 --peers weft,envoy --proto h1 --connections 64]`
 
 #![expect(clippy::print_stdout, reason = "the figures are this program's purpose")]
 
+#[path = "sidecar/envoy.rs"]
+mod envoy;
+#[path = "sidecar/handshakes.rs"]
+mod handshakes;
 #[path = "sidecar/idle.rs"]
 mod idle;
 #[path = "sidecar/load.rs"]
@@ -17,6 +22,8 @@ mod load;
 mod objects;
 #[path = "sidecar/peer.rs"]
 mod peer;
+#[path = "sidecar/pki.rs"]
+mod pki;
 
 use std::collections::BTreeMap;
 
@@ -76,8 +83,19 @@ fn main() -> anyhow::Result<()> {
             compare(&plan, &stage, protocol, connections)?;
         }
     }
+    let pairs = plan.peers.iter().filter(|peer| peer.is_pair());
+    for &peer in pairs {
+        let mut rounds = Vec::new();
+        for _ in 0..plan.rounds {
+            let running = stage.start(peer, Protocol::H1)?;
+            handshakes::measure(&running, stage.pki(), 1).with_context(|| format!("warm up {peer}"))?;
+            rounds.push(handshakes::measure(&running, stage.pki(), plan.seconds)?);
+        }
+        rounds.sort_by(|one, other| one.cpu_us().total_cmp(&other.cpu_us()));
+        println!("peer={peer} {}", rounds[rounds.len() / 2]);
+    }
     if plan.idle {
-        for &peer in &plan.peers {
+        for &peer in plan.peers.iter().filter(|peer| !peer.is_pair()) {
             let running = stage.start(peer, Protocol::H1)?;
             println!("peer={peer} {}", idle::measure(&running)?);
         }
@@ -103,10 +121,14 @@ fn compare(plan: &Plan, stage: &Stage, protocol: Protocol, connections: u32) -> 
         println!("peer={peer} proto={protocol} connections={connections} {measure}");
     }
     if let Some(weft) = medians.get(&Peer::Weft) {
-        for (peer, other) in medians.iter().filter(|(peer, _)| **peer != Peer::Weft) {
+        for (peer, other) in medians.iter().filter(|(peer, _)| **peer != Peer::Weft && !peer.is_pair()) {
             let ratio = weft.cpu_us_per_request / other.cpu_us_per_request;
             println!("ratio weft/{peer}={ratio:.2} proto={protocol} connections={connections}");
         }
+    }
+    if let (Some(weft), Some(envoy)) = (medians.get(&Peer::WeftPair), medians.get(&Peer::EnvoyPair)) {
+        let ratio = weft.cpu_us_per_request / envoy.cpu_us_per_request;
+        println!("ratio weft-pair/envoy-pair={ratio:.2} proto={protocol} connections={connections}");
     }
     for (peer, configured) in &medians {
         if let Some((plain, bare)) = peer.plain().and_then(|plain| Some((plain, medians.get(&plain)?))) {

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use weft_tests::{poll, process};
+use weft_tests::poll;
 
 use crate::peer::Running;
 
@@ -36,7 +36,7 @@ impl fmt::Display for Idle {
 
 /// Opens the connections, has one request answered on each, leaves them open and looks at the memory.
 pub(crate) fn measure(running: &Running) -> anyhow::Result<Idle> {
-    let before = settled(running.pid)?;
+    let before = settled(running)?;
     let mut open = Vec::with_capacity(CONNECTIONS);
     for _ in 0..CONNECTIONS {
         let mut stream =
@@ -48,17 +48,17 @@ pub(crate) fn measure(running: &Running) -> anyhow::Result<Idle> {
         anyhow::ensure!(buffer[..length].starts_with(b"HTTP/1.1 200"), "answer to an idle connection");
         open.push(stream);
     }
-    let after = settled(running.pid)?;
+    let after = settled(running)?;
     Ok(Idle { rss: before, added: after as i64 - before as i64 })
 }
 
-fn settled(pid: u32) -> anyhow::Result<u64> {
+fn settled(running: &Running) -> anyhow::Result<u64> {
     let mut steady = (0, 0);
     let last = poll::until_blocking("memory settles", SETTLE, || {
-        let rss = process::rss_bytes(pid).map_err(|error| error.to_string())?;
+        let rss = running.rss_bytes().map_err(|error| error.to_string())?;
         steady = if rss == steady.0 { (rss, steady.1 + 1) } else { (rss, 0) };
         if steady.1 >= STEADY_LOOKS { Ok(rss) } else { Err(format!("{rss} bytes")) }
     });
     // A proxy that never stops moving is measured as it is at the end.
-    last.or_else(|_| process::rss_bytes(pid))
+    last.or_else(|_| running.rss_bytes())
 }

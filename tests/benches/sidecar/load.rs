@@ -5,7 +5,7 @@ use std::process::Command;
 use std::str::FromStr;
 
 use anyhow::{Context as _, bail, ensure};
-use weft_tests::{package, process};
+use weft_tests::package;
 
 use crate::peer::{LOAD_CORE, Running};
 
@@ -102,19 +102,19 @@ pub(crate) fn run(
     connections: u32,
     seconds: u32,
 ) -> anyhow::Result<Measure> {
-    let before = process::cpu_nanos(running.pid)?;
+    let before = running.cpu_nanos()?;
     let report = match protocol {
         Protocol::H1 => wrk(running.port, connections, seconds)?,
         Protocol::H2 => h2load(running.port, connections, seconds)?,
     };
-    let after = process::cpu_nanos(running.pid)?;
+    let after = running.cpu_nanos()?;
     ensure!(report.requests > 0.0, "no request was answered");
     Ok(Measure {
         cpu_us_per_request: (after - before) as f64 / 1e3 / report.requests,
         rps: report.rps,
         p50_us: report.p50_us,
         p99_us: report.p99_us,
-        rss_mb: process::rss_bytes(running.pid)? as f64 / 1e6,
+        rss_mb: running.rss_bytes()? as f64 / 1e6,
     })
 }
 

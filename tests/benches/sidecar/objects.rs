@@ -29,6 +29,11 @@ pub(crate) fn service(setting: Setting, protocol: Protocol) -> String {
     format!("{twin}-{protocol}.bench:80")
 }
 
+/// The service that the callee of a pair registers for.
+pub(crate) fn pair(protocol: Protocol) -> String {
+    format!("pair-{protocol}.bench:80")
+}
+
 /// Every object, as YAML documents.
 pub(crate) fn all(backend_h1: u16, backend_h2: u16) -> String {
     let mut yaml = String::new();
@@ -43,6 +48,9 @@ pub(crate) fn all(backend_h1: u16, backend_h2: u16) -> String {
         }
         let limited = format!("limited-{protocol}");
         yaml += &declared(&limited, protocol, None);
+        let pair = format!("pair-{protocol}");
+        yaml += &declared(&pair, protocol, None);
+        yaml += &strict(&pair);
         yaml += &routes(&limited);
         yaml += &limits(&limited);
     }
@@ -143,6 +151,20 @@ spec:
     successRate: {{stdevFactor: 1.9, minimumHosts: 5, requestVolume: 100}}
   service: {{window: 10s, minimumCalls: 20, errorPercent: 50, slowCall: {{threshold: 2s, percent: 80}}}}
   limits: {{maxConnections: 10000, maxPendingRequests: 10000, maxRequests: 10000, maxRetries: 100}}
+"
+    )
+}
+
+/// Nothing but mutual TLS, so that what is measured cannot be anything else.
+fn strict(name: &str) -> String {
+    format!(
+        "---
+apiVersion: weft.dev/v1alpha1
+kind: AccessPolicy
+metadata: {{name: {name}, namespace: bench}}
+spec:
+  targetRefs: [{{group: \"\", kind: Service, name: {name}}}]
+  mtls: {{mode: strict}}
 "
     )
 }

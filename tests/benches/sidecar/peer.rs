@@ -11,11 +11,14 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use weft_tests::binary::{self, Profile};
+use weft_tests::client::{self, Ask};
 use weft_tests::process::{self, Guarded};
 use weft_tests::{package, poll};
 
 use crate::load::Protocol;
 use crate::objects::{self, Setting};
+use crate::pki::Pki;
+use crate::{envoy, handshakes};
 
 /// The core that every proxy is pinned to.
 const PROXY_CORE: &str = "0";
@@ -36,10 +39,14 @@ pub(crate) enum Peer {
     Envoy,
     Haproxy,
     Nginx,
+    /// Two sidecars that speak mutual TLS to each other: the caller's and the callee's.
+    WeftPair,
+    /// Two Envoys that do.
+    EnvoyPair,
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Weft,
         Self::WeftLimited,
         Self::WeftOutbound,
@@ -47,6 +54,8 @@ impl Peer {
         Self::Envoy,
         Self::Haproxy,
         Self::Nginx,
+        Self::WeftPair,
+        Self::EnvoyPair,
     ];
 
     /// The same without what the other has configured, for those that have something.
@@ -58,6 +67,11 @@ impl Peer {
         }
     }
 
+    /// Whether it is two proxies.
+    pub(crate) fn is_pair(self) -> bool {
+        matches!(self, Self::WeftPair | Self::EnvoyPair)
+    }
+
     /// What a sidecar's control plane is told of its service; `None`: this is no sidecar.
     fn setting(self) -> Option<Setting> {
         match self {
@@ -65,7 +79,7 @@ impl Peer {
             Self::WeftLimited => Some(Setting::InboundLimited),
             Self::WeftOutbound => Some(Setting::OutboundPlain),
             Self::WeftPolicies => Some(Setting::OutboundPolicies),
-            Self::Envoy | Self::Haproxy | Self::Nginx => None,
+            Self::Envoy | Self::Haproxy | Self::Nginx | Self::WeftPair | Self::EnvoyPair => None,
         }
     }
 
@@ -85,6 +99,8 @@ impl fmt::Display for Peer {
             Self::Envoy => "envoy",
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx",
+            Self::WeftPair => "weft-pair",
+            Self::EnvoyPair => "envoy-pair",
         })
     }
 }
@@ -104,10 +120,24 @@ impl FromStr for Peer {
 /// A started peer; ends when dropped.
 pub(crate) struct Running {
     pub(crate) port: u16,
-    /// The process that serves: for nginx the worker, not the master.
-    pub(crate) pid: u32,
-    _process: Guarded,
+    /// Where the callee of a pair takes TLS.
+    pub(crate) callee: Option<u16>,
+    /// The processes that serve: for nginx the worker, not the master; for a pair both.
+    pids: Vec<u32>,
+    _processes: Vec<Guarded>,
     _folder: tempfile::TempDir,
+}
+
+impl Running {
+    /// CPU time used so far, nanoseconds.
+    pub(crate) fn cpu_nanos(&self) -> anyhow::Result<u64> {
+        self.pids.iter().map(|pid| process::cpu_nanos(*pid)).sum()
+    }
+
+    /// Memory, bytes.
+    pub(crate) fn rss_bytes(&self) -> anyhow::Result<u64> {
+        self.pids.iter().map(|pid| process::rss_bytes(*pid)).sum()
+    }
 }
 
 /// The backend, weft's control plane and the installed peers.
@@ -116,6 +146,7 @@ pub(crate) struct Stage {
     backend_h1: u16,
     backend_h2: u16,
     control: Option<ControlPlane>,
+    pki: Pki,
     _backend: Guarded,
     _folder: tempfile::TempDir,
 }
@@ -130,13 +161,15 @@ struct Programs {
 /// Weft's control plane, so that weft-proxy measures and reports as it would in a mesh.
 struct ControlPlane {
     url: String,
+    tls_url: String,
+    api: u16,
     _process: Guarded,
 }
 
 impl ControlPlane {
-    fn start(folder: &Path, objects: &str) -> anyhow::Result<Self> {
+    fn start(folder: &Path, objects: &str, pki: &Pki) -> anyhow::Result<Self> {
         let program = binary::build("weft-control-plane", "weft-control-plane", Profile::Release);
-        let (control, api) = (free_port()?, free_port()?);
+        let (control, control_tls, api) = (free_port()?, free_port()?, free_port()?);
         let source = folder.join("source");
         fs::create_dir(&source)?;
         fs::write(source.join("bench.yaml"), objects)?;
@@ -146,11 +179,27 @@ impl ControlPlane {
                 .arg(&source)
                 .args(["--control-listen", &format!("127.0.0.1:{control}")])
                 .args(["--control-tls-listen", "off"])
+                .args(["--control-tls-listen", &format!("127.0.0.1:{control_tls}")])
                 .args(["--api-listen", &format!("127.0.0.1:{api}")])
+                .arg("--ca-dir")
+                .arg(&pki.issuer)
                 .stderr(Stdio::null()),
         )?;
         listening(control)?;
-        Ok(Self { url: format!("http://127.0.0.1:{control}"), _process: process })
+        listening(control_tls)?;
+        let url = format!("http://127.0.0.1:{control}");
+        Ok(Self { url, tls_url: format!("https://127.0.0.1:{control_tls}"), api, _process: process })
+    }
+
+    /// A join token for a workload.
+    fn token(&self, workload: &str) -> anyhow::Result<String> {
+        let mut ask = Ask::get("/api/tokens", "localhost").header("content-type", "application/json");
+        ask.method = http::Method::POST;
+        ask.body = serde_json::to_vec(&serde_json::json!({"name": workload, "namespace": "bench"}))?.into();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let answer = runtime.block_on(client::once(([127, 0, 0, 1], self.api).into(), &ask))?;
+        let made: serde_json::Value = serde_json::from_slice(&answer.body)?;
+        Ok(made["token"].as_str().with_context(|| format!("no token in {made}"))?.to_owned())
     }
 }
 
@@ -158,10 +207,11 @@ impl Stage {
     pub(crate) fn set_up(peers: &[Peer]) -> anyhow::Result<Self> {
         raise_open_files()?;
         let target = binary::target();
-        let with_weft = peers.iter().any(|peer| peer.setting().is_some());
+        let with_weft = peers.iter().any(|peer| peer.setting().is_some() || *peer == Peer::WeftPair);
+        let with_envoy = peers.iter().any(|peer| matches!(peer, Peer::Envoy | Peer::EnvoyPair));
         let programs = Programs {
             weft: with_weft.then(|| binary::build("weft-proxy", "weft-proxy", Profile::Release)),
-            envoy: peers.contains(&Peer::Envoy).then(|| package::envoy(&target)).transpose()?,
+            envoy: with_envoy.then(|| package::envoy(&target)).transpose()?,
             haproxy: peers
                 .contains(&Peer::Haproxy)
                 .then(|| package::debian("haproxy", "haproxy"))
@@ -176,8 +226,9 @@ impl Stage {
         listening(backend_h1)?;
 
         let objects = objects::all(backend_h1, backend_h2);
-        let control = with_weft.then(|| ControlPlane::start(folder.path(), &objects)).transpose()?;
-        Ok(Self { programs, backend_h1, backend_h2, control, _backend: backend, _folder: folder })
+        let pki = Pki::make(folder.path())?;
+        let control = with_weft.then(|| ControlPlane::start(folder.path(), &objects, &pki)).transpose()?;
+        Ok(Self { programs, backend_h1, backend_h2, control, pki, _backend: backend, _folder: folder })
     }
 
     /// Starts one peer in front of the backend, on core 0, with one worker.
@@ -195,13 +246,10 @@ impl Stage {
                 self.weft(peer.setting().context("a sidecar has a setting")?, port, backend, protocol)?
             }
             Peer::Envoy => {
-                fs::write(&conf, envoy_conf(port, backend, protocol))?;
-                let mut command =
-                    pinned(PROXY_CORE, self.programs.envoy.as_deref().context("envoy was not set up")?);
-                command.args(["--concurrency", "1", "--log-level", "error", "--disable-hot-restart", "-c"]);
-                command.arg(&conf);
-                command
+                fs::write(&conf, envoy::plain(port, backend, protocol))?;
+                self.envoy(&conf)?
             }
+            Peer::WeftPair | Peer::EnvoyPair => return self.pair(peer, port, backend, protocol, folder),
             Peer::Haproxy => {
                 fs::write(&conf, haproxy_conf(port, backend, protocol))?;
                 let mut command =
@@ -214,17 +262,108 @@ impl Stage {
                 nginx(PROXY_CORE, &self.programs.nginx, &conf)
             }
         };
-        let said = folder.path().join("said");
-        let process = Guarded::spawn(command.stdout(Stdio::null()).stderr(fs::File::create(&said)?))?;
-        listening(port).with_context(|| {
-            format!("start {peer}, which said: {}", fs::read_to_string(&said).unwrap_or_default())
-        })?;
+        let process = spoken(peer, &mut command, port, folder.path())?;
         let pid = if peer == Peer::Nginx {
             *process::children(process.pid())?.first().context("nginx has no worker")?
         } else {
             process.pid()
         };
-        Ok(Running { port, pid, _process: process, _folder: folder })
+        Ok(Running { port, callee: None, pids: vec![pid], _processes: vec![process], _folder: folder })
+    }
+
+    /// Starts a caller's and a callee's proxy, both on core 0.
+    fn pair(
+        &self,
+        peer: Peer,
+        port: u16,
+        backend: u16,
+        protocol: Protocol,
+        folder: tempfile::TempDir,
+    ) -> anyhow::Result<Running> {
+        let inner = free_port()?;
+        let at = folder.path();
+        let mut commands = match peer {
+            Peer::EnvoyPair => {
+                let (callee, caller) = (at.join("callee.yaml"), at.join("caller.yaml"));
+                fs::write(&callee, envoy::callee(inner, backend, protocol, &self.pki))?;
+                fs::write(&caller, envoy::caller(port, inner, protocol, &self.pki))?;
+                [(self.envoy(&callee)?, inner), (self.envoy(&caller)?, port)]
+            }
+            _ => {
+                let service = objects::pair(protocol);
+                let mut callee = self.sidecar("server")?;
+                callee
+                    .env("WEFT_INBOUND_LISTEN", format!("127.0.0.1:{inner}"))
+                    .env("WEFT_INBOUND_FORWARD", format!("127.0.0.1:{backend}"))
+                    .env("WEFT_REGISTER", format!("{service}/{}", protocol.declared()))
+                    .env("WEFT_OUTBOUND_LISTEN", "off");
+                let mut caller = self.sidecar("client")?;
+                caller
+                    .env("WEFT_INBOUND_LISTEN", "off")
+                    .env("WEFT_OUTBOUND_LISTEN", "127.0.0.1:0")
+                    .env("WEFT_OUTBOUND_FORWARD", format!("127.0.0.1:{port}={service}"));
+                [(callee, inner), (caller, port)]
+            }
+        };
+        let mut processes = Vec::new();
+        for (command, port) in &mut commands {
+            processes.push(spoken(peer, command, *port, at)?);
+        }
+        let pids = processes.iter().map(Guarded::pid).collect();
+        let running = Running { port, callee: Some(inner), pids, _processes: processes, _folder: folder };
+        if peer == Peer::WeftPair {
+            self.until_mutual(&running)?;
+        }
+        Ok(running)
+    }
+
+    /// Waits until a pair has its certificates and uses them: the callee takes nothing else.
+    fn until_mutual(&self, running: &Running) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        poll::until_blocking("the pair talks mutual TLS", START, || {
+            handshakes::once(running, &self.pki).map_err(|error| format!("{error:#}"))?;
+            let ask = Ask::get("/", "bench");
+            let answer = runtime.block_on(client::once(([127, 0, 0, 1], running.port).into(), &ask));
+            let answer = answer.map_err(|error| format!("{error:#}"))?;
+            if answer.status == http::StatusCode::OK { Ok(()) } else { Err(format!("{answer:?}")) }
+        })
+    }
+
+    /// What shakes hands with pairs.
+    pub(crate) fn pki(&self) -> &Pki {
+        &self.pki
+    }
+
+    /// A sidecar with an identity.
+    fn sidecar(&self, workload: &str) -> anyhow::Result<Command> {
+        let program = self.programs.weft.as_deref().context("weft was not set up")?;
+        let control = self.control.as_ref().context("the control plane was not set up")?;
+        let mut command = pinned(PROXY_CORE, program);
+        command
+            .env("WEFT_WORKERS", "1")
+            .env("WEFT_WORKLOAD", workload)
+            .env("WEFT_NAMESPACE", "bench")
+            .env("WEFT_POD_IPS", "127.0.0.1")
+            .env("WEFT_CONTROL_PLANE", &control.tls_url)
+            .env("WEFT_JOIN_TOKEN", control.token(workload)?)
+            .env("WEFT_METRICS_LISTEN", "127.0.0.1:0")
+            .env("WEFT_ADMIN_LISTEN", "127.0.0.1:0");
+        Ok(command)
+    }
+
+    fn envoy(&self, conf: &Path) -> anyhow::Result<Command> {
+        let program = self.programs.envoy.as_deref().context("envoy was not set up")?;
+        let mut command = pinned(PROXY_CORE, program);
+        command.args([
+            "--concurrency",
+            "1",
+            "--log-level",
+            "error",
+            "--disable-hot-restart",
+            "--base-id-path",
+        ]);
+        command.arg(conf.with_extension("base-id")).arg("--use-dynamic-base-id").arg("-c").arg(conf);
+        Ok(command)
     }
 
     /// Everything on: telemetry, trace headers, access-log policy, reports to a live control plane.
@@ -259,6 +398,16 @@ impl Stage {
         };
         Ok(command)
     }
+}
+
+/// Starts a program and waits until it listens; what it says meanwhile explains why it does not.
+fn spoken(peer: Peer, command: &mut Command, port: u16, folder: &Path) -> anyhow::Result<Guarded> {
+    let said = folder.join("said");
+    let process = Guarded::spawn(command.stdout(Stdio::null()).stderr(fs::File::create(&said)?))?;
+    listening(port).with_context(|| {
+        format!("start {peer}, which said: {}", fs::read_to_string(&said).unwrap_or_default())
+    })?;
+    Ok(process)
 }
 
 fn pinned(core: &str, program: &Path) -> Command {
@@ -340,49 +489,5 @@ frontend in
 backend out
   server backend 127.0.0.1:{backend}{proto}
 "
-    )
-}
-
-fn envoy_conf(port: u16, backend: u16, protocol: Protocol) -> String {
-    let upstream = match protocol {
-        Protocol::H1 => "http_protocol_options: {}",
-        Protocol::H2 => "http2_protocol_options: {}",
-    };
-    format!(
-        r#"
-static_resources:
-  listeners:
-  - address: {{ socket_address: {{ address: 127.0.0.1, port_value: {port} }} }}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: in
-          codec_type: AUTO
-          common_http_protocol_options: {{ idle_timeout: 3600s }}
-          route_config:
-            virtual_hosts:
-            - name: all
-              domains: ["*"]
-              routes: [{{ match: {{ prefix: "/" }}, route: {{ cluster: backend, timeout: 0s }} }}]
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config:
-              "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
-  clusters:
-  - name: backend
-    connect_timeout: 5s
-    circuit_breakers: {{ thresholds: [{{ max_connections: 20000, max_pending_requests: 20000, max_requests: 20000 }}] }}
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{ {upstream} }}
-    load_assignment:
-      cluster_name: backend
-      endpoints:
-      - lb_endpoints:
-        - endpoint: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {backend} }} }} }}
-"#
     )
 }
