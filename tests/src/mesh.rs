@@ -3,6 +3,9 @@
 //! In: a list of pods and services as a test tells its story. Out: processes in namespaces, and what the control plane's API
 //! says about them. The namespaces are those of the demo ([`weft_cli::fabric`]).
 //!
+//! Every sidecar joins by a token of its own, and speaks mutual TLS from its first connection; its service account is called
+//! like its workload. The API is for everybody in the fabric, which nobody else reaches.
+//!
 //! Invariant: nothing is left behind, because the fabric's namespaces live only in processes that die with the test.
 
 use std::fs;
@@ -10,13 +13,17 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use weft_cli::fabric::{self, Fabric, Pod, Process};
 use weft_wire::port;
 
+mod api;
+mod objects;
+
 use crate::{binary, poll};
+use objects::{Service, pod_object, workload};
 
 /// The user that apps run as, where users can be told apart.
 const APP_UID: u32 = 1000;
@@ -31,21 +38,13 @@ pub struct Mesh {
     // Processes before the fabric: they end before their namespaces do.
     control_plane: Option<Process>,
     sidecars: Vec<(String, Process)>,
+    /// Pods whose sidecars wait for a token.
+    shut_out: Vec<String>,
     apps: Vec<Process>,
     pods: Vec<(String, Pod)>,
     outsiders: Vec<String>,
     services: Vec<Service>,
     fabric: Fabric,
-}
-
-/// A service and the pods behind it.
-#[derive(Debug, Clone)]
-struct Service {
-    name: String,
-    address: Ipv4Addr,
-    port: u16,
-    app_protocol: Option<&'static str>,
-    ready: Vec<String>,
 }
 
 /// The mesh for a test, or `None` where this machine allows no network namespaces: the reason is printed, and CI fails.
@@ -84,6 +83,7 @@ impl Mesh {
         Self {
             control_plane: None,
             sidecars: Vec::new(),
+            shut_out: Vec::new(),
             apps: Vec::new(),
             pods: Vec::new(),
             outsiders: Vec::new(),
@@ -92,7 +92,7 @@ impl Mesh {
         }
     }
 
-    /// Starts the control plane, or starts it again with the same data.
+    /// Starts the control plane, or starts it again with the same data; pods that were cut off are let in.
     ///
     /// # Errors
     /// When it does not answer in time.
@@ -108,7 +108,7 @@ impl Mesh {
             .arg(&source)
             .arg("--data-dir")
             .arg(directory.join("data"))
-            .args(["--control-listen", &format!("{}:{}", fabric::HUB, port::CONTROL_PLAIN)])
+            .args(["--control-listen", "off"])
             .args(["--control-tls-listen", &format!("{}:{}", fabric::HUB, port::CONTROL_TLS)])
             .args(["--api-listen", &format!("{}:{}", fabric::HUB, port::API)])
             .args(["--otlp-grpc-listen", "off", "--otlp-http-listen", "off"])
@@ -117,7 +117,11 @@ impl Mesh {
             .spawn()?;
         self.control_plane = Some(process);
         poll::until_blocking("control plane answers", START, || self.get("/api/overview").map(drop))
-            .with_context(|| self.log("control-plane"))
+            .with_context(|| self.log("control-plane"))?;
+        for pod in std::mem::take(&mut self.shut_out) {
+            self.let_in(&pod)?;
+        }
+        Ok(())
     }
 
     /// Kills the control plane without warning.
@@ -159,19 +163,36 @@ impl Mesh {
         self.start_sidecar(name)
     }
 
-    /// A pod whose sidecar cannot reach the control plane, and so never gets ready; it serves all the same.
+    /// A pod whose sidecar cannot reach the control plane and has no token, and so does not get ready; it serves all the
+    /// same.
     ///
     /// # Errors
     /// When the sidecar does not come to life in time; the message has its log.
     pub fn cut_off_pod(&mut self, name: &str) -> anyhow::Result<()> {
         self.pod(name)?;
+        self.shut_out.push(name.to_owned());
         self.spawn_sidecar(name)?;
         self.answers(name, "/live")
     }
 
     fn start_sidecar(&mut self, name: &str) -> anyhow::Result<()> {
+        self.let_in(name)?;
         self.spawn_sidecar(name)?;
         self.answers(name, "/ready")
+    }
+
+    /// Puts a token where a pod's sidecar looks for it.
+    fn let_in(&self, pod: &str) -> anyhow::Result<()> {
+        let wanted = json!({ "name": workload(pod), "namespace": "shop" });
+        let made = self.ask("/api/tokens", Some(&wanted))?;
+        let token = made["token"].as_str().with_context(|| format!("no token in {made}"))?;
+        // Whoever finds the file finds all of it.
+        let fresh = self.file(&format!("{pod}.token.new"), token)?;
+        Ok(fs::rename(fresh, self.token_file(pod))?)
+    }
+
+    fn token_file(&self, pod: &str) -> PathBuf {
+        self.fabric.directory().join(format!("{pod}.token"))
     }
 
     fn spawn_sidecar(&mut self, name: &str) -> anyhow::Result<()> {
@@ -191,7 +212,8 @@ impl Mesh {
             .env("WEFT_NAMESPACE", "shop")
             .env("WEFT_POD", name)
             .env("WEFT_POD_IPS", format!("{},{}", pod.address(), pod.address_v6()))
-            .env("WEFT_CONTROL_PLANE", format!("http://{}:{}", fabric::HUB, port::CONTROL_PLAIN))
+            .env("WEFT_CONTROL_PLANE", format!("https://{}:{}", fabric::HUB, port::CONTROL_TLS))
+            .env("WEFT_JOIN_TOKEN_FILE", self.token_file(name))
             .uid(isolation, port::PROXY_UID)
             .stdout(log.try_clone()?)
             .stderr(log);
@@ -298,6 +320,18 @@ impl Mesh {
         Ok(text)
     }
 
+    /// Runs a program beside the wire between pods, with every right there; it runs until the mesh ends, and its output goes
+    /// to a file that [`Mesh::log`] reads. What pods say to each other goes past it, what they say to themselves does not.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn beside_the_wire(&mut self, log: &str, program: &[&str]) -> anyhow::Result<()> {
+        let log = fs::File::create(self.fabric.directory().join(format!("{log}.log")))?;
+        let command = self.fabric.command(program[0]).args(&program[1..]);
+        self.apps.push(command.stdout(log.try_clone()?).stderr(log).spawn()?);
+        Ok(())
+    }
+
     /// Waits until something listens on a TCP port inside a pod.
     ///
     /// # Errors
@@ -336,55 +370,6 @@ impl Mesh {
     pub fn sidecar_pid(&self, pod: &str) -> anyhow::Result<u32> {
         let found = self.sidecars.iter().find(|(name, _)| name == pod);
         Ok(found.with_context(|| format!("{pod} has no sidecar"))?.1.id())
-    }
-
-    /// Asks the control plane's API.
-    ///
-    /// # Errors
-    /// When it does not answer with JSON.
-    pub fn get(&self, path: &str) -> anyhow::Result<Value> {
-        let url = format!("http://{}:{}{path}", fabric::HUB, port::API);
-        let output = self.fabric.command("curl").args(["-sS", "--max-time", "5", &url]).output()?;
-        ensure!(output.status.success(), "{url}: {}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("{url}: {}", String::from_utf8_lossy(&output.stdout)))
-    }
-
-    /// The edge between two nodes, by their ids, in the last minute's graph.
-    ///
-    /// # Errors
-    /// When there is none; the message lists the edges there are.
-    pub fn edge(&self, source: &str, target: &str) -> anyhow::Result<Value> {
-        self.find_edge(source, target, |_| true)
-    }
-
-    /// As [`Mesh::edge`], the one of this protocol.
-    ///
-    /// # Errors
-    /// As [`Mesh::edge`].
-    pub fn edge_in(&self, protocol: &str, source: &str, target: &str) -> anyhow::Result<Value> {
-        self.find_edge(source, target, |edge| edge["protocol"] == protocol)
-    }
-
-    fn find_edge(
-        &self,
-        source: &str,
-        target: &str,
-        wanted: impl Fn(&Value) -> bool,
-    ) -> anyhow::Result<Value> {
-        let graph = self.get("/api/graph?window=1m")?;
-        let edges = graph["edges"].as_array().context("no edges in the answer")?;
-        let between = |edge: &&Value| edge["source"] == source && edge["target"] == target;
-        match edges.iter().filter(between).find(|edge| wanted(edge)) {
-            Some(edge) => Ok(edge.clone()),
-            None => {
-                let there: Vec<String> = edges
-                    .iter()
-                    .map(|edge| format!("{} -{}-> {}", edge["source"], edge["protocol"], edge["target"]))
-                    .collect();
-                bail!("no such edge {source} -> {target} among {there:?}")
-            }
-        }
     }
 
     /// `/metrics` of a pod's sidecar.
@@ -478,67 +463,12 @@ impl Mesh {
         let mut documents: Vec<Value> = known.map(|(name, pod)| pod_object(name, pod)).collect();
         for service in &self.services {
             documents.push(service.object());
-            documents.push(self.endpoint_slice(service)?);
+            let ready = service.ready.iter().map(|name| Ok((&**name, self.find(name)?.address())));
+            documents.push(service.endpoint_slice(ready.collect::<anyhow::Result<_>>()?));
         }
         let text = documents.iter().map(serde_yaml::to_string).collect::<Result<Vec<_>, _>>()?.join("---\n");
         replace(&source.join("shop.yaml"), &text)
     }
-
-    fn endpoint_slice(&self, service: &Service) -> anyhow::Result<Value> {
-        let endpoints = service.ready.iter().map(|name| {
-            Ok(json!({
-                "addresses": [self.find(name)?.address()],
-                "conditions": {"ready": true},
-                "targetRef": {"kind": "Pod", "name": name, "namespace": "shop"},
-            }))
-        });
-        Ok(json!({
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {
-                "name": format!("{}-1", service.name),
-                "namespace": "shop",
-                "labels": {"kubernetes.io/service-name": service.name},
-            },
-            "addressType": "IPv4",
-            "ports": [{"name": "main", "port": service.port, "protocol": "TCP"}],
-            "endpoints": endpoints.collect::<anyhow::Result<Vec<_>>>()?,
-        }))
-    }
-}
-
-impl Service {
-    fn object(&self) -> Value {
-        let mut port = json!({"name": "main", "port": self.port, "targetPort": self.port, "protocol": "TCP"});
-        if let Some(protocol) = self.app_protocol {
-            port["appProtocol"] = protocol.into();
-        }
-        json!({
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {"name": self.name, "namespace": "shop"},
-            "spec": {"clusterIP": self.address, "clusterIPs": [self.address], "ports": [port]},
-        })
-    }
-}
-
-/// `orders-1` and `orders-2` are pods of the workload `orders`.
-fn workload(pod: &str) -> &str {
-    pod.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('-')
-}
-
-fn pod_object(name: &str, pod: &Pod) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": name,
-            "namespace": "shop",
-            "labels": {"app.kubernetes.io/name": workload(name)},
-        },
-        "spec": {"containers": [{"name": "app"}]},
-        "status": {"podIP": pod.address(), "podIPs": [{"ip": pod.address()}, {"ip": pod.address_v6()}]},
-    })
 }
 
 /// A reader sees the old text or the new one, never half of one.
