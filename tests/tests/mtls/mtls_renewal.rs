@@ -1,134 +1,17 @@
 //! Certificates that live for seconds, under load: nobody notices that they are renewed, that the authority is away for a
 //! while, or that the control plane starts anew.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use http::StatusCode;
-use serde_json::Value;
-use tokio::task::JoinHandle;
-use weft_tests::backend::Troupe;
-use weft_tests::client::{self, Ask, Client};
+use weft_tests::client;
 use weft_tests::embedded::{PATIENCE, Plane, Sidecar};
 use weft_tests::poll;
 
-/// Connections that call at a time.
-const CALLERS: usize = 4;
-/// Between two calls of one of them.
-const PAUSE: Duration = Duration::from_millis(5);
-
-/// Two members: `web` calls `orders` by way of both sidecars.
-struct Pair {
-    directory: tempfile::TempDir,
-    callee: Sidecar,
-    caller: Sidecar,
-    _app: Troupe,
-}
-
-impl Pair {
-    async fn join(plane: &Plane) -> anyhow::Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let app = Troupe::start(1)?;
-        let forward = format!("--inbound-forward={}", app.backends[0].address);
-        let admin = "--admin-listen=127.0.0.1:0";
-        let flags = ["--register=orders.shop:8080/http", &forward, admin];
-        let callee = Sidecar::join(directory.path(), plane, "orders", &flags).await?;
-        let flags = ["--outbound-forward=127.0.0.1:0=orders.shop:8080", admin];
-        let caller = Sidecar::join(directory.path(), plane, "web", &flags).await?;
-        let pair = Self { directory, callee, caller, _app: app };
-        poll::until("orders is called by mutual TLS", PATIENCE, async || {
-            let answer = client::once(pair.door()?, &Ask::get("/", "orders")).await?;
-            ensure!(answer.status == StatusCode::OK, "{answer:?}");
-            let graph = client::json(plane.api, "/api/graph?window=1m").await?;
-            let edges = graph["edges"].as_array().context("no edges")?;
-            let edge = edges.iter().find(|edge| edge["target"] == "workload:shop/orders");
-            let tls = edge.map_or(&Value::Null, |edge| &edge["tls"]);
-            ensure!(tls == "mutual", "tls is {tls}");
-            anyhow::Ok(())
-        })
-        .await?;
-        Ok(pair)
-    }
-
-    fn door(&self) -> anyhow::Result<SocketAddr> {
-        self.caller.address("/forwards/0")
-    }
-
-    async fn stop(self) -> anyhow::Result<()> {
-        self.caller.stop().await?;
-        self.callee.stop().await?;
-        drop(self.directory);
-        Ok(())
-    }
-}
-
-/// A number on a sidecar's own page.
-async fn metric(sidecar: &Sidecar, name: &str) -> anyhow::Result<f64> {
-    let page = client::once(sidecar.address("/metrics")?, &Ask::get("/metrics", "localhost")).await?;
-    let text = String::from_utf8_lossy(&page.body).into_owned();
-    let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
-    let number = line.and_then(|line| line.rsplit(' ').next()).and_then(|number| number.parse().ok());
-    number.with_context(|| format!("no {name} in {text}"))
-}
+use crate::members::{Load, Pair, metric};
 
 async fn renewals(sidecar: &Sidecar) -> anyhow::Result<f64> {
     metric(sidecar, "weft_certificate_renewals_total").await
-}
-
-/// Calls that go on until they are stopped; every answer counts.
-struct Load {
-    end: Arc<AtomicBool>,
-    callers: Vec<JoinHandle<Tally>>,
-}
-
-/// What became of them.
-#[derive(Debug, Default)]
-struct Tally {
-    served: usize,
-    failed: Vec<String>,
-}
-
-impl Load {
-    fn start(to: SocketAddr) -> Self {
-        let end = Arc::new(AtomicBool::new(false));
-        let call = |number: usize| {
-            let end = Arc::clone(&end);
-            tokio::spawn(async move {
-                let mut client = Client::new(to);
-                let mut tally = Tally::default();
-                while !end.load(Ordering::Relaxed) {
-                    // One in ten on a connection of its own, so that there are handshakes all the time.
-                    let ask = Ask::get("/", "orders");
-                    if (tally.served + number).is_multiple_of(10) {
-                        client = Client::new(to);
-                    }
-                    match client.send(&ask).await {
-                        Ok(answer) if answer.status == StatusCode::OK => tally.served += 1,
-                        Ok(answer) => tally.failed.push(format!("{answer:?}")),
-                        Err(error) => tally.failed.push(format!("{error:#}")),
-                    }
-                    tokio::time::sleep(PAUSE).await;
-                }
-                tally
-            })
-        };
-        let callers = (0..CALLERS).map(call).collect();
-        Self { end, callers }
-    }
-
-    async fn stop(self) -> anyhow::Result<Tally> {
-        self.end.store(true, Ordering::Relaxed);
-        let mut all = Tally::default();
-        for caller in self.callers {
-            let Tally { served, failed } = caller.await?;
-            all.served += served;
-            all.failed.extend(failed);
-        }
-        Ok(all)
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
