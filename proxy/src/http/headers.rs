@@ -23,6 +23,8 @@ pub const HEADER_BYTES_MAX: usize = 60 * 1024;
 pub const HEADER_FIELDS_MAX: usize = 100;
 
 const GRPC_TIMEOUT: &str = "grpc-timeout";
+/// Who a caller says its certificate names. A certificate says so itself, or nobody does.
+const CLIENT_CERTIFICATE: &str = "x-forwarded-client-cert";
 const KEEP_ALIVE: &str = "keep-alive";
 const PROXY_CONNECTION: &str = "proxy-connection";
 const HTTP2_SETTINGS: &str = "http2-settings";
@@ -65,6 +67,7 @@ struct Survey {
     bytes: usize,
     fields: usize,
     hosts: u8,
+    client_certificate: bool,
     connection: bool,
     expect: bool,
     keep_alive: bool,
@@ -99,6 +102,7 @@ impl Survey {
                     15 if text == DEADLINE => survey.deadline = true,
                     15 if text == MIRRORED => survey.mirrored = true,
                     16 if text == PROXY_CONNECTION => survey.proxy_connection = true,
+                    23 if text == CLIENT_CERTIFICATE => survey.client_certificate = true,
                     _ => {}
                 },
             }
@@ -134,6 +138,9 @@ pub fn request(parts: &mut Parts, form: Form, consume_proxy: bool) -> Result<Sai
     let trailers = survey.te && accepts_trailers(headers);
     if survey.connection {
         remove_nominated(headers);
+    }
+    if survey.client_certificate {
+        headers.remove(CLIENT_CERTIFICATE);
     }
     if survey.keep_alive {
         headers.remove(KEEP_ALIVE);

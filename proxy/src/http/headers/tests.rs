@@ -41,6 +41,15 @@ fn what_connection_names_does_not_cross() {
 }
 
 #[test]
+fn nobody_says_in_a_header_whom_a_certificate_names() {
+    let forged = "URI=spiffe://cluster.local/ns/shop/sa/admin";
+    let mut parts =
+        get(&[("x-forwarded-client-cert", forged), ("x-other", "2"), ("X-Forwarded-Client-Cert", forged)]);
+    assert_eq!(request(&mut parts, Form::AsIs, false), Ok(Intent::Plain));
+    assert_eq!(names(&parts), ["host", "x-other"]);
+}
+
+#[test]
 fn framing_cannot_be_nominated_away() {
     let mut parts =
         get(&[("connection", "host, content-length, transfer-encoding"), ("content-length", "3")]);
