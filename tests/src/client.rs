@@ -1,4 +1,5 @@
-//! A client that says exactly what a test wants said: one connection, HTTP/1.1 or HTTP/2 with prior knowledge.
+//! A client that says exactly what a test wants said: one connection, HTTP/1.1 or HTTP/2 with prior knowledge, in plain text
+//! or as a member of the mesh.
 //!
 //! In: an [`Ask`]. Out: the [`Answer`], whole. Invariant: nothing is added to what is asked but what the protocol
 //! demands. Surprise: a connection that the server closed between two requests is opened again, because a proxy may
@@ -17,7 +18,10 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpSocket;
+
+use crate::member::Call;
 
 /// Longest wait for an answer: no test asks for a longer delay, so only a hang reaches it.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -41,6 +45,8 @@ pub struct Ask {
     pub h2: bool,
     /// The address to call from; a connection that is open already stays.
     pub from: Option<IpAddr>,
+    /// By mutual TLS, as whom; a connection that is open already stays.
+    pub member: Option<Call>,
 }
 
 type Body = BoxBody<Bytes, Infallible>;
@@ -58,6 +64,7 @@ impl Ask {
             pause: Duration::ZERO,
             h2: false,
             from: None,
+            member: None,
         }
     }
 
@@ -195,8 +202,18 @@ async fn connect(to: SocketAddr, ask: &Ask) -> anyhow::Result<Sender> {
     }
     let stream = socket.connect(to).await?;
     stream.set_nodelay(true)?;
+    match &ask.member {
+        None => speak(stream, ask.h2).await,
+        Some(call) => speak(call.secure(stream, ask.h2).await?, ask.h2).await,
+    }
+}
+
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    h2: bool,
+) -> anyhow::Result<Sender> {
     let io = TokioIo::new(stream);
-    if ask.h2 {
+    if h2 {
         let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
         tokio::spawn(connection);
         Ok(Sender::H2(sender))

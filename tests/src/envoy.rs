@@ -16,14 +16,22 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
-use envoy_types::pb::envoy::config::core::v3::{Address, SocketAddress, address};
+use envoy_types::pb::envoy::config::core::v3::{
+    Address, SocketAddress, TransportSocket, address, transport_socket,
+};
 use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
 use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
 use envoy_types::pb::google::protobuf::{Any, BoolValue};
 use prost::{Message as _, Name as _};
 use serde_json::{Value, json};
+use weft_wire::tls::{
+    CONTROL_PLANE, OWN_CERTIFICATE, TRUST_BUNDLE, TRUST_DOMAIN_DEFAULT, server_name_suffix,
+};
 
 use crate::client::{self, Ask};
+use crate::member::Papers;
 use crate::process::Guarded;
 use crate::{binary, package, poll};
 
@@ -82,11 +90,12 @@ impl Envoy {
     /// # Errors
     /// When it does not come up in time; the message has its log.
     pub async fn start(binary: &Path, control: SocketAddr, follow: &[Follow]) -> anyhow::Result<Self> {
-        Self::serving(binary, control, follow, Vec::new()).await
+        Self::serving(binary, control, follow, Vec::new(), None).await
     }
 
     /// The same, with listeners as the control plane compiles them for sidecars: here they are bound, to any port, and
-    /// known by their names.
+    /// known by their names. With `papers` it is a member of the mesh: it speaks mutual TLS with the control plane, and answers
+    /// callers with the same certificate.
     ///
     /// # Errors
     /// When it does not come up in time; the message has its log.
@@ -95,12 +104,14 @@ impl Envoy {
         control: SocketAddr,
         follow: &[Follow],
         listeners: Vec<Listener>,
+        papers: Option<&Papers>,
     ) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let file = |name: &str| directory.path().join(name);
         let names: Vec<String> = listeners.iter().map(|listener| listener.name.clone()).collect();
-        fs::write(file("listeners.pb"), discovered(listeners).encode_to_vec())?;
-        fs::write(file("envoy.json"), bootstrap(control, follow, &file("listeners.pb")).to_string())?;
+        fs::write(file("listeners.pb"), discovered(listeners)?.encode_to_vec())?;
+        let bootstrap = bootstrap(control, follow, &file("listeners.pb"), papers);
+        fs::write(file("envoy.json"), bootstrap.to_string())?;
         let log = fs::File::create(file("log"))?;
         let mut command = Command::new(binary);
         command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]);
@@ -198,34 +209,63 @@ impl Envoy {
 }
 
 /// A file from which Envoy takes its listeners.
-fn discovered(listeners: Vec<Listener>) -> DiscoveryResponse {
-    let bound = listeners.into_iter().map(|listener| {
+fn discovered(listeners: Vec<Listener>) -> anyhow::Result<DiscoveryResponse> {
+    let bound = listeners.into_iter().map(|mut listener| {
         let socket = SocketAddress {
             address: "127.0.0.1".to_owned(),
             port_specifier: Some(PortSpecifier::PortValue(0)),
             ..Default::default()
         };
+        for chain in listener.filter_chains.iter_mut().chain(&mut listener.default_filter_chain) {
+            if let Some(socket) = &mut chain.transport_socket {
+                with_static_secrets(socket)?;
+            }
+        }
         let bound = Listener {
             address: Some(Address { address: Some(address::Address::SocketAddress(socket)) }),
             bind_to_port: Some(BoolValue { value: true }),
             ..listener
         };
-        Any { type_url: Listener::type_url(), value: bound.encode_to_vec() }
+        Ok(Any { type_url: Listener::type_url(), value: bound.encode_to_vec() })
     });
-    let resources = bound.collect();
-    DiscoveryResponse {
+    let resources = bound.collect::<anyhow::Result<_>>()?;
+    Ok(DiscoveryResponse {
         version_info: "1".to_owned(),
         resources,
         type_url: Listener::type_url(),
         ..Default::default()
-    }
+    })
 }
 
-fn bootstrap(control: SocketAddr, follow: &[Follow], served: &Path) -> Value {
+/// Makes secrets those of the bootstrap that have the same names: nobody hands out a key by xDS.
+fn with_static_secrets(socket: &mut TransportSocket) -> anyhow::Result<()> {
+    let Some(transport_socket::ConfigType::TypedConfig(config)) = &mut socket.config_type else {
+        anyhow::bail!("no configuration: {socket:?}");
+    };
+    let mut context = DownstreamTlsContext::decode(config.value.as_slice())?;
+    let common = context.common_tls_context.as_mut().context("no common_tls_context")?;
+    for own in &mut common.tls_certificate_sds_secret_configs {
+        own.sds_config = None;
+    }
+    match &mut common.validation_context_type {
+        Some(ValidationContextType::CombinedValidationContext(combined)) => {
+            let roots = combined.validation_context_sds_secret_config.as_mut().context("no roots")?;
+            roots.sds_config = None;
+        }
+        other => anyhow::bail!("another way to validate: {other:?}"),
+    }
+    config.value = context.encode_to_vec();
+    Ok(())
+}
+
+fn bootstrap(control: SocketAddr, follow: &[Follow], served: &Path, papers: Option<&Papers>) -> Value {
     let listeners: Vec<Value> =
         follow.iter().enumerate().map(|(index, follow)| listener(index, &follow.routes)).collect();
-    let plane =
+    let mut plane =
         cluster("control_plane", control, json!({"explicit_http_config": {"http2_protocol_options": {}}}));
+    if let Some(papers) = papers {
+        plane["transport_socket"] = to_the_control_plane(papers);
+    }
     let named = follow.iter().flat_map(|follow| &follow.clusters);
     // An app is spoken to as its caller speaks.
     let alike = json!({"use_downstream_protocol_config": {"http2_protocol_options": {}}});
@@ -243,7 +283,49 @@ fn bootstrap(control: SocketAddr, follow: &[Follow], served: &Path) -> Value {
             "cds_config": ads(),
             "lds_config": {"path_config_source": {"path": served}, "resource_api_version": "V3"},
         },
-        "static_resources": {"listeners": listeners, "clusters": clusters},
+        "static_resources": {
+            "listeners": listeners,
+            "clusters": clusters,
+            "secrets": papers.map(secrets).unwrap_or_default(),
+        },
+    })
+}
+
+fn certificate(papers: &Papers) -> Value {
+    json!({
+        "certificate_chain": {"inline_string": papers.chain},
+        "private_key": {"inline_string": papers.key},
+    })
+}
+
+fn secrets(papers: &Papers) -> Vec<Value> {
+    let roots = json!({"trusted_ca": {"inline_string": papers.roots}});
+    vec![
+        json!({"name": OWN_CERTIFICATE, "tls_certificate": certificate(papers)}),
+        json!({"name": TRUST_BUNDLE, "validation_context": roots}),
+    ]
+}
+
+/// Mutual TLS, as a sidecar speaks it with the control plane.
+fn to_the_control_plane(papers: &Papers) -> Value {
+    let (namespace, account) = CONTROL_PLANE;
+    let id = format!("spiffe://{TRUST_DOMAIN_DEFAULT}/ns/{namespace}/sa/{account}");
+    let kind = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+    json!({
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": format!("type.googleapis.com/{kind}"),
+            "sni": format!("{account}.{namespace}{}", server_name_suffix(TRUST_DOMAIN_DEFAULT)),
+            "common_tls_context": {
+                "alpn_protocols": ["h2"],
+                "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
+                "tls_certificates": [certificate(papers)],
+                "validation_context": {
+                    "trusted_ca": {"inline_string": papers.roots},
+                    "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": id}}],
+                },
+            },
+        },
     })
 }
 

@@ -9,6 +9,7 @@ pub mod binary;
 pub mod client;
 pub mod embedded;
 pub mod envoy;
+pub mod member;
 pub mod mesh;
 pub mod package;
 pub mod poll;

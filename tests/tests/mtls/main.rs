@@ -2,6 +2,7 @@
 
 mod members;
 // The authority's own tests belong to these scenarios, and are kept with what they test.
+mod mtls_access;
 #[path = "../../../control-plane/tests/authority.rs"]
 mod mtls_authority;
 mod mtls_foreign;

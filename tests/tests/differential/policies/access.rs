@@ -3,7 +3,10 @@
 //!
 //! In: services whose one endpoint is a sidecar's inbound port, with access policies each. Out: nothing, or the call that one
 //! of the two let in and the other did not, or that reached the app in another spelling. Invariant: what is counted is
-//! compared too, so that a policy that is only audited says the same at both.
+//! compared too, so that a policy that is only audited says the same at both. [`identity`] is the same with callers who have
+//! one.
+
+mod identity;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -18,14 +21,16 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use weft_control_plane::resources::{self, Content};
-use weft_control_plane::world::World;
+use weft_control_plane::world::{Trust, World};
 use weft_control_plane::xds::Kind;
 use weft_control_plane::{compile, world};
 use weft_tests::backend::Troupe;
 use weft_tests::client::{self, Ask};
 use weft_tests::embedded::{PATIENCE, Plane, Sidecar};
 use weft_tests::envoy::{self, Envoy, Follow};
+use weft_tests::member::Authority;
 use weft_tests::poll;
+use weft_wire::tls::TRUST_DOMAIN_DEFAULT;
 
 use super::super::objects::{self, NAMESPACE};
 use super::super::pair::Side;
@@ -57,26 +62,37 @@ struct Callees {
 
 impl Callees {
     async fn start(binary: &Path, guarded: &[Guarded], further: Vec<Value>) -> anyhow::Result<Self> {
-        Self::before(binary, guarded, further, |own| own).await
+        Self::before(binary, guarded, further, None, |own| own).await
     }
 
-    /// The same before other apps than the troupe's.
+    /// The same before other apps than the troupe's, or as members of the mesh of this authority.
     async fn before(
         binary: &Path,
         guarded: &[Guarded],
         further: Vec<Value>,
+        authority: Option<&Authority>,
         app: impl Fn(SocketAddr) -> SocketAddr,
     ) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
-        let plane = Plane::start("").await?;
+        let plane = match authority {
+            None => Plane::start("").await?,
+            Some(authority) => {
+                authority.write(directory.path())?;
+                let brought = format!("--ca-dir={}", directory.path().display());
+                Plane::start_mutual("", &[&brought]).await?
+            }
+        };
         let troupe = Troupe::start(guarded.len())?;
         let (mut sidecars, mut follow, mut all) = (Vec::new(), Vec::new(), further);
         for (index, (guarded, own)) in guarded.iter().zip(&troupe.backends).enumerate() {
             let app = app(own.address);
             let forward = format!("--inbound-forward={app}");
-            let flags = [forward.as_str(), "--discovery-timeout=20s"];
-            let callee =
-                Sidecar::start(directory.path(), plane.control, &format!("callee{index}"), &flags).await?;
+            let flags = [forward.as_str(), "--discovery-timeout=20s", "--access-log=off"];
+            let (workload, directory) = (format!("callee{index}"), directory.path());
+            let callee = match authority {
+                None => Sidecar::start(directory, plane.control, &workload, &flags).await?,
+                Some(_) => Sidecar::join(directory, &plane, &workload, &flags).await?,
+            };
             let address = callee.address("/inbound")?;
             let name = format!("inbound/{address}");
             follow.push(Follow { routes: name.clone(), clusters: vec![(name, app)] });
@@ -90,8 +106,9 @@ impl Callees {
         }
         let yaml = objects::yaml(&all)?;
         plane.apply(&yaml)?;
-        let listeners = listeners(&yaml, &follow)?;
-        let envoy = Envoy::serving(binary, plane.control, &follow, listeners).await?;
+        let listeners = listeners(&yaml, authority, &follow)?;
+        let papers = authority.map(|authority| authority.papers(identity::ENVOY)).transpose()?;
+        let envoy = Envoy::serving(binary, plane.control, &follow, listeners, papers.as_ref()).await?;
         envoy.accepted().await?;
         Ok(Self { troupe, plane, envoy, sidecars, _directory: directory })
     }
@@ -167,9 +184,13 @@ impl Callees {
 }
 
 /// The listeners that the control plane would compile for these callees.
-fn listeners(yaml: &str, follow: &[Follow]) -> anyhow::Result<Vec<Listener>> {
+fn listeners(yaml: &str, authority: Option<&Authority>, follow: &[Follow]) -> anyhow::Result<Vec<Listener>> {
     let mut world = World::default();
     let mut events: Vec<world::Event> = Vec::new();
+    events.extend(authority.map(|authority| {
+        let roots = authority.roots().into();
+        world::Event::TrustSet(Trust { domain: TRUST_DOMAIN_DEFAULT.into(), roots })
+    }));
     for document in resources::parse(yaml) {
         match document.content {
             Content::Object(object) => events.push(object.set()),
@@ -243,11 +264,16 @@ fn source(random: &mut Rng) -> &'static str {
     let all = [
         "{unauthenticated: true}",
         "{authenticated: true}",
+        "{authenticated: true, notNamespace: shop}",
         "{serviceAccount: web}",
         "{namespace: tools}",
+        "{namespace: tools, serviceAccount: web}",
         "{notNamespace: tools}",
+        "{notServiceAccount: web}",
         "{namespace: shop, notServiceAccount: web}",
+        "{namespace: tools, notServiceAccount: cli}",
         "{trustDomain: elsewhere.org}",
+        "{trustDomain: elsewhere.org, namespace: shop}",
     ];
     all[random.usize(..all.len())]
 }
@@ -454,7 +480,7 @@ async fn weft_refuses_before_a_server_speaks() -> anyhow::Result<()> {
     let Some(binary) = envoy::available() else { return Ok(()) };
     let closed = Guarded { policies: vec!["{rules: []}".to_owned()], protocol: "tcp" };
     let app = greeting().await?;
-    let callees = Callees::before(binary, &[closed], Vec::new(), |_| app).await?;
+    let callees = Callees::before(binary, &[closed], Vec::new(), None, |_| app).await?;
     for (side, heard) in Side::BOTH.into_iter().zip(["hello", ""]) {
         let mut stream = TcpStream::connect(callees.address(side, 0)?).await?;
         let mut said = [0; 5];
