@@ -16,8 +16,9 @@ use weft_wire::xds::{Destination, Protocol};
 use weft_wire::{ServicePort, WorkloadId};
 
 use self::parse::{
-    entries, parse_address, parse_admin, parse_control_plane, parse_duration, parse_listen, parse_mark,
-    parse_number, parse_outbound_forward, parse_pod_ips, parse_register, parse_workers, parse_workload,
+    entries, parse_address, parse_admin, parse_control_plane, parse_default_access, parse_duration,
+    parse_listen, parse_mark, parse_number, parse_outbound_forward, parse_pod_ips, parse_register,
+    parse_workers, parse_workload,
 };
 use crate::record;
 
@@ -109,6 +110,10 @@ pub struct Arguments {
     /// How long a new destination waits for the control plane's answer until it passes through
     #[arg(long, env = "WEFT_DISCOVERY_TIMEOUT", value_name = "DURATION", default_value = "500ms")]
     pub discovery_timeout: String,
+    /// Whether callers are let in, allow or deny, while the control plane has not said who may call a port: because it has been
+    /// away since this sidecar's start, or does not know the port
+    #[arg(long, env = "WEFT_DEFAULT_ACCESS", value_name = "allow|deny", default_value = "allow")]
+    pub default_access: String,
     /// How long connecting to an endpoint may take, where its cluster does not say
     #[arg(long, env = "WEFT_CONNECT_TIMEOUT", value_name = "DURATION", default_value = "5s")]
     pub connect_timeout: String,
@@ -178,6 +183,15 @@ pub struct Register {
     pub protocol: Option<Protocol>,
 }
 
+/// Who may call a port of which the control plane has said nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DefaultAccess {
+    /// Everybody.
+    Allow,
+    /// Nobody.
+    Deny,
+}
+
 /// Everything the sidecar was told at its start.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -209,6 +223,8 @@ pub struct Config {
     pub detect_timeout: Duration,
     /// How long a new destination waits for the control plane.
     pub discovery_timeout: Duration,
+    /// Who may call a port of which the control plane has said nothing.
+    pub default_access: DefaultAccess,
     /// How long connecting may take where the cluster does not say.
     pub connect_timeout: Duration,
     /// How long an opaque connection may be silent in both directions.
@@ -292,6 +308,7 @@ impl TryFrom<Arguments> for Config {
             drain_deadline,
             detect_timeout,
             discovery_timeout,
+            default_access,
             connect_timeout,
             tcp_idle_timeout,
             connection_age_max,
@@ -315,6 +332,7 @@ impl TryFrom<Arguments> for Config {
         let control_plane = control_plane.map(parse_control_plane).transpose()?;
         let config = Self {
             enrolment: enrolment::parse(enrolment, control_plane.as_ref(), &identity.workload)?,
+            default_access: parse_default_access(&default_access, control_plane.is_some())?,
             control_plane,
             identity,
             listen: Listen {
@@ -388,6 +406,10 @@ impl Config {
             "drain_deadline_seconds": self.drain_deadline.as_secs_f64(),
             "detect_timeout_seconds": self.detect_timeout.as_secs_f64(),
             "discovery_timeout_seconds": self.discovery_timeout.as_secs_f64(),
+            "default_access": match self.default_access {
+                DefaultAccess::Allow => "allow",
+                DefaultAccess::Deny => "deny",
+            },
             "connect_timeout_seconds": self.connect_timeout.as_secs_f64(),
             "tcp_idle_timeout_seconds": self.tcp_idle_timeout.as_secs_f64(),
             "connection_age_max_seconds": self.connection_age_max.as_secs_f64(),

@@ -3,12 +3,13 @@
 //! accept → where to? → whose port is it? → what does it speak? → who is there? → serve it. In: a connection that the kernel
 //! redirected here, or that came to the inbound listener itself (explicit mode). Out: the app, measured.
 //! Invariants: only this file decides the order; whatever the control plane does not know still goes to where
-//! it was going. Surprise: the last stage is a task of its own, so that the state of detection does not stay
+//! it was going, unless `WEFT_DEFAULT_ACCESS=deny`. Surprise: the last stage is a task of its own, so that the state of detection does not stay
 //! in memory for as long as the connection. Non-goal: requests; `http::server` has those.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use weft_wire::tls::{Mode, TRUST_DOMAIN_DEFAULT, server_name_suffix};
@@ -16,9 +17,10 @@ use weft_wire::xds::ListenerName;
 use weft_wire::{Host, Reason, SpiffeId};
 
 use crate::accept::Accepted;
+use crate::config::DefaultAccess;
 use crate::detect::{self, Detected, Prefixed, Sniff};
 use crate::http;
-use crate::policy::authorize::Call;
+use crate::policy::authorize::{Call, Verdict};
 use crate::record::{self, Direction, EdgeSpec, Limit, Tls};
 use crate::tcp::{self, Target, Upstream};
 use crate::tls::accept::Secured;
@@ -47,19 +49,30 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let listener = worker.discover(ListenerName::Inbound(asked)).await;
 
     let mode = listener.as_ref().map_or(Mode::Permissive, |listener| listener.mode);
-    Arrival { worker, listener, app, client, mode }.proceed(permit, stream).await;
+    let arrival = Arrival { worker, listener, asked, app, client, mode };
+    if arrival.is_closed() {
+        arrival.worker.unheard.tell(asked, &arrival.worker.directory, Instant::now());
+    }
+    arrival.proceed(permit, stream).await;
 }
 
 /// A connection to a port that is known.
 struct Arrival {
     worker: Rc<Worker>,
     listener: Option<Arc<Listener>>,
+    /// The port, as the control plane knows it.
+    asked: SocketAddr,
     app: SocketAddr,
     client: SocketAddr,
     mode: Mode,
 }
 
 impl Arrival {
+    /// Whether nobody may come, because nobody has said who may.
+    fn is_closed(&self) -> bool {
+        self.listener.is_none() && self.worker.config.default_access == DefaultAccess::Deny
+    }
+
     /// The stages from the first byte on.
     ///
     /// Not an `async fn`: those keep their arguments beside what becomes of them.
@@ -200,7 +213,7 @@ impl Arrival {
         peer: Option<Arc<SpiffeId>>,
         detected: Detected<Upstream>,
     ) {
-        let Self { worker, listener, app, client, mode: _ } = self;
+        let Self { worker, listener, asked, app, client, mode: _ } = self;
         let Detected { sniff, prefix, opened, failed, how: _ } = detected;
         let io = Prefixed::new(stream, prefix);
         let tls = match (&peer, sniff) {
@@ -224,18 +237,27 @@ impl Arrival {
                 return;
             }
         };
-        let target = match listener {
-            Some(listener) => http::Target::Own { app, listener },
-            None => http::Target::App(app),
+        let (target, asked) = match listener {
+            Some(listener) => (http::Target::Own { app, listener }, None),
+            None => {
+                let awaits = worker.config.control_plane.is_some();
+                (http::Target::App(app), awaits.then(|| Box::new(ListenerName::Inbound(asked))))
+            }
         };
-        let scope = http::Scope { edge, target, asked: None, opened, client: client.ip() };
+        let scope = http::Scope { edge, target, asked, opened, client: client.ip() };
         tokio::task::spawn_local(permit.during(http::serve(worker, io, version, scope)));
     }
 }
 
 /// Whether an opaque connection may go on. It is judged once, before anything of it is passed on.
 fn admits(worker: &Worker, listener: Option<&Listener>, edge: &EdgeSpec, app: SocketAddr) -> bool {
-    let Some(listener) = listener else { return true };
+    let Some(listener) = listener else {
+        let closed = worker.config.default_access == DefaultAccess::Deny;
+        if closed {
+            worker.shard.edge(edge).record_access(None, Verdict::Denied);
+        }
+        return !closed;
+    };
     let guard = listener.guard();
     let Some(guard) = &*guard else { return true };
     let caller = edge.caller.as_ref().map(ToString::to_string);
@@ -260,6 +282,8 @@ fn edge(listener: Option<&Arc<Listener>>, asked: SocketAddr, client: SocketAddr,
         caller: None,
     }
 }
+
+pub(crate) mod unheard;
 
 #[cfg(test)]
 mod tests;

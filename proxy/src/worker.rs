@@ -82,6 +82,8 @@ pub struct Worker {
     pub handshakes: Permits,
     /// This worker's view of the shutdown.
     pub drain: drain::Watch,
+    /// Callers refused for want of configuration.
+    pub(crate) unheard: inbound::unheard::Unheard,
     /// Connections of the inbound listener.
     pub inbound_permits: Permits,
     /// Connections of the outbound listeners.
@@ -105,6 +107,7 @@ impl Worker {
             http: http::Shared::default(),
             shard,
             drain,
+            unheard: inbound::unheard::Unheard::default(),
             inbound_permits: Permits::new(connections_max),
             outbound_permits: Permits::new(connections_max),
             scratch: RefCell::new(vec![0; SCRATCH_SIZE].into()),

@@ -10,7 +10,8 @@ use axum::Router;
 use axum::routing::any;
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use weft_tests::client::{self, Answer, Ask};
 use weft_tests::embedded::{PATIENCE, Plane, Sidecar};
 use weft_tests::poll;
@@ -119,4 +120,89 @@ async fn a_service_without_endpoints_is_refused_with_the_reason() -> anyhow::Res
     caller.stop().await?;
     plane.stop().await;
     Ok(())
+}
+
+/// A connection over which requests go one after the other.
+struct Kept(TcpStream);
+
+impl Kept {
+    /// The head of the answer to `GET path`.
+    async fn get(&mut self, path: &str) -> anyhow::Result<String> {
+        self.0.write_all(format!("GET {path} HTTP/1.1\r\nhost: orders\r\n\r\n").as_bytes()).await?;
+        let mut bytes = Vec::new();
+        loop {
+            let read = tokio::time::timeout(PATIENCE, self.0.read_buf(&mut bytes)).await??;
+            let text = String::from_utf8_lossy(&bytes);
+            ensure!(read > 0, "closed after {text:?}");
+            let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            if body.len() >= length.with_context(|| head.to_owned())?.parse()? {
+                return Ok(head.to_owned());
+            }
+        }
+    }
+}
+
+/// What becomes of callers while the control plane has not said who may call, and of the same connection when it has.
+async fn before_a_word(access: &str, status: &str) -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let policy = "{apiVersion: weft.dev/v1alpha1, kind: AccessPolicy, metadata: {name: open, namespace: shop}, \
+                  spec: {rules: [{to: [{paths: [{value: /open}]}]}]}}";
+    let plane = Plane::start(policy).await?;
+    let control = plane.control;
+    let paused = plane.pause().await;
+    let forward = format!("--inbound-forward={}", app().await?);
+    let access = format!("--default-access={access}");
+    let flags = ["--register=orders.shop:8080/http", &forward, &access, "--discovery-timeout=100ms"];
+    let callee = Sidecar::start(directory.path(), control, "orders", &flags).await?;
+    let inbound = callee.address("/inbound")?;
+
+    let mut kept = Kept(TcpStream::connect(inbound).await?);
+    let closed = kept.get("/closed").await?;
+    ensure!(closed.starts_with(&format!("HTTP/1.1 {status} ")), "{closed}");
+    let mut bytes = TcpStream::connect(inbound).await?;
+    bytes.write_all(b"\x00\x01\x02 no HTTP\r\n\r\n").await?;
+    let mut said = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, bytes.read_to_end(&mut said)).await?;
+    let page = client::once(callee.address("/metrics")?, &Ask::get("/metrics", "localhost")).await?;
+    let page = String::from_utf8(page.body.to_vec())?;
+    let denied = page.lines().filter(|line| line.starts_with("weft_access_decisions_total{"));
+    let denied: Vec<_> = denied.filter(|line| line.contains("\"denied\"")).collect();
+    if status == "403" {
+        ensure!(closed.contains("x-weft-reason: policy_denied; by=server_proxy"), "{closed}");
+        ensure!(said.is_empty() && ended.is_err(), "bytes are cut off: {ended:?} after {said:?}");
+        // The request and the bytes.
+        ensure!(denied.len() == 1 && denied[0].ends_with(" 2"), "{denied:?}");
+        ensure!(denied[0].contains("weft_access_rule=\"none\""), "{denied:?}");
+    } else {
+        ensure!(
+            said.starts_with(b"HTTP/1.1 400 "),
+            "the app's own answer: {:?}",
+            String::from_utf8_lossy(&said)
+        );
+        ensure!(denied.is_empty(), "{denied:?}");
+    }
+
+    let plane = paused.resume().await?;
+    poll::until("the policy is in force on the connection of before", PATIENCE, async || {
+        let (open, closed) = (kept.get("/open").await?, kept.get("/closed").await?);
+        ensure!(open.starts_with("HTTP/1.1 200 ") && closed.starts_with("HTTP/1.1 403 "), "{open}\n{closed}");
+        anyhow::Ok(())
+    })
+    .await?;
+    // Draining waits for both.
+    drop((kept, bytes));
+    callee.stop().await?;
+    plane.stop().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn callers_are_let_in_until_the_control_plane_has_said_who_may_call() -> anyhow::Result<()> {
+    before_a_word("allow", "200").await
+}
+
+#[tokio::test]
+async fn callers_may_be_kept_out_until_the_control_plane_has_said_who_may_call() -> anyhow::Result<()> {
+    before_a_word("deny", "403").await
 }

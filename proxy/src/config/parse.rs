@@ -11,7 +11,9 @@ use std::time::Duration;
 use weft_wire::xds::{Destination, Protocol};
 use weft_wire::{Host, WorkloadId};
 
-use super::{Error, OUTBOUND_FORWARDS_MAX, OutboundForward, Register, WORKERS_DEFAULT_MAX, WORKERS_MAX};
+use super::{
+    DefaultAccess, Error, OUTBOUND_FORWARDS_MAX, OutboundForward, Register, WORKERS_DEFAULT_MAX, WORKERS_MAX,
+};
 
 pub(super) fn parse_workload(
     name: Option<String>,
@@ -112,6 +114,24 @@ pub(super) fn parse_admin(text: &str) -> Result<Option<SocketAddr>, Error> {
             fix: "write 127.0.0.1:15000, [::1]:15000 or off: the admin interface has no authentication",
         }),
         address => Ok(address),
+    }
+}
+
+pub(super) fn parse_default_access(text: &str, has_control_plane: bool) -> Result<DefaultAccess, Error> {
+    const VARIABLE: &str = "WEFT_DEFAULT_ACCESS";
+    match text {
+        "allow" => Ok(DefaultAccess::Allow),
+        "deny" if has_control_plane => Ok(DefaultAccess::Deny),
+        "deny" => Err(Error::Unused {
+            variable: VARIABLE,
+            fix: "without a control plane nobody would ever be let in: set WEFT_CONTROL_PLANE, or write allow",
+        }),
+        other => Err(Error::Invalid {
+            variable: VARIABLE,
+            text: other.to_owned(),
+            expected: "allow or deny",
+            fix: "write deny to refuse callers until the control plane has said who may call",
+        }),
     }
 }
 

@@ -89,6 +89,8 @@ fn a_rejection_names_the_variable_and_the_fix() {
         (&["--drain-deadline=30"], "WEFT_DRAIN_DEADLINE"),
         (&["--detect-timeout=-1s"], "WEFT_DETECT_TIMEOUT"),
         (&["--connections-max=0"], "WEFT_CONNECTIONS_MAX"),
+        (&["--default-access=Deny"], "WEFT_DEFAULT_ACCESS"),
+        (&["--default-access=deny"], "WEFT_DEFAULT_ACCESS"),
         (&["--control-plane=https://c:15012", "--workload=a"], "WEFT_JOIN_TOKEN"),
         (&["--control-plane=https://c:15012", "--workload=a", "--join-token=weft1.x.y.z"], "WEFT_JOIN_TOKEN"),
         (

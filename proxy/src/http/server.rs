@@ -68,7 +68,7 @@ pub enum Target {
     Listener(Arc<Listener>),
     /// Outbound to an address the control plane does not know.
     PassThrough(SocketAddr),
-    /// Inbound to the app.
+    /// Inbound to the app, on a port of which the control plane has said nothing: `WEFT_DEFAULT_ACCESS` decides.
     App(SocketAddr),
     /// Inbound to the app, on a port that the control plane has rules for.
     Own {
@@ -92,7 +92,7 @@ pub struct Scope {
     /// Where its requests go.
     pub target: Target,
     /// The question that the control plane had not answered when the connection came. Its requests go where it was
-    /// going until there is an answer, and not for as long as it lives.
+    /// going until there is an answer, and not for as long as it lives; those to the app are guarded from then on.
     pub asked: Option<Box<ListenerName>>,
     /// A connection to the server that exists already (detection's race): the first request takes it.
     pub opened: Option<Upstream>,

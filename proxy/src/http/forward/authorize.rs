@@ -9,7 +9,7 @@ use http::uri::PathAndQuery;
 use weft_wire::Reason;
 
 use super::{Destination, Refusal, Session};
-use crate::policy::authorize::Call;
+use crate::policy::authorize::{Call, Verdict};
 use weft_wire::spelling::Spelling;
 
 pub(super) fn authorize(
@@ -17,6 +17,10 @@ pub(super) fn authorize(
     destination: &Destination,
     parts: &mut Parts,
 ) -> Result<(), Refusal> {
+    if destination.is_closed() {
+        destination.edge.record_access(None, Verdict::Denied);
+        return Err(Reason::PolicyDenied.into());
+    }
     let Some((listener, port)) = destination.own() else { return Ok(()) };
     let guard = listener.guard();
     let Some(guard) = &*guard else { return Ok(()) };

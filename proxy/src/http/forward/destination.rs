@@ -13,6 +13,7 @@ use weft_wire::{Host, Reason};
 
 use super::Refusal;
 use crate::balance::Cluster;
+use crate::config::DefaultAccess;
 use crate::connect;
 use crate::http::concurrency::Port;
 use crate::http::headers;
@@ -49,6 +50,8 @@ enum Backend {
     Own { listener: Arc<Listener>, app: Rc<Cluster>, address: SocketAddr, port: RefCell<Option<Rc<Port>>> },
     /// Always this one.
     Direct(Rc<Cluster>),
+    /// This sidecar's app, until somebody has said who may call it.
+    Closed,
     /// None.
     Nowhere(Reason),
 }
@@ -60,6 +63,7 @@ impl Destination {
     pub(super) fn passage(&self, parts: &Parts) -> Result<Option<Passage>, Reason> {
         let (listener, chooses) = match &self.backend {
             Backend::Direct(_) => return Ok(None),
+            Backend::Closed => return Err(Reason::PolicyDenied),
             Backend::Nowhere(reason) => return Err(*reason),
             Backend::Routed { listener, .. } => (listener, true),
             Backend::Own { listener, .. } => (listener, false),
@@ -83,6 +87,7 @@ impl Destination {
     ) -> Result<Rc<Cluster>, Refusal> {
         match &self.backend {
             Backend::Direct(cluster) | Backend::Own { app: cluster, .. } => Ok(Rc::clone(cluster)),
+            Backend::Closed => Err(Reason::PolicyDenied.into()),
             Backend::Nowhere(reason) => Err((*reason).into()),
             Backend::Routed { listener, .. } => match passage {
                 // A rule that forwards has a backend, and any other has answered.
@@ -115,8 +120,13 @@ impl Destination {
     pub(super) fn own(&self) -> Option<(&Listener, u16)> {
         match &self.backend {
             Backend::Own { listener, address, .. } => Some((listener, address.port())),
-            Backend::Routed { .. } | Backend::Direct(_) | Backend::Nowhere(_) => None,
+            Backend::Routed { .. } | Backend::Direct(_) | Backend::Closed | Backend::Nowhere(_) => None,
         }
+    }
+
+    /// Whether nobody may call it, because nobody has said who may.
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self.backend, Backend::Closed)
     }
 
     /// Whether the control plane has said meanwhile what stands behind it.
@@ -167,9 +177,10 @@ impl Session {
     /// Finds the destination of a request and remembers it.
     pub(super) async fn find(&self, parts: &Parts) -> Rc<Destination> {
         let answer = self.asked.as_ref().and_then(|asked| self.worker.directory.lookup(asked).known());
-        let found = Rc::new(match answer {
-            Some(listener) => self.routed(None, self.edge.clone(), listener),
-            None => self.targeted(parts).await,
+        let found = Rc::new(match (answer, &self.target) {
+            (Some(listener), Target::App(app)) => self.heard(*app, listener),
+            (Some(listener), _) => self.routed(None, self.edge.clone(), listener),
+            (None, _) => self.targeted(parts).await,
         });
         let mut destinations = self.destinations.borrow_mut();
         destinations.retain(|known| !known.is_outdated(&self.worker));
@@ -185,19 +196,22 @@ impl Session {
             Target::Listener(listener) => {
                 self.fixed(Backend::Routed { listener: Arc::clone(listener), last: RefCell::new(None) })
             }
-            Target::Own { app, listener } => self.fixed(Backend::Own {
-                listener: Arc::clone(listener),
-                app: self.worker.clusters.at(*app),
-                address: *app,
-                port: RefCell::default(),
+            Target::Own { app, listener } => self.fixed(self.guarded(*app, Arc::clone(listener))),
+            Target::App(address) => self.fixed(match self.worker.config.default_access {
+                DefaultAccess::Allow => Backend::Direct(self.worker.clusters.at(*address)),
+                DefaultAccess::Deny => Backend::Closed,
             }),
-            Target::App(address) => self.fixed(Backend::Direct(self.worker.clusters.at(*address))),
             Target::Nowhere(reason) => self.fixed(Backend::Nowhere(*reason)),
             Target::PassThrough(address) => {
                 self.named(parts, Backend::Direct(self.worker.clusters.at(*address)))
             }
             Target::ForwardProxy => self.proxied(parts).await,
         }
+    }
+
+    fn guarded(&self, app: SocketAddr, listener: Arc<Listener>) -> Backend {
+        let port = RefCell::default();
+        Backend::Own { listener, app: self.worker.clusters.at(app), address: app, port }
     }
 
     fn fixed(&self, backend: Backend) -> Destination {
@@ -214,13 +228,15 @@ impl Session {
         }
     }
 
+    /// The app behind a port that the control plane has described meanwhile.
+    fn heard(&self, app: SocketAddr, listener: Arc<Listener>) -> Destination {
+        let spec = called(self.edge.clone(), &listener);
+        Destination { asked: None, ..self.destination(None, spec, self.guarded(app, listener)) }
+    }
+
     /// What the control plane described.
-    fn routed(&self, authority: Option<&str>, mut spec: EdgeSpec, listener: Arc<Listener>) -> Destination {
-        if let Some(service) = &listener.service {
-            spec.server_address = service.service.to_string().into();
-            spec.server_port = service.port;
-            spec.service = Some(service.service.clone());
-        }
+    fn routed(&self, authority: Option<&str>, spec: EdgeSpec, listener: Arc<Listener>) -> Destination {
+        let spec = called(spec, &listener);
         let backend = Backend::Routed { listener, last: RefCell::new(None) };
         Destination { asked: None, ..self.destination(authority, spec, backend) }
     }
@@ -287,6 +303,16 @@ impl Session {
             }
         }
     }
+}
+
+/// The same by the name of the service, if the control plane knows one.
+fn called(mut spec: EdgeSpec, listener: &Listener) -> EdgeSpec {
+    if let Some(service) = &listener.service {
+        spec.server_address = service.service.to_string().into();
+        spec.server_port = service.port;
+        spec.service = Some(service.service.clone());
+    }
+    spec
 }
 
 /// The host without the brackets of an IPv6 address.
