@@ -309,7 +309,10 @@ fn typed<T: for<'de> Deserialize<'de>>(
         let flaw = |path: Vec<Segment>| Flaw {
             line: place.line(&path),
             field: locate::display(&path),
-            reason: "unknown field".into(),
+            reason: match policy::access_policy::instead_of(&path) {
+                Some(advice) => format!("unknown field: {advice}"),
+                None => "unknown field".into(),
+            },
         };
         return Content::Broken(unknown.into_iter().map(flaw).collect());
     }

@@ -75,6 +75,15 @@ pub struct SourceSpec {
     unauthenticated: Option<bool>,
 }
 
+/// What to write instead of a field that one might expect and that there cannot be.
+pub(in crate::resources) fn instead_of(path: &[Segment]) -> Option<&'static str> {
+    let [.., Segment::Key(from), Segment::Index(_), Segment::Key(field)] = path else { return None };
+    (from == "from" && field == "workload").then_some(
+        "a certificate names a service account and no workload; write serviceAccount, with a service account that only \
+         this workload has (a Pod's spec.serviceAccountName, or weft token create --name WORKLOAD --service-account NAME)",
+    )
+}
+
 /// What is asked. Everything that is set must hold.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -299,6 +299,12 @@ fn every_mistake_in_an_access_policy_is_named_by_its_field() {
             "excludes everything else",
         ),
         ("{unauthenticated: true}", "{}", "spec.rules[0].from[1]", "says nothing"),
+        (
+            "{unauthenticated: true}",
+            "{workload: web}",
+            "spec.rules[0].from[1].workload",
+            "unknown field: a certificate names a service account and no workload; write serviceAccount",
+        ),
         ("[GET, PURGE]", "[GET, 'A B']", "spec.rules[0].to[0].methods[1]", "not a method"),
         ("[GET, PURGE]", "[]", "spec.rules[0].to[0].methods", "leave it out for any"),
         ("value: /a", "value: a", "spec.rules[0].to[0].paths[0].value", "begin with a slash"),
