@@ -99,18 +99,18 @@ enum Command {
     FabricSweep(launcher::SweepArgs),
 }
 
-/// Where the control plane's API is, and who asks it.
+/// Where the control plane's API is, and who asks it; also behind a command's own subcommand, `weft ca status --api …`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ApiArgs {
     /// The control plane's API
-    #[arg(long, env = "WEFT_API", value_name = "URL", default_value = api::DEFAULT)]
+    #[arg(long, global = true, env = "WEFT_API", value_name = "URL", default_value = api::DEFAULT)]
     api: String,
     /// Who asks, where the API wants to know: a token of `weft auth token`. Others on this machine can see a command line;
     /// prefer the variable, or a file
-    #[arg(long, env = "WEFT_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    #[arg(long, global = true, env = "WEFT_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// File with the token
-    #[arg(long, env = "WEFT_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, global = true, env = "WEFT_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
 
@@ -221,6 +221,30 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_api_may_be_named_last() {
+        for words in [
+            "ca status",
+            "ca rotate --force",
+            "token create --name web",
+            "authz check web orders:80",
+            "graph",
+        ] {
+            let line = format!("weft {words} --api http://mesh:8080");
+            let matches = Cli::command().try_get_matches_from(line.split(' ')).expect(words);
+            let (_, mut found) = matches.subcommand().expect("a command");
+            while let Some((_, inner)) = found.subcommand() {
+                found = inner;
+            }
+            assert_eq!(
+                found.get_one::<String>("api").map(String::as_str),
+                Some("http://mesh:8080"),
+                "{words}"
+            );
+            Cli::try_parse_from(line.split(' ')).expect(words);
+        }
     }
 
     #[test]
