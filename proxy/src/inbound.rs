@@ -49,7 +49,9 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let listener = worker.discover(ListenerName::Inbound(asked)).await;
 
     let mode = listener.as_ref().map_or(Mode::Permissive, |listener| listener.mode);
-    let arrival = Arrival { worker, listener, asked, app, client, mode };
+    let awaits = listener.is_none() && worker.config.control_plane.is_some();
+    let unheard = awaits.then(|| Box::new(ListenerName::Inbound(asked)));
+    let arrival = Arrival { worker, listener, unheard, app, client, mode };
     if arrival.is_closed() {
         arrival.worker.unheard.tell(asked, &arrival.worker.directory, Instant::now());
     }
@@ -60,8 +62,8 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
 struct Arrival {
     worker: Rc<Worker>,
     listener: Option<Arc<Listener>>,
-    /// The port, as the control plane knows it.
-    asked: SocketAddr,
+    /// The port, where the control plane may still say whose it is.
+    unheard: Option<Box<ListenerName>>,
     app: SocketAddr,
     client: SocketAddr,
     mode: Mode,
@@ -213,7 +215,7 @@ impl Arrival {
         peer: Option<Arc<SpiffeId>>,
         detected: Detected<Upstream>,
     ) {
-        let Self { worker, listener, asked, app, client, mode: _ } = self;
+        let Self { worker, listener, unheard, app, client, mode: _ } = self;
         let Detected { sniff, prefix, opened, failed, how: _ } = detected;
         let io = Prefixed::new(stream, prefix);
         let tls = match (&peer, sniff) {
@@ -237,14 +239,11 @@ impl Arrival {
                 return;
             }
         };
-        let (target, asked) = match listener {
-            Some(listener) => (http::Target::Own { app, listener }, None),
-            None => {
-                let awaits = worker.config.control_plane.is_some();
-                (http::Target::App(app), awaits.then(|| Box::new(ListenerName::Inbound(asked))))
-            }
+        let target = match listener {
+            Some(listener) => http::Target::Own { app, listener },
+            None => http::Target::App(app),
         };
-        let scope = http::Scope { edge, target, asked, opened, client: client.ip() };
+        let scope = http::Scope { edge, target, asked: unheard, opened, client: client.ip() };
         tokio::task::spawn_local(permit.during(http::serve(worker, io, version, scope)));
     }
 }

@@ -29,8 +29,7 @@ async fn scene(mesh: Arc<Mesh>, mode: Mode) -> Scene {
     let worker = worker_of(mesh);
     let permit = worker.inbound_permits.acquire().unwrap();
     let address = app.local_addr().unwrap();
-    let asked = address;
-    let arrival = Arrival { worker, listener: None, asked, app: address, client: peer, mode };
+    let arrival = Arrival { worker, listener: None, unheard: None, app: address, client: peer, mode };
     tokio::task::spawn_local(arrival.proceed(permit, stream.into()));
     Scene { client: client.unwrap(), app }
 }
