@@ -44,6 +44,7 @@ use crate::world::{Event, Live, Trust};
 use authority::{Authority, Issued, Offer};
 use disk::Disk;
 use issue::{Key, Serial};
+pub use issue::{fingerprint, hex};
 use metrics::Metrics;
 use proof::{Proof, Shown};
 pub use refusal::Refusal;

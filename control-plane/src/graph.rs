@@ -36,7 +36,7 @@ use petgraph::visit::{EdgeRef as _, IntoEdgeReferences as _};
 use edge::Edge;
 pub use histogram::{Histogram, Tally};
 pub use key::{EdgeId, Kind, NodeKey, Protocol, Tls};
-pub use mesh::{EmptyMesh, Inventory, Mesh, Problem, Proxy};
+pub use mesh::{Certificate, EmptyMesh, Inventory, Mesh, Problem, Proxy};
 pub use sample::{Measure, Sample, Status, Verdict};
 pub use shared::SharedGraph;
 pub use time::Timestamp;

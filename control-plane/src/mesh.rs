@@ -7,12 +7,15 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use weft_wire::tls::TRUST_BUNDLE;
 use weft_wire::{SpiffeId, WorkloadId};
 
-use crate::graph::{Inventory, Mesh, Problem, Proxy, Timestamp};
+use crate::ca::fingerprint;
+use crate::graph::{Certificate, Inventory, Mesh, Problem, Proxy, Timestamp};
+use crate::serve::Verified;
 use crate::sources::{self, Effect, Problems};
 use crate::world::{Live, Lookup};
-use crate::xds::{ProxyStatus, Status};
+use crate::xds::{Kind, ProxyStatus, Status};
 
 /// The mesh as it is now.
 #[derive(Clone)]
@@ -81,6 +84,7 @@ impl Mesh for CurrentMesh {
 
 fn proxy(status: ProxyStatus) -> Proxy {
     let kinds = status.kinds.values();
+    let bundle = status.kinds.get(&Kind::Secret).and_then(|kind| kind.running(TRUST_BUNDLE));
     Proxy {
         subscriptions: kinds.clone().map(|kind| kind.subscriptions.len()).sum(),
         synced: kinds.clone().all(|kind| !kind.outstanding),
@@ -93,7 +97,19 @@ fn proxy(status: ProxyStatus) -> Proxy {
         addresses: status.addresses,
         identity: status.verified.as_ref().map(|verified| verified.id.to_string()),
         certificate_expires: status.verified.as_ref().map(|verified| timestamp(verified.expires)),
+        certificate: status.verified.as_deref().map(certificate),
+        bundle: bundle.and_then(|running| running.acked.as_deref()).map(str::to_owned),
         connected_since: timestamp(status.connected_since),
+    }
+}
+
+fn certificate(verified: &Verified) -> Certificate {
+    Certificate {
+        serial: verified.serial.to_string(),
+        not_before: timestamp(verified.since),
+        not_after: timestamp(verified.expires),
+        issuer: verified.issuer.to_string(),
+        root: verified.root.map(|pin| fingerprint(&pin)),
     }
 }
 

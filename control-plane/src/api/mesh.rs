@@ -30,21 +30,25 @@ struct KnownProxy {
     reports: Option<Reporter>,
     /// In words, when it is wrong.
     clock: Option<String>,
+    /// Whether it acknowledged the trust bundle that everybody should have; `null` where there is no authority.
+    trusts_bundle: Option<bool>,
 }
 
 impl KnownProxy {
-    fn new(proxy: Proxy, ingest: &Ingest) -> Self {
+    fn new(proxy: Proxy, ingest: &Ingest, bundle: Option<&str>) -> Self {
         let reports = ingest.reporter(&proxy.instance);
         let name = proxy.workload.as_ref().map_or("the sidecar", |workload| workload.name());
         let clock = reports.as_ref().and_then(|reports| clock_in_words(name, reports.clock_behind_ms));
-        Self { proxy, reports, clock }
+        let trusts_bundle = bundle.map(|current| proxy.bundle.as_deref() == Some(current));
+        Self { proxy, reports, clock, trusts_bundle }
     }
 }
 
 /// Every connected sidecar.
 pub(super) async fn proxies(State(api): State<Api>) -> Response {
-    let mut proxies: Vec<KnownProxy> =
-        api.mesh.proxies().into_iter().map(|proxy| KnownProxy::new(proxy, &api.ingest)).collect();
+    let bundle = api.authority.as_deref().and_then(|(ca, _)| ca.bundle_version());
+    let known = |proxy| KnownProxy::new(proxy, &api.ingest, bundle.as_deref());
+    let mut proxies: Vec<KnownProxy> = api.mesh.proxies().into_iter().map(known).collect();
     proxies.sort_by(|left, right| {
         (&left.proxy.workload, &left.proxy.instance).cmp(&(&right.proxy.workload, &right.proxy.instance))
     });

@@ -168,8 +168,14 @@ impl Certificate {
     /// The pin as people see it: the first eight digits.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        hex(&self.pin[..4])
+        fingerprint(&self.pin)
     }
+}
+
+/// A key's hash as people read it: its first eight digits.
+#[must_use]
+pub fn fingerprint(pin: &[u8; 32]) -> String {
+    hex(&pin[..4])
 }
 
 /// Hexadecimal digits.

@@ -79,7 +79,8 @@ impl Ca {
     }
 
     /// The version of the trust bundle that everybody should have.
-    pub(super) fn bundle_version(&self) -> Option<Box<str>> {
+    #[must_use]
+    pub fn bundle_version(&self) -> Option<Box<str>> {
         let world = self.0.live.read();
         compile::resource(&world, Kind::Secret, TRUST_BUNDLE, "").map(|bundle| bundle.version)
     }

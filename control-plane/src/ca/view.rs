@@ -9,7 +9,7 @@ use weft_wire::tls::TRUST_BUNDLE;
 
 use super::Ca;
 use super::authority::{Adoption, Phase};
-use super::issue::Certificate;
+use super::issue::{Certificate, fingerprint};
 use super::token::unix;
 use crate::xds::{Kind, Status};
 
@@ -163,12 +163,11 @@ impl Ca {
                 ("replacing", Some(unix(*until)), text, Missing::Certificate)
             }
         };
-        let name = |pin: &[u8; 32]| super::issue::hex(&pin[..4]);
         Some(Progress {
             phase,
             since: unix(rotation.since),
-            old: name(&rotation.old),
-            new: name(&rotation.new),
+            old: fingerprint(&rotation.old),
+            new: fingerprint(&rotation.new),
             until,
             text,
             waiting: self.waiting(missing, status),

@@ -172,7 +172,7 @@ impl Edge {
 
 /// Adds `sample` to `slot`; says whether a cell was made.
 fn count(slot: &mut Slot, sample: &Sample, route: RouteIndex, reason: Option<ReasonIndex>) -> bool {
-    slot.protected(sample.tls, true);
+    slot.protected(sample.tls, sample.evidence(), true);
     match &sample.measure {
         Measure::Requests { status, durations, .. } => {
             let (cell, created) = slot.route_mut(route);
@@ -197,7 +197,7 @@ fn count(slot: &mut Slot, sample: &Sample, route: RouteIndex, reason: Option<Rea
 
 /// The inverse of [`count`].
 fn discount(slot: &mut Slot, sample: &Sample, route: RouteIndex, reason: Option<ReasonIndex>) {
-    slot.protected(sample.tls, false);
+    slot.protected(sample.tls, sample.evidence(), false);
     match &sample.measure {
         // The slot may have been recycled since; then there is nothing to take back.
         Measure::Requests { .. } if !slot.has_route(route) => {}

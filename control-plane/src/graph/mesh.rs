@@ -55,6 +55,11 @@ pub struct Proxy {
     pub identity: Option<String>,
     /// When the certificate of its connection expires.
     pub certificate_expires: Option<Timestamp>,
+    /// The certificate of its connection; another connection follows at once when it is renewed.
+    pub certificate: Option<Certificate>,
+    /// The version of the trust bundle that it acknowledged.
+    #[serde(skip)]
+    pub bundle: Option<String>,
     /// When its stream began.
     pub connected_since: Timestamp,
     /// Number of resource names it is subscribed to.
@@ -63,6 +68,21 @@ pub struct Proxy {
     pub synced: bool,
     /// What it said about the last resource it rejected, while that rejection stands.
     pub rejected: Option<String>,
+}
+
+/// A certificate that a sidecar has shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Certificate {
+    /// The serial number, hexadecimal.
+    pub serial: String,
+    /// From when it is valid.
+    pub not_before: Timestamp,
+    /// Until when.
+    pub not_after: Timestamp,
+    /// Who issued it.
+    pub issuer: String,
+    /// The root it hangs from: the first eight digits of its key's hash, as in `/api/ca`.
+    pub root: Option<String>,
 }
 
 fn workload_fields<S: serde::Serializer>(id: &Option<WorkloadId>, serializer: S) -> Result<S::Ok, S::Error> {

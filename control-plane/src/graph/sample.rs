@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use weft_wire::Reason;
 
+use super::window::small;
 use super::{Histogram, NodeKey, Protocol, Timestamp, Tls};
 
 /// One observation on one edge.
@@ -78,6 +79,17 @@ pub enum Measure {
         /// That the retry budget kept back.
         denied: u32,
     },
+}
+
+/// What a sample proves about the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Evidence {
+    /// So many requests, or connections, were protected in the sample's way.
+    Calls(u32),
+    /// Something was, but nothing that is counted in calls.
+    Trace,
+    /// Nothing: perhaps not a byte left the caller's sidecar.
+    Nothing,
 }
 
 /// A response's status: HTTP's, or gRPC's where there is one.
@@ -183,6 +195,24 @@ impl Sample {
             (Some(CANCELLED), Some(Status::NONE)) => Verdict::GivenUp,
             (Some(CANCELLED), Some(_)) => Verdict::CutShort,
             (Some(_), _) => Verdict::Failure,
+        }
+    }
+
+    /// What it proves about the wire. A call that a sidecar ended for a reason of its own may never have got as far as a
+    /// connection; it must not count as one in plain text.
+    pub(crate) fn evidence(&self) -> Evidence {
+        let unsent = |error: &Option<Arc<str>>| {
+            self.tls != Tls::Mutual && error.as_deref().is_some_and(|error| error.parse::<Reason>().is_ok())
+        };
+        match &self.measure {
+            Measure::Requests { error, .. } | Measure::Closed { error, .. } if unsent(error) => {
+                Evidence::Nothing
+            }
+            Measure::Requests { durations, .. } => Evidence::Calls(small(durations.count())),
+            Measure::Opened(count) => Evidence::Calls(*count),
+            Measure::Closed { .. } => Evidence::Trace,
+            Measure::Bytes { sent, received } if *sent > 0 || *received > 0 => Evidence::Trace,
+            Measure::Bytes { .. } | Measure::Folded(_) | Measure::Retries { .. } => Evidence::Nothing,
         }
     }
 

@@ -76,6 +76,8 @@ fn proxy(workload: &str) -> Proxy {
         pod: None,
         identity: None,
         certificate_expires: None,
+        certificate: None,
+        bundle: None,
         addresses: Vec::new(),
         connected_since: NOW,
         subscriptions: 1,
@@ -110,6 +112,37 @@ fn the_json_of_a_view_is_what_the_api_promises() {
     insta::assert_json_snapshot!("view", view);
     let id = EdgeId::new(&key(WEB), &key(ORDERS), Protocol::Http);
     insta::assert_json_snapshot!("detail", graph.detail(id, Window::TenSeconds, NOW));
+}
+
+#[test]
+fn the_lock_is_what_calls_were_on_the_wire() {
+    let word = |samples: &[Sample]| {
+        let view = graph_of(samples).view(Window::TenSeconds, NOW, &[]);
+        let edge = view.edges.first().expect("an edge");
+        (edge.tls, [edge.tls_calls.mutual, edge.tls_calls.simple, edge.tls_calls.none])
+    };
+    let plain = requests(WEB, ORDERS, 2_000, 3);
+    let mutual = Sample { tls: Tls::Mutual, ..requests(WEB, ORDERS, 1_000, 9) };
+    assert_eq!(word(std::slice::from_ref(&mutual)), (Some("mutual"), [9, 0, 0]));
+    assert_eq!(word(&[mutual.clone(), plain.clone()]), (Some("mixed"), [9, 0, 3]));
+
+    // What never had a connection was not plain text, and neither was the answer that the caller's own sidecar gave.
+    let refused = failing(requests(WEB, ORDERS, 500, 4), "connect_refused", 503);
+    let told = Sample { measure: Measure::Bytes { sent: 90, received: 80 }, ..plain.clone() };
+    let retried = Sample { measure: Measure::Retries { sent: 3, denied: 0 }, ..plain.clone() };
+    assert_eq!(word(&[mutual, refused.clone(), told.clone(), retried.clone()]), (Some("mutual"), [9, 0, 0]));
+    assert_eq!(word(&[refused, told, retried]), (None, [0, 0, 0]));
+    // An answer of the app's was on the wire, however bad.
+    assert_eq!(word(&[failing(plain.clone(), "503", 503)]), (Some("none"), [0, 0, 3]));
+
+    // Of a connection that lives long there are only bytes.
+    let tcp = |measure, tls| Sample { protocol: Protocol::Tcp, tls, measure, ..plain.clone() };
+    let bytes = Measure::Bytes { sent: 90, received: 80 };
+    assert_eq!(word(&[tcp(bytes.clone(), Tls::Mutual)]), (Some("mutual"), [0, 0, 0]));
+    assert_eq!(
+        word(&[tcp(bytes, Tls::Mutual), tcp(Measure::Opened(2), Tls::Mutual)]),
+        (Some("mutual"), [2, 0, 0])
+    );
 }
 
 /// A circuit of `orders.shop:8080` in the eyes of `shop/web`.

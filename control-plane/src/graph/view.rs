@@ -101,8 +101,10 @@ pub struct Edge {
     pub idle: bool,
     /// How the edge is, by its share of failures.
     pub health: Health,
-    /// `mutual`, `simple`, `none`, or `mixed`; `null` when idle.
+    /// `mutual`, `simple`, `none`, or `mixed`; `null` when nothing is known to have been on the wire.
     pub tls: Option<&'static str>,
+    /// How many calls were protected in each way.
+    pub tls_calls: TlsCalls,
     /// Requests in the window.
     pub requests: u64,
     /// Requests since the edge was first seen.
@@ -142,6 +144,18 @@ pub struct Edge {
     pub routes_total: usize,
     /// Requests whose route the sidecar folded into `__other__` because its cap on routes was reached.
     pub routes_folded: u64,
+}
+
+/// Requests in the window, or connections that were opened in it, by how they were protected on the wire. Those that failed
+/// before they had a connection are in none of these numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TlsCalls {
+    /// Mutual TLS: both sides proved who they are.
+    pub mutual: u64,
+    /// TLS of the application's own.
+    pub simple: u64,
+    /// Plain text.
+    pub none: u64,
 }
 
 /// Quantiles in milliseconds.

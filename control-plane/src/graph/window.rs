@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+use super::sample::Evidence;
 use super::sample::{Status, Verdict};
 use super::{Histogram, Tally, Timestamp, Tls};
 
@@ -263,7 +264,10 @@ pub(crate) struct Slot {
     pub(crate) retried: u64,
     /// Attempts beyond the first that the retry budget kept back.
     pub(crate) retry_denied: u64,
-    tls: Tally<Tls>,
+    /// Requests, and connections that are not HTTP, by how they were protected.
+    secured: Tally<Tls>,
+    /// Everything else that was seen on the wire.
+    traces: Tally<Tls>,
 }
 
 impl Slot {
@@ -299,13 +303,23 @@ impl Slot {
         sum
     }
 
-    pub(crate) fn protected(&mut self, tls: Tls, present: bool) {
-        if present { self.tls.add(tls, 1) } else { self.tls.take(tls, 1) }
+    pub(crate) fn protected(&mut self, tls: Tls, evidence: Evidence, present: bool) {
+        let (tally, count) = match evidence {
+            Evidence::Calls(count) => (&mut self.secured, count),
+            Evidence::Trace => (&mut self.traces, 1),
+            Evidence::Nothing => return,
+        };
+        if present { tally.add(tls, count) } else { tally.take(tls, count) }
     }
 
-    /// Every way the bytes were protected.
-    pub(crate) fn tls(&self) -> impl Iterator<Item = Tls> + '_ {
-        self.tls.iter().map(|(tls, _)| tls)
+    /// How many calls were protected in each way.
+    pub(crate) fn secured(&self) -> &Tally<Tls> {
+        &self.secured
+    }
+
+    /// Every way in which anything else was protected.
+    pub(crate) fn traces(&self) -> &Tally<Tls> {
+        &self.traces
     }
 
     pub(crate) fn merge(&mut self, other: &Self) {
@@ -319,7 +333,8 @@ impl Slot {
         self.folded = self.folded.saturating_add(other.folded);
         self.retried = self.retried.saturating_add(other.retried);
         self.retry_denied = self.retry_denied.saturating_add(other.retry_denied);
-        self.tls.merge(&other.tls);
+        self.secured.merge(&other.secured);
+        self.traces.merge(&other.traces);
     }
 
     /// Removes cells that subtraction has emptied; returns how many.

@@ -22,8 +22,14 @@ pub struct Peer {
 pub struct Verified {
     /// The identity.
     pub id: SpiffeId,
+    /// From when it may be believed.
+    pub since: SystemTime,
     /// Until when it may be believed.
     pub expires: SystemTime,
+    /// Its serial number, hexadecimal.
+    pub serial: Box<str>,
+    /// Who issued it, as a name for people.
+    pub issuer: Box<str>,
     /// The root it hangs from, by its key's hash.
     pub root: Option<[u8; 32]>,
 }

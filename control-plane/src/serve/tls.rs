@@ -24,8 +24,10 @@ use weft_wire::{Reason, SpiffeId};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
+use x509_parser::time::ASN1Time;
 
 use super::peer::{Peer, Verified};
+use crate::ca::hex;
 
 /// How long a handshake may take.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -152,9 +154,18 @@ impl Settings {
             let text = format!("{id} is not of the trust domain {}", self.0.domain);
             return Err((Reason::TlsTrustDomain, text));
         }
-        let seconds = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
-        let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        Ok(Verified { id, expires, root: self.root_of(&leaf, above) })
+        let at = |time: ASN1Time| {
+            let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
+            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+        };
+        Ok(Verified {
+            id,
+            since: at(leaf.validity().not_before),
+            expires: at(leaf.validity().not_after),
+            serial: hex(leaf.raw_serial()).into(),
+            issuer: leaf.issuer().to_string().into(),
+            root: self.root_of(&leaf, above),
+        })
     }
 
     /// The root that issued the topmost of what was shown.

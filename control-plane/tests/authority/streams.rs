@@ -132,6 +132,33 @@ async fn a_token_for_a_workload_named_otherwise_than_its_account_lets_it_in() {
     assert_eq!(refusal.code(), Code::PermissionDenied);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_list_of_sidecars_says_until_when_each_is_and_whether_it_trusts_the_roots() {
+    let run = Run::start(Config::default()).await;
+    let orders = joined(&run, "orders").await;
+    let mut stream = Stream::open(&run, Some(&orders), "orders-1", "shop/orders").await.unwrap();
+    let (_, nonce) = stream.next().await.unwrap();
+    let listed = async || -> serde_json::Value {
+        let body = run.api_get("/api/proxies").await;
+        let all: serde_json::Value = serde_json::from_str(super::client::body(&body)).unwrap();
+        all["proxies"][0].clone()
+    };
+    let before = listed().await;
+    assert_eq!(before["trusts_bundle"], false, "{before}");
+    assert_eq!(before["identity"], "spiffe://cluster.local/ns/shop/sa/orders");
+    let (shown, known) = (&before["certificate"], run.overview().await);
+    assert_eq!(shown["root"], known["roots"][0]["fingerprint"], "{before}");
+    assert_eq!(shown["issuer"], known["issuer"]["subject"], "{before}");
+    assert_eq!(shown["not_after"], before["certificate_expires"]);
+    let at = |name: &str| shown[name].as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_second();
+    assert!(at("not_after") - at("not_before") >= 86_400, "{before}");
+    let leaf = weft_control_plane::ca::issue::Certificate::read(orders.chain[0].clone()).unwrap();
+    assert_eq!(shown["serial"], *leaf.serial);
+
+    stream.acknowledge(nonce).await;
+    until(async || (listed().await["trusts_bundle"] == true).then_some(())).await;
+}
+
 async fn report(run: &Run, own: Option<&Identity>, namespace: &str, name: &str) -> Result<(), Status> {
     let pair = |key: &str, value: &str| KeyValue {
         key: key.into(),

@@ -8,9 +8,10 @@ use petgraph::visit::{EdgeRef as _, IntoEdgeReferences as _};
 
 use super::super::analysis::{self, Health, Outcomes};
 use super::super::window::{Cell, RouteIndex, Slot};
-use super::super::{EdgeId, Graph, Histogram, Kind, NodeKey, Protocol, Proxy, Timestamp, Window, edge};
+use super::super::{EdgeId, Graph, Histogram, Kind, NodeKey, Protocol, Proxy, Timestamp, Tls, Window, edge};
 use super::{
-    Connections, Detail, Edge, Failure, Flow, Latency, Node, Retries, Route, Series, StatusCount, View,
+    Connections, Detail, Edge, Failure, Flow, Latency, Node, Retries, Route, Series, StatusCount, TlsCalls,
+    View,
 };
 
 /// Routes per edge in a whole view: enough for a side panel's first look. All of them are in the detail.
@@ -152,7 +153,8 @@ impl Graph {
             reported_by: if source.kind() == Kind::Unmeshed { "server" } else { "client" },
             idle: slot.is_idle(),
             health: active.outcomes.health(),
-            tls: tls_word(slot),
+            tls: tls_word(slot, requests.count() > 0),
+            tls_calls: tls_calls(slot),
             requests: requests.count(),
             requests_total: edge.requests_total,
             requests_per_second: per_second(requests.count()),
@@ -362,10 +364,24 @@ fn outcomes_of(cell: &Cell, active: bool) -> Outcomes {
     Outcomes { count: cell.count().saturating_sub(given_up), failed: cell.failed(), given_up, active }
 }
 
-fn tls_word(slot: &Slot) -> Option<&'static str> {
-    let mut words = slot.tls();
+/// Calls are the better witnesses; of a connection that lives long there may be nothing but bytes. Those of requests that
+/// failed within the caller's sidecar are no witness at all.
+fn tls_word(slot: &Slot, failed_here: bool) -> Option<&'static str> {
+    let witnesses = match slot.secured().is_empty() {
+        true if failed_here => return None,
+        true => slot.traces(),
+        false => slot.secured(),
+    };
+    let mut words = witnesses.iter().map(|(tls, _)| tls);
     let first = words.next()?;
     Some(if words.next().is_some() { "mixed" } else { first.word() })
+}
+
+fn tls_calls(slot: &Slot) -> TlsCalls {
+    let of = |wanted: Tls| {
+        slot.secured().iter().find(|(tls, _)| *tls == wanted).map_or(0, |(_, count)| count.into())
+    };
+    TlsCalls { mutual: of(Tls::Mutual), simple: of(Tls::Simple), none: of(Tls::None) }
 }
 
 fn latency(durations: &Histogram) -> Option<Latency> {
