@@ -14,7 +14,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { adorned, circuitsView } from './circuits.mjs';
 import { routesView } from './routes.mjs';
-import { detail, proxies, view } from './world.mjs';
+import { authority, detail, proxies, view } from './world.mjs';
 
 const { values } = parseArgs({
   options: {
@@ -29,6 +29,7 @@ const started = Date.now() - 400_000;
 let late = false;
 let down = false;
 let broken = false;
+let rotating = false;
 const streams = new Set();
 
 function json(response, body, status = 200, type = 'application/json') {
@@ -90,6 +91,10 @@ const server = createServer((request, response) => {
   const url = new URL(request.url ?? '/', 'http://mock');
   const window = url.searchParams.get('window') ?? '1m';
   const now = Date.now();
+  if (request.method === 'POST' && url.pathname === '/api/ca/rotate') {
+    rotating = true;
+    return json(response, authority(values.scenario, now, started, rotating));
+  }
   if (request.method === 'POST') {
     if (url.pathname === '/mock/traffic') late = true;
     if (url.pathname === '/mock/down') {
@@ -114,7 +119,8 @@ const server = createServer((request, response) => {
   if (url.pathname === '/api/circuits') return json(response, circuitsView(values.scenario, late, now, broken));
   if (url.pathname === '/api/circuits/events') return circuitEvents(response);
   if (url.pathname === '/api/routes') return json(response, routesView(values.scenario, late, window, now));
-  if (url.pathname === '/api/proxies') return json(response, { proxies: proxies(values.scenario, now, started) });
+  if (url.pathname === '/api/proxies') return json(response, { proxies: proxies(values.scenario, now, started, rotating) });
+  if (url.pathname === '/api/ca') return json(response, authority(values.scenario, now, started, rotating));
   if (url.pathname === '/api/overview') return json(response, { proxies: { connected: proxies(values.scenario, now, started).length } });
   if (url.pathname === '/api/config/errors') {
     return json(response, { errors: values.scenario === 'namespaces' ? [{ file: 'orders.yaml', line: 14, column: 9, object: 'Service shop/orders', field: 'spec.ports[0].appProtcol', message: 'unknown field `appProtcol`, did you mean `appProtocol`?' }] : [] });

@@ -7,7 +7,7 @@
 const SHOP = [
   ['unmeshed:10.0.0.9', 'workload:shop/web', 'http', 38, 21, 0.998, 'none', [['GET', '/', 0.4], ['GET', '/products/{id}', 0.35], ['POST', '/checkout', 0.1, 0.982, 4], ['GET', '/cart', 0.15]]],
   ['workload:shop/web', 'workload:shop/catalog', 'http', 61, 6, 1, 'mutual', [['GET', '/products', 0.3], ['GET', '/products/{id}', 0.6], ['GET', '/search', 0.1, 1, 3]]],
-  ['workload:shop/web', 'workload:shop/cart', 'http', 17, 4, 1, 'mutual', [['GET', '/carts/{uuid}', 0.7], ['PUT', '/carts/{uuid}/items/{id}', 0.3]]],
+  ['workload:shop/web', 'workload:shop/cart', 'http', 17, 4, 1, 'mixed', [['GET', '/carts/{uuid}', 0.7], ['PUT', '/carts/{uuid}/items/{id}', 0.3]]],
   ['workload:shop/web', 'workload:shop/orders', 'http', 9.4, 84, 0.981, 'mutual', [['POST', '/orders', 0.4, 0.954, 2], ['GET', '/orders/{id}', 0.55], ['GET', '__other__', 0.05]]],
   ['workload:shop/web', 'workload:shop/live', 'http', 0.6, 900, 1, 'mutual', [['GET', '/events', 1]]],
   ['workload:shop/catalog', 'workload:shop/redis', 'tcp', 0.4, 42000, 1, 'mutual', []],
@@ -88,6 +88,7 @@ function edge(raw, seconds, at, started) {
     idle: false,
     health: health(count, success),
     tls,
+    tls_calls: { mutual: tls === 'mutual' ? count : tls === 'mixed' ? Math.round(count * 0.62) : 0, simple: tls === 'simple' ? count : 0, none: tls === 'none' ? count : tls === 'mixed' ? count - Math.round(count * 0.62) : 0 },
     requests: calls ? count : 0, requests_total: calls ? Math.round(((at - started) / 1000) * rate) : 0,
     requests_per_second: calls ? rate : 0,
     success_rate: success,
@@ -162,12 +163,44 @@ export function detail(scenario, late, id, window, at, started) {
   };
 }
 
-export function proxies(scenario, at, started) {
+/** Seconds, of a certificate that lives for a day and of which so much is over. */
+const DAY = 86_400;
+const ROOTS = { old: '9f3c01aa', new: '1a2b3c4d' };
+
+export function proxies(scenario, at, started, rotating = false) {
   if (scenario === 'empty') return [];
   const names = scenario === 'quiet' ? ['web', 'orders', 'payments'] : [...new Set(edgesOf(scenario, false).flatMap(([s, t]) => [s, t]).filter((id) => id.startsWith('workload:')).map((id) => id.split('/')[1]))];
-  return names.map((name, index) => ({
-    instance: `3f0c${hash(name).toString(16)}`, workload: name, namespace: 'shop', version: 'v1', pod: `${name}-7c4f9`, addresses: [`10.0.1.${index + 10}`],
-    connected_since: iso(started), subscriptions: 4 + (index % 5), synced: index % 7 !== 3, rejected: null,
-    reports: { last_sequence: 400, last_report_at: iso(at - (at % 1000)), reports: 400 },
-  }));
+  if (scenario === 'namespaces') names.push('recommendation-candidate-generation-service-with-a-long-name');
+  return names.map((name, index) => {
+    // For people to look at: one without an identity, one that does not renew, one whose clock is wrong.
+    const odd = scenario === 'namespaces' || scenario === 'big';
+    const anonymous = odd && index === 5;
+    const over = odd && index === 2 ? 0.83 : 0.05 + (hash(name) % 40) / 100;
+    const begun = at - over * DAY * 1000;
+    return {
+      instance: `3f0c${hash(name).toString(16)}`, agent: 'weft-proxy', workload: name, namespace: 'shop', version: 'v1', pod: `${name}-7c4f9`, addresses: [`10.0.1.${index + 10}`],
+      connected_since: iso(started), subscriptions: 4 + (index % 5), synced: index % 7 !== 3, rejected: null,
+      identity: anonymous ? null : `spiffe://cluster.local/ns/shop/sa/${name}`,
+      certificate: anonymous ? null : { serial: `4d${hash(name).toString(16)}`, not_before: iso(begun), not_after: iso(begun + DAY * 1000), issuer: 'O=cluster.local, CN=Weft intermediate 51c0ffee', root: rotating && index % 3 > 0 ? ROOTS.new : ROOTS.old },
+      trusts_bundle: anonymous ? false : !rotating || index % 5 !== 0,
+      clock: null,
+      reports: { last_sequence: 400, last_report_at: iso(at - (at % 1000)), reports: 400, clock_behind_ms: odd && index === 7 ? 17_400 : 12 },
+    };
+  });
+}
+
+/** `/api/ca`: two minutes of a rotation once somebody asked for one. */
+export function authority(scenario, at, started, rotating) {
+  const all = proxies(scenario, at, started, rotating).filter((one) => one.identity !== null);
+  const link = (subject, fingerprint, since, days) => ({ subject, fingerprint, not_before: Math.floor(at / 1000) - since, not_after: Math.floor(at / 1000) - since + days * DAY });
+  const sidecars = { connected: all.length, trusting: all.filter((one) => one.trusts_bundle).length, renewed: all.filter((one) => one.certificate.root === (rotating ? ROOTS.new : ROOTS.old)).length };
+  const roots = [link('O=cluster.local, CN=Weft root 9f3c01aa', ROOTS.old, 90 * DAY, 3650)];
+  if (rotating) roots.push(link('O=cluster.local, CN=Weft root 1a2b3c4d', ROOTS.new, 40, 3650));
+  return {
+    at: Math.floor(at / 1000), trust_domain: 'cluster.local', kept: true, brought: false, roots,
+    issuer: link('O=cluster.local, CN=Weft intermediate 51c0ffee', '51c0ffee', 90 * DAY, 365),
+    own: link('spiffe://cluster.local/ns/weft-system/sa/weft-control-plane', '77aa0b1c', 7200, 1),
+    leaf_seconds: DAY, sidecars, clocks: [],
+    rotation: rotating ? { phase: 'distributing', since: Math.floor(at / 1000) - 40, old: ROOTS.old, new: ROOTS.new, until: null, text: `${sidecars.trusting} of ${sidecars.connected} sidecars trust the new root`, waiting: all.filter((one) => !one.trusts_bundle).map((one) => one.instance) } : null,
+  };
 }

@@ -6,6 +6,7 @@
  */
 import { AccessWatch } from './access.svelte';
 import { Account } from './account.svelte';
+import { AuthorityWatch } from './authority.svelte';
 import * as client from './api/client';
 import { Live, type LinkState } from './api/live';
 import type { ConfigError, Graph, Overview, Proxy } from './api/model';
@@ -48,6 +49,7 @@ export class Store {
   readonly wall = new Wall();
   readonly routes = new RoutesWatch();
   readonly access = new AccessWatch();
+  readonly authority = new AuthorityWatch();
   readonly history = new History();
   /** Grows with every recorded picture, so that charts know when to redraw. */
   recorded = $state(0);
@@ -207,6 +209,7 @@ export class Store {
     this.wall.hold(at !== null);
     this.routes.held = at !== null;
     this.access.held = at !== null;
+    this.authority.held = at !== null;
   }
 
   #receive(graph: Graph): void {

@@ -3,6 +3,7 @@
  */
 import { access as decodeAccess, type Access } from './access';
 import { circuits as decodeCircuits, type Circuits } from './circuits';
+import { authority as decodeAuthority, type Authority } from './authority';
 import * as decode from './decode';
 import { routes as decodeRoutes, type Routes } from './routes';
 import { session as decodeSession, type Session } from './session';
@@ -27,6 +28,10 @@ export const overview = (): Promise<Overview> => get('api/overview').then(decode
 export const configErrors = (): Promise<ConfigError[]> => get('api/config/errors').then(decode.configErrors);
 export const routes = (window: string): Promise<Routes> => get(`api/routes?window=${window}`).then(decodeRoutes);
 export const access = (window: string): Promise<Access> => get(`api/access?window=${window}`).then(decodeAccess);
+export const authority = (): Promise<Authority> => get('api/ca').then(decodeAuthority);
+/** Begins to replace the root. For operators. */
+export const rotate = (): Promise<Authority> =>
+  ask('api/ca/rotate', { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{"force":false}' }).then(decodeAuthority);
 export const circuits = (): Promise<Circuits> => get('api/circuits').then(decodeCircuits);
 export const session = (): Promise<Session> => get('api/session').then(decodeSession);
 /** The token goes out once; from then on a cookie stands for it. */

@@ -5,8 +5,8 @@
  * not even the right kind of thing (a graph without nodes) is an error the screen can show.
  */
 import type {
-  CircuitCounts, ConfigError, Connections, Diagnosis, Diff, EdgeDetail, Failure, Flow, Graph, GraphEdge, GraphNode, Health,
-  Latency, NodeKind, Overview, Proxy, Retries, Route, Sample, Tls,
+  Certificate, CircuitCounts, ConfigError, Connections, Diagnosis, Diff, EdgeDetail, Failure, Flow, Graph, GraphEdge, GraphNode, Health,
+  Latency, NodeKind, Overview, Proxy, Retries, Route, Sample, Tls, TlsCalls,
 } from './model';
 import { instant, keyed, list, Malformed, number, object, text, texts, type Json } from './json';
 import { judge } from '../lib/health';
@@ -94,6 +94,7 @@ function edge(value: unknown): GraphEdge {
     success,
     latency: latency(json.latency_ms),
     tls: TLS.find((word) => word === json.tls) ?? 'unknown',
+    tlsCalls: tlsCalls(json.tls_calls),
     bytesSent: number(json.bytes_sent_per_second) ?? 0,
     bytesReceived: number(json.bytes_received_per_second) ?? 0,
     connections: opened,
@@ -106,6 +107,19 @@ function edge(value: unknown): GraphEdge {
     routesTotal: number(json.routes_total) ?? list(json.routes).length,
     routesFolded: number(json.routes_folded) ?? 0,
   };
+}
+
+function tlsCalls(value: unknown): TlsCalls {
+  const json = typeof value === 'object' && value !== null ? (value as Json) : {};
+  return { mutual: number(json.mutual) ?? 0, simple: number(json.simple) ?? 0, none: number(json.none) ?? 0 };
+}
+
+function certificate(value: unknown): Certificate | null {
+  if (typeof value !== 'object' || value === null) return null;
+  const json = value as Json;
+  const [notBefore, notAfter] = [instant(json.not_before), instant(json.not_after)];
+  if (notBefore === null || notAfter === null) return null;
+  return { serial: text(json.serial) ?? '', notBefore, notAfter, issuer: text(json.issuer) ?? '', root: text(json.root) };
 }
 
 function connections(value: unknown): Connections | null {
@@ -196,6 +210,10 @@ export function proxies(value: unknown): Proxy[] {
     const reports = typeof json.reports === 'object' && json.reports !== null ? (json.reports as Json) : {};
     return {
       id: text(json.instance) ?? '',
+      identity: text(json.identity),
+      certificate: certificate(json.certificate),
+      trustsBundle: typeof json.trusts_bundle === 'boolean' ? json.trusts_bundle : null,
+      clockBehindMs: number(reports.clock_behind_ms),
       workload: text(json.workload) ?? '',
       namespace: text(json.namespace),
       version: text(json.version),

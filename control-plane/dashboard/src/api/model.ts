@@ -81,6 +81,13 @@ export interface Connections {
   readonly openedPerSecond: number;
 }
 
+/** Calls by how they were protected on the wire; those that never had a connection are in none of these. */
+export interface TlsCalls {
+  readonly mutual: number;
+  readonly simple: number;
+  readonly none: number;
+}
+
 export interface GraphEdge {
   readonly id: string;
   readonly source: string;
@@ -99,6 +106,7 @@ export interface GraphEdge {
   /** Of requests, or of the life of ended connections. */
   readonly latency: Latency | null;
   readonly tls: Tls;
+  readonly tlsCalls: TlsCalls;
   readonly bytesSent: number;
   readonly bytesReceived: number;
   readonly connections: Connections | null;
@@ -141,8 +149,25 @@ export interface Diff {
   readonly diagnosis?: Diagnosis | null;
 }
 
+/** What a sidecar showed when it connected; it connects again as soon as it has another. */
+export interface Certificate {
+  readonly serial: string;
+  readonly notBefore: number;
+  readonly notAfter: number;
+  readonly issuer: string;
+  /** The beginning of the root key's hash. */
+  readonly root: string | null;
+}
+
 export interface Proxy {
   readonly id: string;
+  /** Who it proved to be; null on a connection without proof. */
+  readonly identity: string | null;
+  readonly certificate: Certificate | null;
+  /** null where there is no authority. */
+  readonly trustsBundle: boolean | null;
+  /** Negative: ahead; null until its first report. */
+  readonly clockBehindMs: number | null;
   readonly workload: string;
   readonly namespace: string | null;
   readonly version: string | null;

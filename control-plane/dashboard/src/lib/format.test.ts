@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { age, bytes, compact, milliseconds, percent, rate } from './format';
+import { age, bytes, compact, milliseconds, percent, rate, span } from './format';
 
 describe('numbers', () => {
   it('never round a share up to 100%', () => {
@@ -28,5 +28,7 @@ describe('numbers', () => {
     expect(bytes(0)).toBe('0 B/s');
     expect(age(4_000)).toBe('4 s');
     expect(age(200_000)).toBe('3 min');
+    expect([span(1_999), span(90 * 60_000), span(86_399_000), span(3 * 86_400_000), span(3650 * 86_400_000)]).toEqual(['1 second', '90 minutes', '23 hours', '3 days', '10 years']);
+    expect(span(3 * 86_400_000, 'ko')).toBe('3일');
   });
 });

@@ -68,6 +68,19 @@ export function age(ms: number, locale = 'en'): string {
   return `${number(Math.round(minutes / 60), 0, locale)} h`;
 }
 
+/** A distance in time, in words of the language: "12 hours", "3 days", "10 years". */
+export function span(ms: number, locale = 'en'): string {
+  const seconds = Math.max(0, Math.floor(ms / 1000));
+  const [value, unit] =
+    seconds < 120 ? [seconds, 'second'] : seconds < 7_200 ? [seconds / 60, 'minute'] : seconds < 172_800 ? [seconds / 3_600, 'hour'] : seconds < 63_072_000 ? [seconds / 86_400, 'day'] : [seconds / 31_536_000, 'year'];
+  return new Intl.NumberFormat(locale, { style: 'unit', unit, unitDisplay: 'long', maximumFractionDigits: 0 }).format(Math.floor(value));
+}
+
+/** A day and a time of day, to the minute: "Nov 29, 2026, 18:45". */
+export function moment(at: number, locale = 'en'): string {
+  return new Intl.DateTimeFormat(locale, { dateStyle: 'medium', timeStyle: 'short', hour12: false }).format(at);
+}
+
 export function clock(at: number, locale = 'en'): string {
   return new Intl.DateTimeFormat(locale, { hour: '2-digit', minute: '2-digit', second: '2-digit', hour12: false }).format(at);
 }

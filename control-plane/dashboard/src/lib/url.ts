@@ -11,7 +11,7 @@ export const TABS = ['edges', 'nodes', 'proxies', 'problems'] as const;
 export type Tab = (typeof TABS)[number];
 
 /** What fills the screen. */
-export const SCREENS = ['topology', 'circuits', 'routes', 'access'] as const;
+export const SCREENS = ['topology', 'circuits', 'routes', 'access', 'certificates'] as const;
 export type Screen = (typeof SCREENS)[number];
 
 /** What is shown of the wall of circuits, and the circuit that somebody pointed at. */
