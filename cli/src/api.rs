@@ -82,6 +82,8 @@ pub(crate) struct Edge {
     pub(crate) protocol: String,
     #[serde(default)]
     pub(crate) tls: Option<String>,
+    #[serde(default)]
+    pub(crate) tls_calls: TlsCalls,
     #[serde(flatten)]
     pub(crate) signals: Signals,
     #[serde(default)]
@@ -99,6 +101,14 @@ pub(crate) struct Edge {
     /// How many there are, also those that are not in `routes`.
     #[serde(default)]
     pub(crate) routes_total: usize,
+}
+
+/// Calls by how they were protected on the wire.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+pub(crate) struct TlsCalls {
+    pub(crate) mutual: u64,
+    pub(crate) simple: u64,
+    pub(crate) none: u64,
 }
 
 /// Connections that are not HTTP.

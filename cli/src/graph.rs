@@ -71,7 +71,7 @@ fn tree(graph: &Graph, api: &Api) -> String {
     while let Some(source) = walk.calls.keys().copied().find(|source| !walk.shown.contains(source)) {
         walk.root(source);
     }
-    let header = ["", "PROTOCOL", ">SUCCESS", ">RPS", ">P50", ">P95", ">P99", ">ATTEMPTS", "CIRCUITS"];
+    let header = ["", "PROTOCOL", "TLS", ">SUCCESS", ">RPS", ">P50", ">P95", ">P99", ">ATTEMPTS", "CIRCUITS"];
     let headline = format!(
         "{}, {}, last {}{}\n\n",
         counted(graph.nodes.len(), "node"),
@@ -165,7 +165,7 @@ impl<'a> Walk<'a> {
 
     fn root(&mut self, id: &'a str) {
         let mut row = vec![style(self.names.of(id)).bold().to_string()];
-        row.resize(9, String::new());
+        row.resize(10, String::new());
         self.rows.push(row);
         self.children(id, "");
     }
@@ -199,6 +199,7 @@ fn row(label: String, edge: &Edge) -> Vec<String> {
     vec![
         label,
         edge.protocol.clone(),
+        table::protection(edge),
         table::success(edge.signals.success_rate),
         rate,
         table::latency(latency.p50),
@@ -238,10 +239,14 @@ fn dot(graph: &Graph) -> String {
         let latency = edge.signals.latency_ms.unwrap_or_default();
         let success = edge.signals.success_rate.map_or("-".into(), |rate| format!("{:.2}%", rate * 100.0));
         let label = format!(
-            "{} {}\\n{success} p99 {}",
+            "{} {}\\n{success} p99 {}{}",
             edge.protocol,
             table::rate(&edge.signals),
-            table::latency(latency.p99)
+            table::latency(latency.p99),
+            match edge.tls.as_deref() {
+                Some(word @ ("mutual" | "mixed")) => format!("\\n{word} TLS"),
+                _ => String::new(),
+            }
         );
         let colour =
             if edge.signals.success_rate.is_some_and(|rate| rate < 0.95) { ", color=red" } else { "" };

@@ -1,7 +1,11 @@
 //! `weft identity`: who a sidecar is, until when, whom it trusts, and what went wrong with it.
 //!
+//! `--all` asks the control plane about every sidecar instead ([`all`]).
+//!
 //! In: the sidecar's admin interface, which listens on its own loopback: run this where the sidecar runs. Out: words, or the
 //! sidecar's own JSON. Exit code: success iff there is a certificate and it is valid.
+
+mod all;
 
 use std::process::ExitCode;
 
@@ -11,7 +15,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use crate::api::Api;
-use crate::{output, table};
+use crate::{args, output, table};
 
 /// Where a sidecar's admin interface is unless somebody says otherwise.
 const ADMIN: &str = "http://127.0.0.1:15000";
@@ -21,14 +25,20 @@ const ADMIN: &str = "http://127.0.0.1:15000";
   weft identity                                      the sidecar of this pod or machine
   weft identity --sidecar http://127.0.0.1:15000     another one
   weft identity --json | jq .certificate.not_after
+  weft identity --all                                every sidecar, as the control plane knows it
   kubectl port-forward deploy/orders 15000           then `weft identity`, for a sidecar in a cluster")]
 pub(crate) struct IdentityArgs {
     /// The sidecar's admin interface
     #[arg(long, env = "WEFT_SIDECAR", value_name = "URL", default_value = ADMIN)]
     sidecar: String,
-    /// The sidecar's JSON as it is
+    /// Every connected sidecar, as the control plane knows it
+    #[arg(short, long)]
+    all: bool,
+    /// The sidecar's JSON as it is; with `--all` the control plane's
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    api: args::ApiArgs,
 }
 
 /// The sidecar's `/identity`.
@@ -74,7 +84,10 @@ struct Failure {
 }
 
 pub(crate) async fn run(arguments: IdentityArgs) -> anyhow::Result<ExitCode> {
-    let IdentityArgs { sidecar, json } = arguments;
+    let IdentityArgs { sidecar, all, json, api } = arguments;
+    if all {
+        return all::run(&api.open()?, json).await;
+    }
     let admin = Api::new(&sidecar)?;
     let body = admin.get("/identity").await.with_context(|| {
         format!(

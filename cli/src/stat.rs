@@ -159,7 +159,7 @@ fn by_edge(graph: &Graph, edges: &[&Edge]) -> String {
                 names.of(&edge.source),
                 names.of(&edge.target),
                 edge.protocol.clone(),
-                edge.tls.clone().unwrap_or_else(|| "-".into()),
+                table::protection(edge),
             ];
             // Of bytes, latency would be the life of connections.
             let is_http = matches!(edge.protocol.as_str(), "http" | "grpc");

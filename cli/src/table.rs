@@ -5,7 +5,7 @@
 
 use console::{Alignment, Style, measure_text_width, pad_str, style};
 
-use crate::api::{Retries, Signals};
+use crate::api::{Edge, Retries, Signals, TlsCalls};
 
 /// Blanks between columns.
 const GAP: &str = "   ";
@@ -100,6 +100,22 @@ pub(crate) fn attempts(retries: Option<Retries>) -> String {
             style(format!("x{amplification:.2}")).yellow().to_string()
         }
         Some(Retries { amplification }) => format!("x{amplification:.2}"),
+    }
+}
+
+/// `mutual`, or `62% mutual` where it was not all; `-` where nothing is known to have been on the wire.
+pub(crate) fn protection(edge: &Edge) -> String {
+    let TlsCalls { mutual, simple, none } = edge.tls_calls;
+    match edge.tls.as_deref() {
+        Some("mutual") => style("mutual").green().to_string(),
+        Some("mixed") if mutual > 0 => {
+            // Never 100: somebody is looking for exactly that one call.
+            let share =
+                mutual.saturating_mul(100) / mutual.saturating_add(simple).saturating_add(none).max(1);
+            style(format!("{share}% mutual")).yellow().to_string()
+        }
+        Some(word) => word.to_owned(),
+        None => "-".into(),
     }
 }
 
