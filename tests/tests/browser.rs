@@ -20,6 +20,7 @@ use axum::routing::{any, get};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use weft_tests::binary;
+use weft_tests::embedded::{Plane, Sidecar};
 use weft_tests::poll;
 use weft_tests::process::Guarded;
 
@@ -168,6 +169,39 @@ async fn people_sign_in_see_the_mesh_and_sign_out() -> anyhow::Result<()> {
         .env("WEFT_OPERATOR", bob);
     let status = tokio::task::spawn_blocking(move || Guarded::spawn(&mut test)?.wait(ENDS)).await??;
     ensure!(status.success(), "the browser test: {status}\n{}", logs(home));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn people_see_locks_and_certificates() -> anyhow::Result<()> {
+    if !possible() {
+        return Ok(());
+    }
+    let directory = tempfile::tempdir()?;
+    let plane = Plane::start_mutual("", &[]).await?;
+    let forward = format!("--inbound-forward={}", app(Arc::default()).await?);
+    let callee = ["--register=orders.shop:8080/http", &forward];
+    let callee = Sidecar::join(directory.path(), &plane, "orders", &callee).await?;
+    let caller = ["--outbound-forward=127.0.0.1:0=orders.shop:8080", "--discovery-timeout=20s"];
+    let caller = Sidecar::join(directory.path(), &plane, "web", &caller).await?;
+    let door = caller.address("/forwards/0")?;
+    let traffic = tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            ticks.tick().await;
+            // The page says what became of it.
+            send(door, "GET /orders/42 HTTP/1.1\r\nHost: orders\r\nConnection: close\r\n\r\n").await.ok();
+        }
+    });
+
+    let mut test = npm(&browser()?);
+    test.args(["run", "mutual", "--silent"]).env("WEFT_URL", format!("http://{}", plane.api));
+    let status = tokio::task::spawn_blocking(move || Guarded::spawn(&mut test)?.wait(ENDS)).await??;
+    traffic.abort();
+    caller.stop().await?;
+    callee.stop().await?;
+    plane.stop().await;
+    ensure!(status.success(), "the browser test: {status}");
     Ok(())
 }
 
