@@ -290,11 +290,17 @@ impl World {
     }
 
     /// Every policy that selects an address; one that selects it twice may come twice.
+    ///
+    /// A service of another namespace may have the address too, because whoever writes its slices says so. Its policies say
+    /// nothing here: they would let in whom the address's own namespace keeps out.
     fn selecting_access(&self, address: SocketAddr) -> impl Iterator<Item = &AccessSpec> {
-        let by_service = self.by_endpoint(address).flat_map(|port| self.access.on_service(&port.service));
-        let by_service =
-            by_service.filter(move |spec| spec.targets.iter().any(|target| self.is_at(target, address)));
         let namespace = self.namespace_at(address);
+        let own = namespace.clone();
+        let by_service = self.by_endpoint(address).flat_map(|port| self.access.on_service(&port.service));
+        let by_service = by_service.filter(move |spec| {
+            own.as_ref() == Some(&spec.id.name.namespace)
+                && spec.targets.iter().any(|target| self.is_at(target, address))
+        });
         by_service.chain(namespace.into_iter().flat_map(|namespace| self.access.in_namespace(&namespace)))
     }
 
@@ -309,9 +315,13 @@ impl World {
         self.services.get(id)?.port(number).map(|port| &*port.name)
     }
 
-    /// The namespace of whoever is at an address: of the workload, where it is known, else of the first service by name.
+    /// The namespace of whoever is at an address: of its pods, else of the workload that a program says it is, else of the
+    /// first service by name.
     #[must_use]
     pub fn namespace_at(&self, address: SocketAddr) -> Option<Arc<str>> {
+        if let Some(namespace) = self.pods.namespace_on(address.ip()) {
+            return Some(namespace);
+        }
         let mut ports = self.by_endpoint(address);
         let first = ports.next();
         let known = first.and_then(|port| {

@@ -87,6 +87,13 @@ impl Pods {
         self.on.get(&address).filter_map(|name| self.pods.get(name))
     }
 
+    /// The namespace of the pods that claim an address, if they are of one. On loopback everybody's is the same address.
+    pub(super) fn namespace_on(&self, address: IpAddr) -> Option<Arc<str>> {
+        let mut namespaces = self.on(address).map(|pod| &pod.spec.name.namespace);
+        let first = namespaces.next().filter(|_| !address.is_loopback())?;
+        namespaces.all(|other| other == first).then(|| Arc::clone(first))
+    }
+
     pub(super) fn all(&self) -> impl Iterator<Item = &Pod> {
         self.pods.values()
     }

@@ -163,6 +163,30 @@ fn mutual_tls_is_as_the_most_specific_policy_says() {
 }
 
 #[test]
+fn a_policy_means_nothing_at_an_address_that_is_of_another_namespace() {
+    // Whoever may write slices in `evil` says that its service `a` is where the pod of `shop` is.
+    let pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: orders-1, namespace: shop}\nspec: {containers: []}\n\
+               status: {podIP: 10.0.0.1}\n";
+    let evil = |text: &str| text.replace("namespace: shop", "namespace: evil");
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: evil}\n\
+                   spec: {ports: [{name: http, port: 8080}]}\n";
+    let slice = format!("{service}---{}", evil(&MESH.replace("orders", "a")));
+    let target = "targetRefs: [{kind: Service, name: a}]";
+    let closed = [policy("p", "{rules: []}"), policy("q", "{mtls: {mode: strict}}")];
+    let opened = [
+        evil(&policy("p", &format!("{{{target}, rules: [{{}}]}}"))),
+        evil(&policy("q", &format!("{{{target}, mtls: {{mode: disabled}}}}"))),
+    ];
+    let all = [&closed[..], &opened[..]].concat();
+    for objects in [vec![pod.to_owned(), slice.clone()], vec![slice, pod.to_owned()]] {
+        let world = mesh(&[objects, all.clone()].concat());
+        assert!(!may(&world, WEB, "GET", "/"), "what shop says counts");
+        assert_eq!(world.mtls_at(at(80)), Mode::Strict);
+        assert_eq!(world.access_at(at(80)).policies.len(), 1);
+    }
+}
+
+#[test]
 fn an_author_hears_where_a_policy_does_less_than_it_says() {
     let message = |objects: &[String]| {
         let statuses = mesh(objects).statuses();
