@@ -58,6 +58,9 @@ const TOKENS: &str = "tokens.json";
 /// The trust bundle for people and for sidecars that are given it as a file; nothing reads it back.
 const BUNDLE: &str = "bundle.pem";
 
+/// How long the disk may take; what waits for it longer is refused, and finds out by asking again.
+const DISK_PATIENCE: Duration = Duration::from_secs(4);
+
 /// What the operator decides.
 pub struct Options {
     /// The trust domain.
@@ -115,8 +118,8 @@ struct Inner {
     /// Held by whoever changes the authority, over the time it takes to write it down.
     changing: tokio::sync::Mutex<()>,
     tokens: ArcSwap<Tokens>,
-    /// Held by whoever changes the tokens, likewise.
-    changing_tokens: tokio::sync::Mutex<()>,
+    /// Held by whoever changes the tokens, likewise, and also when nobody waits for it any more.
+    changing_tokens: Arc<tokio::sync::Mutex<()>>,
     own: ArcSwap<Own>,
     listener: tls::Settings,
     live: Live,
@@ -162,7 +165,7 @@ impl Ca {
             authority: ArcSwap::from_pointee(authority),
             changing: tokio::sync::Mutex::new(()),
             tokens: ArcSwap::from_pointee(tokens),
-            changing_tokens: tokio::sync::Mutex::new(()),
+            changing_tokens: Arc::default(),
             own: ArcSwap::from_pointee(own),
             listener: tls::Settings::new(&domain, material),
             live,
@@ -266,19 +269,32 @@ impl Ca {
     }
 
     /// Changes the tokens and writes them down before anybody hears of it.
+    ///
+    /// Whoever asked may go away at any moment, as callers do, and a disk may hang. The change is carried through regardless:
+    /// one that ended in the middle would let a later one be written before it, and undone by it.
     async fn change_tokens<T>(
         &self,
         change: impl FnOnce(&mut Tokens) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
-        let _changing = self.0.changing_tokens.lock().await;
+        let lock = Arc::clone(&self.0.changing_tokens).lock_owned();
+        let changing = tokio::time::timeout(DISK_PATIENCE, lock).await.map_err(|_| disk_hangs())?;
         let tokens = self.0.tokens.load_full();
         let mut changed = Tokens::clone(&tokens);
         let result = change(&mut changed)?;
-        if changed != *tokens {
-            self.write(TOKENS, serde_json::to_vec(&changed).map_err(|_| Refusal::Internal)?).await?;
-            self.0.tokens.store(Arc::new(changed));
+        if changed == *tokens {
+            return Ok(result);
         }
-        Ok(result)
+        let ca = self.clone();
+        let keeping = tokio::spawn(async move {
+            let _changing = changing;
+            ca.write(TOKENS, serde_json::to_vec(&changed).map_err(|_| Refusal::Internal)?).await?;
+            ca.0.tokens.store(Arc::new(changed));
+            Ok(())
+        });
+        match tokio::time::timeout(DISK_PATIENCE, keeping).await {
+            Ok(kept) => kept.unwrap_or(Err(Refusal::Internal)).map(|()| result),
+            Err(_) => Err(disk_hangs()),
+        }
     }
 
     async fn write(&self, name: &'static str, bytes: Vec<u8>) -> Result<(), Refusal> {
@@ -305,6 +321,11 @@ impl Ca {
     fn clocks(&self) -> std::sync::MutexGuard<'_, view::Clocks> {
         self.0.clocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn disk_hangs() -> Refusal {
+    tracing::error!(file = TOKENS, "the disk has not answered within {DISK_PATIENCE:?}");
+    Refusal::Internal
 }
 
 /// What is kept, or something new; written down before it is used.
@@ -371,3 +392,6 @@ fn fill(bytes: &mut [u8]) {
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.secure_random.fill(bytes).expect("the system has randomness");
 }
+
+#[cfg(test)]
+mod tests;

@@ -111,7 +111,10 @@ pub(super) async fn create(State(api): State<Api>, request: Request) -> Result<R
     let identity = SpiffeId::new(&domain, namespace, service_account).map_err(invalid)?;
     let ttl = ttl_seconds.map_or(TTL_DEFAULT, Duration::from_secs);
     if ttl.is_zero() || ttl > TTL_MAX {
-        let detail = format!("ttl_seconds must be between 1 and {}", TTL_MAX.as_secs());
+        let detail = format!(
+            "a token lives for 1 second to 30 days: ttl_seconds is between 1 and {}",
+            TTL_MAX.as_secs()
+        );
         return Err(Problem::bad_body(StatusCode::BAD_REQUEST, detail));
     }
     let now = SystemTime::now();

@@ -52,7 +52,9 @@ pub enum Refusal {
         id: Box<str>,
     },
     /// Too many join tokens.
-    #[error("too many join tokens: revoke some, or wait until old ones are forgotten")]
+    #[error(
+        "too many join tokens: revoke those that nobody will use (weft token list, weft token revoke), and try again in a minute"
+    )]
     TooManyTokens,
     /// The cluster does not know the token.
     #[error("the cluster does not accept the service account token: {0}")]
@@ -94,8 +96,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Every word that [`Refusal::word`] can give.
-    pub const WORDS: [&'static str; 19] = [
+    /// Every word that a request for a certificate can be refused with.
+    pub const WORDS: [&'static str; 20] = [
         "no_proof",
         "proof_unreadable",
         "token_unknown",
@@ -115,6 +117,7 @@ impl Refusal {
         "csr_signature",
         "csr_weak_key",
         "csr_names",
+        "internal",
     ];
 
     /// The word in metrics and logs.

@@ -2,7 +2,8 @@
 //!
 //! In: a token. Out: the account, or why not. Plain HTTPS, one connection per question: sidecars come at most once when they
 //! start and once per half life. Invariants: the server is checked against the `ca.crt` it gave us; the own token is read for
-//! each question, because the kubelet replaces it; every question has a deadline, every answer a size.
+//! each question, because the kubelet replaces it; every question has a deadline, every answer a size; at most [`PLACES`]
+//! sidecars are asked about at a time, so that strangers cannot press the API server.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenRe
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
 use super::issue::Certificate;
@@ -25,6 +27,8 @@ use super::refusal::Refusal;
 const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 /// How long the API server may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Sidecars' questions at a time; the others wait. At 20 ms each that is 3,000 sidecars a second.
+const PLACES: usize = 64;
 /// Largest answer; one takes 1 KiB.
 const ANSWER_MAX: usize = 64 * 1024;
 /// How the cluster names service accounts.
@@ -41,6 +45,7 @@ pub struct TokenReviews {
     port: u16,
     credentials: PathBuf,
     audience: Box<str>,
+    places: Semaphore,
 }
 
 /// Why there is no answer. Told to the log, not to whoever asked.
@@ -74,7 +79,8 @@ impl TokenReviews {
         let uri: Uri = url.parse().map_err(|_| invalid())?;
         let host = uri.host().filter(|_| uri.scheme_str() == Some("https")).ok_or_else(invalid)?;
         let host = host.trim_matches(['[', ']']).into();
-        Ok(Self { host, port: uri.port_u16().unwrap_or(443), credentials, audience: audience.into() })
+        let (port, places) = (uri.port_u16().unwrap_or(443), Semaphore::new(PLACES));
+        Ok(Self { host, port, credentials, audience: audience.into(), places })
     }
 
     /// What the server says of `token`. Whether it was made for us is for the caller to see.
@@ -132,6 +138,7 @@ impl TokenReviews {
 #[tonic::async_trait]
 impl Proof for TokenReviews {
     async fn account(&self, token: &str) -> Result<Account, Refusal> {
+        let _place = self.places.acquire().await.map_err(|_| Refusal::ReviewUnavailable)?;
         let status = self.review(token).await.map_err(|error| {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,

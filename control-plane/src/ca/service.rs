@@ -87,8 +87,7 @@ impl UnaryService<CertificateRequest> for CreateCertificate {
     fn call(&mut self, request: Request<CertificateRequest>) -> Self::Future {
         let ca = self.0.clone();
         Box::pin(async move {
-            let answered = tokio::time::timeout(TIMEOUT, ca.create(request, SystemTime::now())).await;
-            answered.unwrap_or(Err(Refusal::ReviewUnavailable)).map(Response::new).map_err(Status::from)
+            ca.create(request, SystemTime::now()).await.map(Response::new).map_err(Status::from)
         })
     }
 }
@@ -110,7 +109,8 @@ impl Ca {
         let authorization = authorization.map(|value| value.to_str().unwrap_or_default());
         let shown = Shown::read(authorization);
         let behind = sent_at.map(|sent_at| behind(sent_at, now));
-        let given = self.give(shown, connection, request.get_ref(), behind.unwrap_or(0), now).await;
+        let giving = self.give(shown, connection, request.get_ref(), behind.unwrap_or(0), now);
+        let given = tokio::time::timeout(TIMEOUT, giving).await.unwrap_or(Err(Refusal::ReviewUnavailable));
         match &given {
             Ok(given) => {
                 self.0.metrics.issued(given.proof);

@@ -132,7 +132,7 @@ impl Tokens {
         random: [u8; RANDOM],
     ) -> Result<JoinToken, Refusal> {
         self.forget(now);
-        if self.tokens.len() >= TOKENS_MAX {
+        if self.tokens.len() >= TOKENS_MAX && !self.forget_one(now) {
             return Err(Refusal::TooManyTokens);
         }
         let (id, secret) = random.split_at(4);
@@ -251,14 +251,24 @@ impl Tokens {
 
     fn forget(&mut self, now: SystemTime) {
         let oldest = unix(now).saturating_sub(REMEMBERED.as_secs());
-        self.tokens.retain(|_, token| {
-            let over = token.used.as_ref().map(|used| used.at).or(token.revoked).unwrap_or(token.expires);
-            over >= oldest
-        });
+        self.tokens.retain(|_, token| token.over() >= oldest);
+    }
+
+    /// Forgets the one that has been good for nothing for longest. It stays so: a token that is not known gives nothing.
+    fn forget_one(&mut self, now: SystemTime) -> bool {
+        let end = unix(now).saturating_sub(RETRY.as_secs());
+        let over = self.tokens.iter().filter(|(_, token)| token.over() < end);
+        let oldest = over.min_by_key(|(_, token)| token.over()).map(|(id, _)| id.clone());
+        oldest.and_then(|id| self.tokens.remove(&id)).is_some()
     }
 }
 
 impl Token {
+    /// Since when it is, or will be, good for nothing.
+    fn over(&self) -> u64 {
+        self.used.as_ref().map(|used| used.at).or(self.revoked).unwrap_or(self.expires)
+    }
+
     fn state(&self, now: SystemTime) -> State {
         match (&self.revoked, &self.used) {
             (Some(_), _) => State::Revoked,
@@ -351,8 +361,12 @@ mod tests {
             tokens.create(&wish, [0; 32], start(), random).unwrap();
         }
         assert_eq!(tokens.create(&wish, [0; 32], start(), [0xff; RANDOM]), Err(Refusal::TooManyTokens));
-        let later = start() + TTL_DEFAULT + REMEMBERED + Duration::from_secs(1);
-        assert!(tokens.create(&wish, [0; 32], later, [0xff; RANDOM]).is_ok());
+        assert!(tokens.revoke("00000007", start()));
+        let soon = start() + RETRY + Duration::from_secs(1);
+        assert!(tokens.create(&wish, [0; 32], soon, [0xff; RANDOM]).is_ok(), "a revoked one makes room");
+        assert_eq!(tokens.create(&wish, [0; 32], soon, [0xfe; RANDOM]), Err(Refusal::TooManyTokens));
+        let later = soon + TTL_DEFAULT + REMEMBERED + Duration::from_secs(1);
+        assert!(tokens.create(&wish, [0; 32], later, [0xfe; RANDOM]).is_ok());
         assert_eq!(tokens.list(later).len(), 1);
     }
 }
