@@ -3,11 +3,12 @@
 //! In: an identity, and what its owner says of itself when it opens a configuration stream or sends a report. Out: nothing, or
 //! a [`Mismatch`] that says what does not fit. Pure. On connections without proof (plain text, `--insecure`) nobody asks.
 //!
-//! The rule: everything stays inside the identity's namespace. Where pods are known at the addresses that are claimed, they
+//! The rule: everything stays inside the identity's namespace, and nobody registers at the address of another namespace's
+//! service. Where pods are known at the addresses that are claimed, they
 //! must run as that service account; else the workload is named like the service account, or a join token for that account was
 //! made for it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use prometheus::{IntCounterVec, Opts, Registry};
@@ -62,6 +63,16 @@ pub enum Mismatch {
         /// What it wants to serve.
         service: String,
     },
+    /// An address of a service of another namespace.
+    #[error("{id} may not register at {address}: {service} is there, which is of another namespace")]
+    Address {
+        /// Who it is.
+        id: SpiffeId,
+        /// Where it wants to serve.
+        address: SocketAddr,
+        /// Who serves there already.
+        service: String,
+    },
     /// An instance that somebody else is.
     #[error("{id} may not be the instance {instance}: that is connected as {other}")]
     Instance {
@@ -83,6 +94,7 @@ impl Mismatch {
             Self::Pod { .. } => "pod",
             Self::Workload { .. } => "workload",
             Self::Service { .. } => "service",
+            Self::Address { .. } => "address",
             Self::Instance { .. } => "instance",
         }
     }
@@ -137,6 +149,22 @@ impl Admission {
         self.counted("stream", sidecar(id, instance, metadata, world, &*self.bound))
     }
 
+    /// Whether `id` may see configuration as a program does that is no sidecar of ours and says it is `workload`.
+    ///
+    /// # Errors
+    /// When that is of another namespace.
+    pub fn foreign(&self, id: &SpiffeId, workload: &WorkloadId) -> Result<(), Mismatch> {
+        self.counted("stream", same_namespace(id, workload))
+    }
+
+    /// Whether `id` may speak as `instance`.
+    ///
+    /// # Errors
+    /// When that is somebody else.
+    pub fn instance(&self, id: &SpiffeId, instance: &str, world: &World) -> Result<(), Mismatch> {
+        self.counted("report", same_instance(id, instance, world))
+    }
+
     /// Whether `id` may send this report.
     ///
     /// # Errors
@@ -169,10 +197,11 @@ fn sidecar(
         if service.namespace() != id.namespace() {
             return Err(Mismatch::Service { id: id.clone(), service: service.to_string() });
         }
+        same_address(id, registration.address, world)?;
     }
     let workload = &metadata.workload;
     same_namespace(id, workload)?;
-    let pods = pods(id, &metadata.addresses, world)?;
+    let pods = pods(id, metadata.addresses.iter().copied(), world)?;
     fits(id, workload, pods, bound)
 }
 
@@ -196,6 +225,16 @@ fn same_namespace(id: &SpiffeId, workload: &WorkloadId) -> Result<(), Mismatch> 
     Err(Mismatch::Namespace { id: id.clone(), workload: workload.clone() })
 }
 
+/// Whoever serves at an address decides which policies count there, so nobody takes one that is of somebody else.
+fn same_address(id: &SpiffeId, address: SocketAddr, world: &World) -> Result<(), Mismatch> {
+    pods(id, std::iter::once(address.ip()), world)?;
+    let mut there = world.by_endpoint(address).map(|port| &port.service);
+    match there.find(|service| service.namespace() != id.namespace()) {
+        Some(service) => Err(Mismatch::Address { id: id.clone(), address, service: service.to_string() }),
+        None => Ok(()),
+    }
+}
+
 fn same_instance(id: &SpiffeId, instance: &str, world: &World) -> Result<(), Mismatch> {
     match world.identity_of(instance) {
         Some(other) if **other != *id => Err(Mismatch::Instance {
@@ -208,15 +247,15 @@ fn same_instance(id: &SpiffeId, instance: &str, world: &World) -> Result<(), Mis
 }
 
 /// Whether pods at the addresses vouch for the identity: every address that is a pod's must be one of its pods'.
-fn pods(id: &SpiffeId, addresses: &[IpAddr], world: &World) -> Result<bool, Mismatch> {
+fn pods(id: &SpiffeId, addresses: impl Iterator<Item = IpAddr>, world: &World) -> Result<bool, Mismatch> {
     let mut vouched = false;
     for address in addresses {
-        let mut there = world.pods_on(*address).peekable();
+        let mut there = world.pods_on(address).peekable();
         let Some(first) = there.peek().copied() else { continue };
         if !there.any(|pod| pod.runs_as(id)) {
             return Err(Mismatch::Pod {
                 id: id.clone(),
-                address: *address,
+                address,
                 pod: first.name.to_string(),
                 runs_as: format!("{}/{}", first.name.namespace, first.service_account),
             });
@@ -277,6 +316,29 @@ mod tests {
             protocol: None,
         });
         assert_eq!(word(&id("shop", "web"), &registers, &world), Err("service"));
+    }
+
+    #[test]
+    fn nobody_registers_at_the_address_of_somebody_else() {
+        let slice = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, ports: [{name: http, port: 80}], \
+                     metadata: {name: db-1, namespace: bank, labels: {kubernetes.io/service-name: db}}, \
+                     endpoints: [{addresses: [10.0.0.9]}]}";
+        let service = "{apiVersion: v1, kind: Service, metadata: {name: db, namespace: bank}, \
+                       spec: {ports: [{name: http, port: 8080}]}}";
+        let world = fixture::world(&format!("{POD}\n---\n{service}\n---\n{slice}"));
+        let registers = |account: &str, address: &str| {
+            let mut node = node(&format!("shop/{account}"), "10.8.8.8");
+            node.registrations.push(Registration {
+                service: "a.shop:80".parse().unwrap(),
+                address: address.parse().unwrap(),
+                protocol: None,
+            });
+            word(&id("shop", account), &node, &world)
+        };
+        assert_eq!(registers("thief", "10.0.0.7:80"), Err("pod"));
+        assert_eq!(registers("front", "10.0.0.7:80"), Ok(()), "its own pod");
+        assert_eq!(registers("web", "10.0.0.9:80"), Err("address"));
+        assert_eq!(registers("web", "10.0.0.9:81"), Ok(()), "another program of that machine");
     }
 
     #[test]

@@ -41,6 +41,7 @@ use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::LogsSe
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::MetricsServiceServer;
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
 
 use crate::circuits::{self as circuit_table, SharedCircuits};
 use crate::graph::{Limits, Mesh, SharedGraph, Timestamp};
@@ -51,6 +52,10 @@ pub use callers::Reporter;
 pub use decode::Dropped;
 pub use grpc::{Guard, Receiver};
 pub use metrics::Metrics;
+
+/// A service that only those reach who have proved who they are, where anybody has to.
+pub type Guarded<S> =
+    InterceptedService<S, fn(tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status>>;
 
 /// The largest request, before and after decompression. A sidecar's report of 200 routes on 20 edges takes about
 /// 1 MiB.
@@ -185,8 +190,8 @@ impl Ingest {
 
     /// The same for senders that prove who they are.
     #[must_use]
-    pub fn guarded_grpc_service(&self, guard: Guard) -> MetricsServiceServer<Receiver> {
-        grpc::service(self.clone(), Some(guard))
+    pub fn guarded_grpc_service(&self, guard: Guard) -> Guarded<MetricsServiceServer<Receiver>> {
+        InterceptedService::new(grpc::service(self.clone(), Some(guard)), grpc::known)
     }
 
     /// OTLP/gRPC for log records, for the listener of the sidecars.
@@ -197,8 +202,8 @@ impl Ingest {
 
     /// The same for sidecars that prove who they are.
     #[must_use]
-    pub fn guarded_grpc_logs_service(&self, guard: Guard) -> LogsServiceServer<Receiver> {
-        grpc::logs_service(self.clone(), Some(guard))
+    pub fn guarded_grpc_logs_service(&self, guard: Guard) -> Guarded<LogsServiceServer<Receiver>> {
+        InterceptedService::new(grpc::logs_service(self.clone(), Some(guard)), grpc::known)
     }
 
     /// OTLP/HTTP: `POST /v1/metrics`.

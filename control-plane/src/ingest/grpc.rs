@@ -52,6 +52,11 @@ impl Guard {
         let attributes = resources.flatten().map(|resource| resource.attributes.as_slice());
         let from = peer.map(|peer| peer.address.ip());
         let world = self.live.read();
+        if let Some(instance) = instance {
+            // Also of a report that says nothing else: its sequence would count as that instance's.
+            let admitted = self.admission.instance(&verified.id, instance, &world);
+            admitted.map_err(|mismatch| Status::permission_denied(mismatch.to_string()))?;
+        }
         for reporter in decode::reporters(attributes) {
             for instance in [instance, reporter.instance.as_deref()] {
                 let report = Report { instance, workload: &reporter.workload, from };
@@ -79,6 +84,15 @@ pub(super) fn logs_service(ingest: Ingest, guard: Option<Guard>) -> LogsServiceS
     LogsServiceServer::new(Receiver { ingest, guard })
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(REQUEST_BYTES_MAX)
+}
+
+/// Lets nobody through who has to be known and is not, before anything of a body is read.
+///
+/// # Errors
+/// When somebody on TLS has shown no certificate that is valid.
+pub(super) fn known(request: Request<()>) -> Result<Request<()>, Status> {
+    request.extensions().get::<Peer>().map(|peer| peer.identity(SystemTime::now())).transpose()?;
+    Ok(request)
 }
 
 #[tonic::async_trait]

@@ -180,7 +180,7 @@ async fn serve(
     let mut stream = Stream {
         shared,
         session: Session::new(!client.is_sidecar),
-        namespace: client.workload.as_ref().map_or("default", |workload| workload.namespace()).into(),
+        namespace: client.namespace().into(),
         changes,
         warm: false,
     };
@@ -405,13 +405,24 @@ impl Client {
     /// Notes who the client proved to be, if what it says of itself fits.
     fn admit(&mut self, shared: &Shared, verified: Option<Arc<Verified>>) -> Result<(), GrpcStatus> {
         let Some(verified) = verified else { return Ok(()) };
-        if let Some(metadata) = &self.metadata {
-            let world = shared.live.read();
-            let admitted = shared.admission.sidecar(&verified.id, &self.instance, metadata, &world);
-            admitted.map_err(|mismatch| GrpcStatus::permission_denied(mismatch.to_string()))?;
-        }
+        let admitted = match (&self.metadata, &self.workload) {
+            (Some(metadata), _) => {
+                let world = shared.live.read();
+                shared.admission.sidecar(&verified.id, &self.instance, metadata, &world)
+            }
+            (None, Some(workload)) => shared.admission.foreign(&verified.id, workload),
+            (None, None) => Ok(()),
+        };
+        admitted.map_err(|mismatch| GrpcStatus::permission_denied(mismatch.to_string()))?;
         self.verified = Some(verified);
         Ok(())
+    }
+
+    /// Through whose eyes it sees the mesh.
+    fn namespace(&self) -> &str {
+        let proved = self.verified.as_ref().map(|verified| verified.id.namespace());
+        let said = self.workload.as_ref().map(WorkloadId::namespace);
+        said.or(proved).unwrap_or("default")
     }
 
     fn status(&self) -> ProxyStatus {

@@ -30,7 +30,6 @@ struct Stream {
 
 impl Stream {
     async fn open(run: &Run, own: Option<&Identity>, instance: &str, workload: &str) -> Result<Self, Status> {
-        let mut client = AggregatedDiscoveryServiceClient::new(run.connect(own).await.unwrap());
         let metadata = NodeMetadata {
             workload: workload.parse().unwrap(),
             version: None,
@@ -46,6 +45,11 @@ impl Stream {
             user_agent_name: USER_AGENT.into(),
             ..Default::default()
         };
+        Self::open_as(run, own, node).await
+    }
+
+    async fn open_as(run: &Run, own: Option<&Identity>, node: Node) -> Result<Self, Status> {
+        let mut client = AggregatedDiscoveryServiceClient::new(run.connect(own).await.unwrap());
         let (requests, receiver) = mpsc::channel(16);
         let subscribe = DeltaDiscoveryRequest {
             node: Some(node),
@@ -119,6 +123,24 @@ async fn a_stream_needs_a_certificate_and_is_of_the_workload_that_it_is_of() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_of_others_sees_the_mesh_through_its_own_namespace_only() {
+    let run = Run::start(Config::default()).await;
+    let orders = joined(&run, "orders").await;
+    let envoy = |cluster: &str| Node {
+        id: "envoy-1".into(),
+        cluster: cluster.into(),
+        user_agent_name: "envoy".into(),
+        ..Default::default()
+    };
+    let mut stream = Stream::open_as(&run, Some(&orders), envoy("bank/orders")).await.unwrap();
+    let refusal = stream.next().await.expect_err("of another namespace");
+    assert_eq!(refusal.code(), Code::PermissionDenied, "{}", refusal.message());
+    for cluster in ["shop/gateway", "edge"] {
+        Stream::open_as(&run, Some(&orders), envoy(cluster)).await.unwrap().next().await.expect(cluster);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_for_a_workload_named_otherwise_than_its_account_lets_it_in() {
     let run = Run::start(Config::default()).await;
     let made = r#"{"namespace":"shop","name":"orders-v2","service_account":"orders"}"#;
@@ -179,11 +201,36 @@ async fn reports_are_taken_only_from_whom_they_are_of() {
     report(&run, Some(&orders), "shop", "orders").await.unwrap();
     let anonymous = report(&run, None, "shop", "orders").await.unwrap_err();
     assert_eq!(anonymous.code(), Code::Unauthenticated);
+    let long = report(&run, None, "shop", &"x".repeat(20 << 20)).await.unwrap_err();
+    assert_eq!(long.code(), Code::Unauthenticated, "a stranger's body is not read: {}", long.message());
     let forged = report(&run, Some(&orders), "bank", "orders").await.unwrap_err();
     assert_eq!(forged.code(), Code::PermissionDenied, "{}", forged.message());
     // Its stream might still come and vouch for it, so it may try again.
     let forged = report(&run, Some(&orders), "shop", "payments").await.unwrap_err();
     assert_eq!(forged.code(), Code::Unavailable, "{}", forged.message());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_that_says_nothing_does_not_count_as_another_instances() {
+    let run = Run::start(Config::default()).await;
+    let (orders, web) = (joined(&run, "orders").await, joined(&run, "web").await);
+    let mut stream = Stream::open(&run, Some(&orders), "orders-1", "shop/orders").await.unwrap();
+    stream.next().await.unwrap();
+    let empty = async |own: &Identity| {
+        let mut client = MetricsServiceClient::new(run.connect(Some(own)).await.unwrap());
+        let mut request = tonic::Request::new(ExportMetricsServiceRequest::default());
+        for (key, value) in [
+            (weft_wire::header::REPORT_INSTANCE, "orders-1"),
+            (weft_wire::header::REPORT_SEQUENCE, "9"),
+            (weft_wire::header::REPORT_SENT_AT, "1800000000000000000"),
+        ] {
+            request.metadata_mut().insert(key, value.parse().unwrap());
+        }
+        client.export(request).await.map(drop)
+    };
+    let forged = empty(&web).await.unwrap_err();
+    assert_eq!(forged.code(), Code::PermissionDenied, "{}", forged.message());
+    empty(&orders).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
