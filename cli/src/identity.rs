@@ -9,12 +9,11 @@ mod all;
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use console::style;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use crate::api::Api;
+use crate::api::{self, Api};
 use crate::{args, output, table};
 
 /// Where a sidecar's admin interface is unless somebody says otherwise.
@@ -89,13 +88,8 @@ pub(crate) async fn run(arguments: IdentityArgs) -> anyhow::Result<ExitCode> {
         return all::run(&api.open()?, json).await;
     }
     let admin = Api::new(&sidecar)?;
-    let body = admin.get("/identity").await.with_context(|| {
-        format!(
-            "no sidecar answers at {}; it listens on its own loopback: run this where it runs",
-            admin.base()
-        )
-    })?;
-    let identity: Identity = admin.read(&body)?;
+    let body = admin.get("/identity").await.map_err(|error| unanswered(&admin, error))?;
+    let identity: Identity = admin.read(&body).map_err(|error| unanswered(&admin, error))?;
     let now = Timestamp::now().as_second();
     if json {
         output::text(&String::from_utf8_lossy(&body));
@@ -104,6 +98,21 @@ pub(crate) async fn run(arguments: IdentityArgs) -> anyhow::Result<ExitCode> {
     }
     let valid = identity.certificate.is_some_and(|certificate| now < certificate.not_after);
     Ok(if valid { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Why there is no answer, in words about sidecars: the API's are about the control plane.
+fn unanswered(admin: &Api, error: api::Error) -> anyhow::Error {
+    let base = admin.base();
+    match error {
+        api::Error::Unreachable { source, .. } => anyhow::Error::new(source).context(format!(
+            "no sidecar answers at {base}\n  it listens on its own loopback: run this where it runs, or say where that is: \
+             --sidecar URL or WEFT_SIDECAR=URL"
+        )),
+        api::Error::Strange { .. } | api::Error::Refused { .. } => anyhow::anyhow!(
+            "what answers at {base} is not the admin interface of a sidecar (usually at {ADMIN})"
+        ),
+        error => error.into(),
+    }
 }
 
 fn show(identity: &Identity, now: i64) -> String {
