@@ -222,12 +222,17 @@ impl Identity {
         self.publish(&state);
     }
 
-    /// Takes a first root: what the pin meant, or what a directory holds.
-    fn begin_with(&self, bundle: Bundle) {
-        let mut state = self.state();
-        if state.first.as_ref().is_some_and(|first| first.includes(&bundle)) {
-            return;
+    /// Takes the root that the pin meant, unless more is known already.
+    fn begin_with(&self, root: Bundle) {
+        let known = self.state().first.as_ref().is_some_and(|first| first.includes(&root));
+        if !known {
+            self.hold(root);
         }
+    }
+
+    /// Takes the roots that a directory holds, in place of those that it held.
+    fn hold(&self, bundle: Bundle) {
+        let mut state = self.state();
         state.first = Some(bundle);
         self.publish(&state);
     }

@@ -134,7 +134,7 @@ impl<A: Authority, C: Fn() -> SystemTime> Life<A, C> {
                 let due = schedule::renewal(leaf.not_before, leaf.not_after, fastrand::f64());
                 self.due = Some(due);
                 tracing::info!(id = %leaf.id, directory = %directory.display(), "identity kept from before");
-                self.identity.begin_with(roots);
+                self.identity.hold(roots);
                 self.identity.adopt(leaf);
             }
             Ok(_) => {
@@ -170,7 +170,7 @@ impl<A: Authority, C: Fn() -> SystemTime> Life<A, C> {
             match directory::load(&path, self.expected(), (self.clock)()) {
                 Ok(directory::Found { leaf, roots }) => {
                     tracing::info!(id = %leaf.id, directory = %path.display(), "identity read");
-                    self.identity.begin_with(roots);
+                    self.identity.hold(roots);
                     self.take(leaf);
                 }
                 Err(error) => {

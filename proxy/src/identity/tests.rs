@@ -383,6 +383,25 @@ async fn an_identity_outlives_a_restart_in_a_directory_that_only_its_owner_reads
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_root_that_leaves_somebody_elses_directory_is_trusted_no_more() {
+    let (ca, compromised) = (Arc::new(Authority::new("mesh")), Authority::new("compromised"));
+    let temporary = tempfile::tempdir().unwrap();
+    let directory = temporary.path();
+    let enrolment = Enrolment { directory: Some(directory.to_owned()), ..enrolment(Proof::Directory) };
+    let story = Story::begin(&ca, enrolment, |_| {});
+    let (chain, _, key) = ca.issue(&Says::id(ORDERS, story.authority.now(), HOUR));
+    fs::write(directory.join("tls.key"), key).unwrap();
+    fs::write(directory.join("tls.crt"), bundle::pem(&chain)).unwrap();
+    fs::write(directory.join("ca.crt"), ca.root_pem() + &compromised.root_pem()).unwrap();
+    story.identity.known().await;
+    assert_eq!(story.material().expect("some").roots.len(), 2);
+    fs::write(directory.join("ca.crt"), ca.root_pem()).unwrap();
+    story.passes(Duration::from_secs(5)).await;
+    assert_eq!(story.material().expect("some").roots.len(), 1);
+    story.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn somebody_elses_identity_is_taken_when_it_is_complete() {
     let ca = Arc::new(Authority::new("mesh"));
     let temporary = tempfile::tempdir().unwrap();
