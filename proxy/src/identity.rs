@@ -32,7 +32,7 @@ mod directory;
 mod metrics;
 mod request;
 mod schedule;
-mod svid;
+pub(crate) mod svid;
 mod task;
 #[cfg(test)]
 pub(crate) mod testing;

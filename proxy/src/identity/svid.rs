@@ -10,11 +10,11 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use weft_wire::SpiffeId;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 /// Why a certificate is nobody's.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Invalid {
+pub(crate) enum Invalid {
     #[error("not a certificate: {0}")]
     Certificate(String),
     #[error("it has {0} URI names, an identity is exactly one")]
@@ -26,23 +26,38 @@ pub(super) enum Invalid {
 }
 
 /// Who a certificate says it is. Says nothing about whether that is true.
-pub(super) fn id(certificate: &CertificateDer<'_>) -> Result<SpiffeId, Invalid> {
-    let parsed = EndEntityCert::try_from(certificate);
-    let parsed = parsed.map_err(|error| Invalid::Certificate(error.to_string()))?;
-    let mut names = parsed.valid_uri_names();
-    match (names.next(), names.count()) {
-        (Some(name), 0) => Ok(name.parse()?),
+///
+/// # Errors
+/// When it is no X.509-SVID of this kind of mesh: exactly one URI name, a [`SpiffeId`].
+pub(crate) fn id(certificate: &CertificateDer<'_>) -> Result<SpiffeId, Invalid> {
+    let parsed = parse(certificate)?;
+    let names = parsed.subject_alternative_name().map_err(|error| Invalid::Certificate(error.to_string()))?;
+    let names = names.iter().flat_map(|names| &names.value.general_names);
+    let mut uris = names.filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    match (uris.next(), uris.count()) {
+        (Some(uri), 0) => Ok(uri.parse()?),
         (first, more) => Err(Invalid::Names(usize::from(first.is_some()) + more)),
     }
 }
 
 /// From when until when a certificate is valid.
-pub(super) fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), Invalid> {
-    let (_, parsed) =
-        X509Certificate::from_der(certificate).map_err(|error| Invalid::Certificate(error.to_string()))?;
+pub(crate) fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), Invalid> {
     let time = |seconds: i64| UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap_or_default());
+    let parsed = parse(certificate)?;
     let validity = parsed.validity();
     Ok((time(validity.not_before.timestamp()), time(validity.not_after.timestamp())))
+}
+
+/// All of it, and nothing behind it.
+fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Invalid> {
+    match X509Certificate::from_der(certificate) {
+        Ok(([], parsed)) => Ok(parsed),
+        Ok(_) => Err(Invalid::Certificate("there is something behind it".to_owned())),
+        Err(error) => Err(Invalid::Certificate(error.to_string())),
+    }
 }
 
 /// Whether a chain, leaf first, comes from one of the roots, now, and may be shown by a caller as well as by a callee.
@@ -61,4 +76,31 @@ pub(super) fn verify(
             .map_err(Invalid::Chain)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rustls::pki_types::pem::PemObject as _;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn strangers_never_panic_it(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let certificate = CertificateDer::from(bytes);
+            std::hint::black_box((id(&certificate).is_ok(), validity(&certificate).is_ok()));
+        }
+
+        #[test]
+        fn broken_certificates_never_panic_it(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let whole = super::super::testing::Authority::new("a").root_pem();
+            let whole = CertificateDer::from_pem_slice(whole.as_bytes()).expect("a certificate");
+            let mut bytes = whole.to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            let certificate = CertificateDer::from(bytes);
+            std::hint::black_box((id(&certificate).is_ok(), validity(&certificate).is_ok()));
+        }
+    }
 }

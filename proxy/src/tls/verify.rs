@@ -7,6 +7,7 @@
 //! issuer, although nothing proves what it says, because that is what its owner must hear. Non-goal: what the peer may do.
 
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::WebPkiSupportedAlgorithms;
@@ -17,9 +18,8 @@ use rustls::{
 };
 use webpki::{EndEntityCert, KeyUsage};
 use weft_wire::{Reason, SpiffeId, tls};
-use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::FromDer as _;
+
+use crate::identity::svid;
 
 /// Certificates of a chain, the leaf's own apart: an intermediate, one that is being replaced, and one to spare.
 const INTERMEDIATES_MAX: usize = 4;
@@ -93,28 +93,22 @@ impl Verifier {
 /// Whom a leaf names. Proves nothing.
 ///
 /// # Errors
-/// When it is no X.509-SVID of this kind of mesh: exactly one URI name, a [`SpiffeId`].
+/// When that is nobody, or not one.
 pub fn identity(leaf: &CertificateDer<'_>) -> Result<SpiffeId, Refused> {
-    const MISMATCH: Refused = Refused(Reason::TlsIdentityMismatch);
-    let (rest, certificate) =
-        X509Certificate::from_der(leaf).map_err(|_| Refused(Reason::TlsHandshakeFailed))?;
-    let names = certificate.subject_alternative_name().map_err(|_| MISMATCH)?.ok_or(MISMATCH)?;
-    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => Some(*uri),
-        _ => None,
-    });
-    let (Some(uri), None, true) = (uris.next(), uris.next(), rest.is_empty()) else { return Err(MISMATCH) };
-    uri.parse().map_err(|_| MISMATCH)
+    svid::id(leaf).map_err(|invalid| {
+        tracing::debug!(%invalid, "a certificate names nobody");
+        Refused(match invalid {
+            svid::Invalid::Certificate(_) => Reason::TlsHandshakeFailed,
+            _ => Reason::TlsIdentityMismatch,
+        })
+    })
 }
 
 /// Whether the leaf is valid at `now`: what a resumed session has not looked at again.
 #[must_use]
 pub fn is_current(leaf: &CertificateDer<'_>, now: UnixTime) -> bool {
-    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    X509Certificate::from_der(leaf).is_ok_and(|(_, certificate)| {
-        let validity = certificate.validity();
-        (validity.not_before.timestamp()..=validity.not_after.timestamp()).contains(&now)
-    })
+    let now = UNIX_EPOCH + Duration::from_secs(now.as_secs());
+    svid::validity(leaf).is_ok_and(|(from, until)| (from..=until).contains(&now))
 }
 
 fn reason(error: &webpki::Error) -> Reason {
