@@ -311,6 +311,10 @@ fn address(parts: &mut Parts, form: Form, hosts: u8) -> Result<(), Reason> {
     }
     let named = parts.uri.authority();
     if parts.version >= Version::HTTP_2 {
+        // Two apps may read what is before an `@` differently (RFC 9113 §8.3.1 forbids it).
+        if named.is_some_and(|named| !is_authority(named.as_str().as_bytes())) {
+            return Err(Reason::ProtocolError);
+        }
         // RFC 9113 §8.3.1: a Host that differs from :authority makes the request malformed.
         if let (Some(named), Some(host)) = (named, host) {
             if !named.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) {

@@ -144,6 +144,18 @@ fn hosts_are_one_and_clean() {
 }
 
 #[test]
+fn an_h2_authority_is_a_host_and_a_port() {
+    for (authority, answer) in [
+        ("orders.shop:80", Ok(Intent::Plain)),
+        ("admin@orders.shop", Err(Reason::ProtocolError)),
+        ("a:b@orders.shop:80", Err(Reason::ProtocolError)),
+    ] {
+        let mut parts = parts("GET", &format!("http://{authority}/"), Version::HTTP_2, &[]);
+        assert_eq!(request(&mut parts, Form::Origin, false), answer, "{authority}");
+    }
+}
+
+#[test]
 fn h2_host_must_agree_with_the_authority() {
     let of = |host| parts("GET", "http://orders.shop/", Version::HTTP_2, &[("host", host)]);
     let mut same = of("Orders.shop");
