@@ -53,7 +53,7 @@ pub async fn serve(worker: Rc<Worker>, client: Prefixed, scope: Scope) {
         (None, None) => open(Rc::clone(&worker), target, Some(Alpn::Opaque)).await,
     };
     match opened {
-        Ok(Upstream { stream, peer, working, permit, address: _ }) => {
+        Ok(Upstream { stream, peer, working, permit, address: _, identity: _ }) => {
             record.peer(peer);
             // Whether what follows goes well, nobody can tell from bytes.
             if let Some(working) = &working {

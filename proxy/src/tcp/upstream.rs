@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use weft_wire::Reason;
+use weft_wire::{Reason, SpiffeId};
 
 use crate::balance::circuits::ConnectionPermit;
 use crate::balance::{Ask, Outcome, Working};
@@ -39,6 +39,8 @@ pub struct Upstream {
     pub address: SocketAddr,
     /// Who that is.
     pub peer: PeerIndex,
+    /// Whom the certificate at the other end had to name; `None`: it is in plain text.
+    pub identity: Option<Arc<SpiffeId>>,
     /// Counts as work in flight at its endpoint for as long as this lives; `None` outside of clusters.
     pub working: Option<Working>,
     /// Counts as open at its cluster; `None` outside of clusters.
@@ -70,7 +72,8 @@ pub async fn open(worker: Rc<Worker>, target: Target, alpn: Option<Alpn>) -> Res
                 error.reason()
             })?;
             let stream = stream.into();
-            Ok(Upstream { stream, address, peer: PeerIndex::UNKNOWN, working: None, permit: None })
+            let peer = PeerIndex::UNKNOWN;
+            Ok(Upstream { stream, address, peer, identity: None, working: None, permit: None })
         }
         // Boxed: detection waits with this for hours, and mostly for nothing.
         Target::Cluster(cluster) => Box::pin(open_cluster(&worker, &cluster, alpn)).await,
@@ -92,9 +95,11 @@ async fn open_cluster(
         let working = endpoint.start();
         let (address, begun) = (endpoint.address, Instant::now());
         let peer = endpoint.enter(&worker.mesh);
+        let identity = endpoint.identity(&worker.mesh);
         match worker.reach(&endpoint, &options, alpn).await {
             Ok(stream) => {
-                return Ok(Upstream { stream, address, peer, working: Some(working), permit: Some(permit) });
+                let (working, permit) = (Some(working), Some(permit));
+                return Ok(Upstream { stream, address, peer, identity, working, permit });
             }
             Err(why) => {
                 tracing::debug!(%address, reason = %why, cluster = %cluster.name, "upstream connection");

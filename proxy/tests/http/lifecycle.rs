@@ -1,6 +1,7 @@
 //! Connections over time: idle, stale, broken, cancelled, drained.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use weft_proxy::drain::Phase;
@@ -161,12 +162,40 @@ fn a_connection_opened_ahead_may_have_been_closed_meanwhile() {
             stream: stream.into(),
             address: app.address,
             peer: PeerIndex::UNKNOWN,
+            identity: None,
             working: None,
             permit: None,
         };
         let sidecar = mesh.ahead(opened).await;
         let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
         assert_eq!(Raw::connect(sidecar).await.call(post).await.1, "ok");
+    });
+}
+
+#[test]
+fn a_connection_opened_ahead_to_somebody_else_is_not_used() {
+    story(|mesh| async move {
+        let app = app(|mut raw, connection| async move {
+            raw.head().await;
+            raw.write(if connection == 1 {
+                "HTTP/1.1 418 I am another\r\ncontent-length: 0\r\n\r\n"
+            } else {
+                OK
+            })
+            .await;
+        })
+        .await;
+        let opened = Upstream {
+            stream: TcpStream::connect(app.address).await.unwrap().into(),
+            address: app.address,
+            peer: PeerIndex::UNKNOWN,
+            identity: Some(Arc::new("spiffe://cluster.local/ns/shop/sa/gone".parse().unwrap())),
+            working: None,
+            permit: None,
+        };
+        until(|| app.connections() == 1).await;
+        let sidecar = mesh.ahead(opened).await;
+        assert_eq!(Raw::connect(sidecar).await.call(GET).await.1, "ok");
     });
 }
 

@@ -149,10 +149,14 @@ impl Way<'_> {
         Ok(endpoint)
     }
 
-    /// The endpoint of the connection that exists already, and the connection.
+    /// The endpoint of the connection that exists already, and the connection: if it leads to whom it must lead to now, which
+    /// may be somebody else than when it was opened.
     pub(super) fn ahead(&mut self) -> Option<(Rc<Endpoint>, Stream, Open)> {
         let opened = *self.opened.borrow_mut().take()?;
         let endpoint = self.worker.clusters.at_address(self.cluster, opened.address)?;
+        if opened.identity != endpoint.identity(&self.worker.mesh) {
+            return None;
+        }
         self.chosen(&endpoint);
         let mut open = endpoint.pool.adopt(opened.permit);
         if opened.stream.is_tls() {
