@@ -273,13 +273,18 @@ pub struct Guard {
     pub bytes: Access,
     /// What is done to paths before they are judged.
     pub spelling: Spelling,
+    /// Whether callers without an identity stay out: also those who came while the port took them.
+    pub strict: bool,
 }
 
 impl Guard {
     /// Whether nobody is looked at.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.http.filters.is_empty() && self.bytes.filters.is_empty() && self.spelling.is_none()
+        self.http.filters.is_empty()
+            && self.bytes.filters.is_empty()
+            && self.spelling.is_none()
+            && !self.strict
     }
 }
 

@@ -97,3 +97,18 @@ fn what_is_audited_is_counted_and_goes_through() {
         mesh.recorded(&["weft_access_decisions_total", "\"none\"", "\"denied\"", " 1"]).await;
     });
 }
+
+#[test]
+fn a_port_that_becomes_strict_takes_nothing_more_on_a_plain_connection_that_stays() {
+    story(|mesh| async move {
+        let app = echoing().await;
+        let (target, listener) = own(&app);
+        let sidecar = mesh.sidecar(Http1, target).await;
+        let mut raw = Raw::connect(sidecar).await;
+        assert_eq!(raw.call(&get("/a")).await.1, "/a");
+        listener.set_guard(Guard { strict: true, ..Guard::default() });
+        let (head, _) = raw.call(&get("/a")).await;
+        assert!(head.starts_with("http/1.1 403 "), "{head}");
+        assert!(head.contains("x-weft-reason: tls_required; by=server_proxy"), "{head}");
+    });
+}

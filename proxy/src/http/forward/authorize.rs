@@ -24,6 +24,9 @@ pub(super) fn authorize(
     let Some((listener, port)) = destination.own() else { return Ok(()) };
     let guard = listener.guard();
     let Some(guard) = &*guard else { return Ok(()) };
+    if guard.strict && session.edge.caller.is_none() {
+        return Err(Reason::TlsRequired.into());
+    }
     spell(guard.spelling, parts)?;
     let call = Call { caller: session.caller(), port, request: Some(parts) };
     let edge = &destination.edge;

@@ -64,8 +64,8 @@ pub(in super::super) fn listener(name: &str, any: &Any) -> Result<ListenerDraft,
         workload: labels.workload()?,
         mode: mode(&listener)?,
     };
-    let mut draft =
-        ListenerDraft { spec, routes: None, opaque: None, gradient: None, guard: Guard::default() };
+    let guard = Guard { strict: spec.mode == Mode::Strict, ..Guard::default() };
+    let mut draft = ListenerDraft { spec, routes: None, opaque: None, gradient: None, guard };
     for (position, chain) in listener.filter_chains.iter().enumerate() {
         read_chain(&mut draft, chain, &format!("filter_chains[{position}]"))?;
     }

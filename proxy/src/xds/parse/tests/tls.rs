@@ -110,8 +110,10 @@ fn the_chains_of_an_inbound_listener_say_what_its_port_takes() {
     };
     let (mutual, plain) = (chain(Some(context(true))), chain(None));
     assert_eq!(with(vec![plain.clone()]).expect("valid").spec.mode, Mode::Disabled);
-    assert_eq!(with(vec![mutual.clone()]).expect("valid").spec.mode, Mode::Strict);
-    assert_eq!(with(vec![mutual, plain]).expect("valid").spec.mode, Mode::Permissive);
+    let strict = with(vec![mutual.clone()]).expect("valid");
+    assert!(strict.spec.mode == Mode::Strict && strict.guard.strict && !strict.guard.is_open());
+    let permissive = with(vec![mutual, plain]).expect("valid");
+    assert!(permissive.spec.mode == Mode::Permissive && permissive.guard.is_open());
     assert_eq!(
         refusal(with(vec![chain(Some(context(false)))])),
         "filter_chains[0].transport_socket.typed_config.require_client_certificate: \
