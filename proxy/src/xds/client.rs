@@ -260,6 +260,10 @@ impl Client {
     /// Subscribes to a destination if there is a place for it.
     fn admit(&mut self, name: &Arc<ListenerName>, now: Now, output: &mut Output) -> bool {
         if self.store.len() >= self.listeners_max {
+            if self.link != Link::Up {
+                // What would be taken away cannot be asked for again, and what would take its place is not answered.
+                return false;
+            }
             let idle = self.store.idle(now.age.saturating_sub(IDLE_DISPLACED).as_secs());
             let Some(oldest) = idle.first() else { return false };
             self.status.expired += 1;
@@ -436,6 +440,9 @@ impl Client {
         }
         self.swept = now.age;
         self.prune();
+        if self.link != Link::Up {
+            return;
+        }
         let Some(before) = now.age.checked_sub(IDLE) else { return };
         let idle = self.store.idle(before.as_secs());
         if idle.is_empty() {

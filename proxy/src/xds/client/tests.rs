@@ -433,6 +433,19 @@ fn idle_destinations_are_dropped_but_not_those_that_are_held() {
 }
 
 #[test]
+fn nothing_is_forgotten_that_cannot_be_asked_for_again() {
+    let mut mesh = Mesh::with(1);
+    mesh.plane.serve(ORDERS, "orders.shop:8080", &["10.1.0.1:8080"]);
+    mesh.want(ORDERS);
+    mesh.settle();
+    mesh.disconnect();
+    mesh.age += IDLE + SWEEP + Duration::from_secs(1);
+    mesh.step(Input::Tick);
+    assert_eq!(mesh.want("outbound/10.0.0.2:80").try_recv(), Ok(()), "no place for it");
+    mesh.known(ORDERS);
+}
+
+#[test]
 fn beyond_the_bound_the_oldest_idle_place_is_taken_or_the_question_refused() {
     let mut mesh = Mesh::with(2);
     mesh.want("outbound/10.0.0.1:80");
