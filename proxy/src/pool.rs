@@ -287,9 +287,9 @@ impl Pool {
         self.h2.borrow_mut().clear();
     }
 
-    /// Keeps an HTTP/2 connection for as long as it lives.
+    /// Keeps an HTTP/2 connection for as long as it lives, if it leads to whom it must lead to by now.
     pub fn put_h2(&self, connection: H2) {
-        if !self.closed.get() {
+        if !self.closed.get() && !connection.is_over(Instant::now()) {
             self.h2.borrow_mut().push(connection);
         }
     }
@@ -348,4 +348,31 @@ impl Pool {
 fn is_quiet(stream: &Stream) -> bool {
     let mut byte = [0; 1];
     matches!(stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_was_being_opened_to_somebody_else_is_not_shared() {
+        LocalSet::new()
+            .run_until(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let pool = Pool::default();
+                for changes in [false, true] {
+                    let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+                    let connection = H2::start(socket.into(), pool.adopt(None)).await.unwrap();
+                    if changes {
+                        pool.forget();
+                    }
+                    pool.put_h2(connection);
+                    assert_eq!(pool.least_h2().is_some(), !changes);
+                }
+            })
+            .await;
+    }
 }
