@@ -60,7 +60,7 @@ pub struct Config {
     #[arg(long, env = "WEFT_LEAF_LIFETIME", value_name = "TIME", default_value = "24h", value_parser = leaf_lifetime)]
     pub leaf_lifetime: Duration,
 
-    /// Kubernetes API server that is asked whose a service account token is, for instance https://kubernetes.default.svc.
+    /// Kubernetes API server that is asked whose a service account token is, for instance `https://kubernetes.default.svc`.
     /// Without it only join tokens are taken
     #[arg(long, env = "WEFT_TOKEN_REVIEW", value_name = "URL")]
     pub token_review: Option<String>,

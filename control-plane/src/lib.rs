@@ -10,6 +10,11 @@
 //! `world`, `compile`, `graph` and `circuits` do no IO and take the time as an argument. `app` knows everybody and nobody
 //! but `program` knows `app`.
 
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "read by people who work on the control plane, with its private items"
+)]
+
 pub mod admin;
 pub mod admit;
 pub mod api;

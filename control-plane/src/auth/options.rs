@@ -17,7 +17,7 @@ pub struct Options {
     pub api_tokens: Option<PathBuf>,
 
     /// How browsers reach the dashboard, where something in front of it changes the Host header or speaks TLS for it, for
-    /// instance https://weft.example.com
+    /// instance `https://weft.example.com`
     #[arg(long, env = "WEFT_API_PUBLIC_URL", value_name = "URL")]
     pub api_public_url: Option<String>,
 
@@ -37,7 +37,7 @@ pub struct Options {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Signing in to the dashboard by OpenID Connect")]
 pub struct OidcOptions {
-    /// The provider, exactly as it calls itself, for instance https://login.example.com/realms/main
+    /// The provider, exactly as it calls itself, for instance `https://login.example.com/realms/main`
     #[arg(long, env = "WEFT_OIDC_ISSUER", value_name = "URL")]
     pub oidc_issuer: Option<String>,
 
@@ -120,7 +120,7 @@ impl OidcOptions {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Using the API with tokens of the cluster")]
 pub struct ReviewOptions {
-    /// Kubernetes API server that is asked (TokenReview) whose a bearer token is, for instance https://kubernetes.default.svc.
+    /// Kubernetes API server that is asked (TokenReview) whose a bearer token is, for instance `https://kubernetes.default.svc`.
     /// It is asked with the credentials in --token-review-credentials
     #[arg(long, env = "WEFT_API_TOKEN_REVIEW", value_name = "URL")]
     pub api_token_review: Option<String>,
