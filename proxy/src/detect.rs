@@ -17,8 +17,8 @@ use weft_wire::{Host, Reason};
 
 use crate::drain::Watch;
 use crate::record::{self, Limit};
-use crate::tls::Stream;
 use crate::tls::hello::{self, Hello};
+use crate::tls::{HANDSHAKE_TIME_MAX, Stream};
 use crate::worker::Worker;
 
 mod prefixed;
@@ -105,7 +105,8 @@ where
 }
 
 /// As [`identify`], for a port that the mesh may call by TLS: that is looked for whatever the port was declared to speak, and
-/// what was declared is not believed yet. On a `strict` port nothing is opened before the client has said who it is.
+/// what was declared is not believed yet. On a `strict` port nothing is opened before the client has said who it is, and it
+/// has no longer to begin than for a handshake.
 ///
 /// # Errors
 /// As [`identify`].
@@ -126,6 +127,17 @@ where
     let detected = match declared {
         None | Some(Protocol::Tcp | Protocol::Tls) if !strict => {
             race(client, timeout, &worker.drain, open).await?
+        }
+        _ if strict => {
+            // Nobody speaks before the client has said who it is, so its silence is nobody's turn. Boxed: few ports are strict.
+            let look = client_only(client, timeout, &worker.drain);
+            match Box::pin(tokio::time::timeout(HANDSHAKE_TIME_MAX, look)).await {
+                Ok(detected) => detected?,
+                Err(_elapsed) => {
+                    worker.shard.limit(Limit::DetectTimeout);
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+            }
         }
         _ => client_only(client, timeout, &worker.drain).await?,
     };

@@ -36,10 +36,14 @@ async fn scene(mesh: Arc<Mesh>, mode: Mode) -> Scene {
 
 impl Scene {
     /// What the sidecar says until it ends the connection; `None` when it breaks it.
-    async fn told(mut self, say: &[u8]) -> Option<String> {
+    async fn told(self, say: &[u8]) -> Option<String> {
+        self.told_within(say, SOON).await
+    }
+
+    async fn told_within(mut self, say: &[u8], time: Duration) -> Option<String> {
         self.client.write_all(say).await.unwrap();
         let mut text = Vec::new();
-        let ended = tokio::time::timeout(SOON, self.client.read_to_end(&mut text)).await.expect("ended");
+        let ended = tokio::time::timeout(time, self.client.read_to_end(&mut text)).await.expect("ended");
         // Nobody has come to the app: the next to come is this one.
         let (own, accepted) =
             tokio::join!(TcpStream::connect(self.app.local_addr().unwrap()), self.app.accept());
@@ -75,6 +79,16 @@ async fn a_strict_port_tells_a_plain_http_client_what_it_needs() {
             let told = scene.told(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
             assert!(told.starts_with("HTTP/1.1 403 "), "{told}");
             assert!(told.contains("x-weft-reason: tls_required; by=server_proxy\r\n"), "{told}");
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_strict_port_does_not_wait_for_ever_for_somebody_to_say_who_it_is() {
+    LocalSet::new()
+        .run_until(async {
+            let scene = scene(member(), Mode::Strict).await;
+            assert_eq!(scene.told_within(b"", 2 * HANDSHAKE_TIME_MAX).await.as_deref(), Some(""));
         })
         .await;
 }
