@@ -178,6 +178,7 @@ async fn a_connection_that_says_nothing_is_small() {
     let permit = worker.inbound_permits.acquire().unwrap();
     let accepted = Accepted { stream: stream.into(), client: peer, local: address, original: None, permit };
     let inbound = size_of_val(&serve(Rc::clone(&worker), accepted));
-    assert!(inbound <= 2048, "{inbound} bytes");
+    // With the task's own header it is in the allocator's class of 2,560 bytes; the next one is 3,072.
+    assert!(inbound <= 2304, "{inbound} bytes");
     drop(client);
 }
