@@ -87,7 +87,6 @@ fn shake(port: u16, config: &Arc<ClientConfig>) -> anyhow::Result<()> {
     while connection.is_handshaking() {
         connection.complete_io(&mut socket)?;
     }
-    connection.complete_io(&mut socket).context("the callee ended the handshake")?;
     connection.writer().write_all(b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
     connection.complete_io(&mut socket)?;
     let mut answer = [0; 12];

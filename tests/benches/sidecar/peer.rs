@@ -178,7 +178,6 @@ impl ControlPlane {
                 .args(["--insecure", "--otlp-grpc-listen", "off", "--otlp-http-listen", "off", "--source"])
                 .arg(&source)
                 .args(["--control-listen", &format!("127.0.0.1:{control}")])
-                .args(["--control-tls-listen", "off"])
                 .args(["--control-tls-listen", &format!("127.0.0.1:{control_tls}")])
                 .args(["--api-listen", &format!("127.0.0.1:{api}")])
                 .arg("--ca-dir")
