@@ -16,33 +16,25 @@
  */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { chromium } from 'playwright-core';
+import { open, picture } from './browser.mjs';
 
 /** From the first request to the line on the screen; DESIGN says about two seconds, CI machines are slow. */
 const EDGE_DEADLINE_MS = 20_000;
 /** Failures in a row open a circuit; after its time it is tried again, at a slower pace if it was still ill. */
 const CIRCUIT_DEADLINE_MS = 60_000;
 const TRAFFIC_PERIOD_MS = 200;
-const FLAGS = [
-  '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-  '--disable-component-update', '--disable-sync',
-];
 
 let mock;
 let url = process.env.WEFT_URL;
 let traffic = process.env.WEFT_TRAFFIC_URL;
 let breakUrl = process.env.WEFT_BREAK_URL;
 let healUrl = process.env.WEFT_HEAL_URL;
-let profile;
-let context;
+let browser;
 let page;
 let load;
-const complaints = [];
+let complaints;
 
 before(async () => {
   if (!url) {
@@ -54,29 +46,14 @@ before(async () => {
     breakUrl = `${url}/mock/break`;
     healUrl = `${url}/mock/heal`;
   }
-  profile = await mkdtemp(join(tmpdir(), 'weft-browser-'));
-  context = await chromium.launchPersistentContext(profile, {
-    executablePath: process.env.WEFT_CHROMIUM || '/usr/bin/chromium',
-    args: FLAGS,
-    viewport: { width: 1440, height: 900 },
-    colorScheme: 'light',
-    locale: 'en-US',
-  });
-  page = await context.newPage();
-  page.on('console', (message) => {
-    if (message.type() === 'error' || message.type() === 'warning') complaints.push(`${message.type()}: ${message.text()}`);
-  });
-  page.on('pageerror', (error) => complaints.push(`exception: ${error.message}`));
-  await page.addInitScript(() => {
-    addEventListener('securitypolicyviolation', (event) => console.error(`content security policy: ${event.violatedDirective} ${event.blockedURI}`));
-  });
+  browser = await open();
+  ({ page, complaints } = browser);
 });
 
 after(async () => {
   clearInterval(load);
-  await context?.close();
+  await browser?.close();
   mock?.kill();
-  if (profile) await rm(profile, { recursive: true, force: true });
 });
 
 const edges = () => page.locator('[data-edge]').evaluateAll((all) => all.map(({ dataset }) => `${dataset.source} ${dataset.target} ${dataset.edge}`));
@@ -102,19 +79,13 @@ async function until(what, check, deadline = EDGE_DEADLINE_MS) {
   }
 }
 
-/** The page after a step, whatever came of it: pictures are for people who were not there. */
-async function picture(name) {
-  const path = process.env.WEFT_SCREENSHOT;
-  if (path) await page.screenshot({ path: name ? path.replace(/(\.png)?$/, `-${name}.png`) : path });
-}
-
 /** The same in both themes. */
 async function pictures(name) {
   if (!process.env.WEFT_SCREENSHOT) return;
-  await picture(name);
+  await picture(page, name);
   await page.emulateMedia({ colorScheme: 'dark' });
   await page.waitForTimeout(300);
-  await picture(`${name}-dark`);
+  await picture(page, `${name}-dark`);
   await page.emulateMedia({ colorScheme: 'light' });
 }
 
@@ -264,11 +235,11 @@ test('both themes are drawn', async () => {
   const ground = () => page.evaluate(() => getComputedStyle(document.querySelector('.stage')).backgroundColor);
   await page.waitForTimeout(500);
   const light = await ground();
-  await picture('');
+  await picture(page);
   await page.emulateMedia({ colorScheme: 'dark' });
   await page.waitForTimeout(300);
   const dark = await ground();
-  await picture('dark');
+  await picture(page, 'dark');
   assert.notEqual(light, dark);
   await page.locator('[data-action="theme"]').click();
   assert.equal(await ground(), light, 'a chosen theme wins over the system');

@@ -10,47 +10,23 @@
  * nothing to complain about.
  */
 import assert from 'node:assert/strict';
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { chromium } from 'playwright-core';
+import { open, picture } from './browser.mjs';
 
-const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-sync'];
 const identity = (name) => `spiffe://cluster.local/ns/shop/sa/${name}`;
-let profile;
-let context;
+let browser;
 let page;
-const complaints = [];
+let complaints;
 
 before(async () => {
-  profile = await mkdtemp(join(tmpdir(), 'weft-mutual-'));
-  context = await chromium.launchPersistentContext(profile, {
-    executablePath: process.env.WEFT_CHROMIUM || '/usr/bin/chromium',
-    args: FLAGS,
-    viewport: { width: 1440, height: 900 },
-    locale: 'en-US',
-  });
-  context.setDefaultTimeout(30_000);
-  page = await context.newPage();
-  page.on('console', (message) => {
-    if (message.type() === 'error' || message.type() === 'warning') complaints.push(`${message.type()}: ${message.text()}`);
-  });
-  page.on('pageerror', (error) => complaints.push(`exception: ${error.message}`));
-  await page.addInitScript(() => {
-    addEventListener('securitypolicyviolation', (event) => console.error(`content security policy: ${event.violatedDirective} ${event.blockedURI}`));
-  });
+  browser = await open();
+  ({ page, complaints } = browser);
+  browser.context.setDefaultTimeout(30_000);
 });
 
 after(async () => {
-  await context?.close();
-  if (profile) await rm(profile, { recursive: true, force: true });
+  await browser?.close();
 });
-
-async function picture(name) {
-  const path = process.env.WEFT_SCREENSHOT;
-  if (path) await page.screenshot({ path: name ? path.replace(/(\.png)?$/, `-${name}.png`) : path });
-}
 
 test('an edge whose calls were all mutual TLS has a closed lock, and says who was verified', async () => {
   await page.goto(process.env.WEFT_URL);
@@ -66,7 +42,7 @@ test('an edge whose calls were all mutual TLS has a closed lock, and says who wa
   assert.match(words, new RegExp(`Verified caller\\s+${identity('web')}`));
   assert.match(words, new RegExp(`Verified callee\\s+${identity('orders')}`));
   assert.equal(await protection.locator('[data-advice]').count(), 0, 'there is nothing to do');
-  await picture('');
+  await picture(page);
 });
 
 test('the page of certificates knows every sidecar and the authority, and warns of nothing', async () => {
@@ -84,7 +60,7 @@ test('the page of certificates knows every sidecar and the authority, and warns 
   assert.match(await body.innerText(), /weft-system\/sa\/weft-control-plane/);
   assert.equal(await body.locator('[data-warning]').count(), 0);
   assert.equal(await body.locator('[data-identified]').getAttribute('data-identified'), '2');
-  await picture('certificates');
+  await picture(page, 'certificates');
 });
 
 test('an operator begins a rotation, and sees two roots and how far it is', async () => {
@@ -95,7 +71,7 @@ test('an operator begins a rotation, and sees two roots and how far it is', asyn
   assert.match(await progress.innerText(), /Phase [12] of 3: \d of 2 sidecars/);
   await page.locator('[data-link-of]').nth(3).waitFor();
   await progress.getByText(/2 of 2 sidecars/).waitFor();
-  await picture('rotation');
+  await picture(page, 'rotation');
 });
 
 test('the browser had nothing to complain about', () => {

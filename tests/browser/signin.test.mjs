@@ -12,43 +12,24 @@
  * complain about but the one refusal.
  */
 import assert from 'node:assert/strict';
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { chromium } from 'playwright-core';
+import { open } from './browser.mjs';
 
-const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-sync'];
 const url = process.env.WEFT_URL;
-let profile;
-let context;
+let browser;
 let page;
-const complaints = [];
+let complaints;
 const asked = [];
 
 before(async () => {
-  profile = await mkdtemp(join(tmpdir(), 'weft-signin-'));
-  context = await chromium.launchPersistentContext(profile, {
-    executablePath: process.env.WEFT_CHROMIUM || '/usr/bin/chromium',
-    args: FLAGS,
-    viewport: { width: 1440, height: 900 },
-    locale: 'en-US',
-  });
-  context.setDefaultTimeout(30_000);
-  page = await context.newPage();
-  page.on('console', (message) => {
-    if (message.type() === 'error' || message.type() === 'warning') complaints.push(`${message.type()}: ${message.text()}`);
-  });
-  page.on('pageerror', (error) => complaints.push(`exception: ${error.message}`));
+  browser = await open();
+  ({ page, complaints } = browser);
+  browser.context.setDefaultTimeout(30_000);
   page.on('request', (request) => asked.push(new URL(request.url()).pathname));
-  await page.addInitScript(() => {
-    addEventListener('securitypolicyviolation', (event) => console.error(`content security policy: ${event.violatedDirective} ${event.blockedURI}`));
-  });
 });
 
 after(async () => {
-  await context?.close();
-  if (profile) await rm(profile, { recursive: true, force: true });
+  await browser?.close();
 });
 
 async function signIn(token) {
@@ -83,7 +64,7 @@ test('a token brings the picture, live, and a viewer no operator action', async 
   assert.equal(await page.locator('[data-action="audit"]').count(), 0);
   const kept = await page.evaluate(() => [document.cookie, ...Object.values({ ...localStorage }), ...Object.values({ ...sessionStorage })].join(' '));
   assert.doesNotMatch(kept, /weft_api_|weft=/, 'no script can read what stands for the token');
-  const cookie = (await context.cookies()).find(({ name }) => name === 'weft' || name === '__Host-weft');
+  const cookie = (await browser.context.cookies()).find(({ name }) => name === 'weft' || name === '__Host-weft');
   assert.equal(cookie?.httpOnly, true);
   assert.equal(cookie?.sameSite, 'Strict');
 });
@@ -95,11 +76,11 @@ test('the session outlives a reload', async () => {
 });
 
 test('after signing out nothing is left, and the cookie is worth nothing', async () => {
-  const [before] = (await context.cookies()).filter(({ name }) => name === 'weft' || name === '__Host-weft');
+  const [before] = (await browser.context.cookies()).filter(({ name }) => name === 'weft' || name === '__Host-weft');
   await page.locator('[data-action="sign-out"]').click();
   await page.locator('[data-signin]').waitFor();
   assert.equal(await page.locator('[data-node]').count(), 0);
-  assert.equal((await context.cookies()).some(({ name }) => name === before.name), false);
+  assert.equal((await browser.context.cookies()).some(({ name }) => name === before.name), false);
   const again = await fetch(`${url}/api/graph`, { headers: { cookie: `${before.name}=${before.value}` } });
   assert.equal(again.status, 401);
 });

@@ -57,6 +57,11 @@ spec:
   loadBalancer: {type: RoundRobin}
 ";
 
+/// Runs a script of the browser's to its end. It takes its time; apps of this process must go on meanwhile.
+async fn drive(mut test: Command) -> anyhow::Result<std::process::ExitStatus> {
+    tokio::task::spawn_blocking(move || Guarded::spawn(&mut test)?.wait(ENDS)).await?
+}
+
 /// Why the test cannot run here, unless this is CI, where that is a failure.
 #[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn possible() -> bool {
@@ -126,8 +131,7 @@ async fn people_see_an_edge_appear_and_a_circuit_open() -> anyhow::Result<()> {
         .env("WEFT_HEAL_URL", format!("{switch}/heal"))
         .env("WEFT_EXPECT_EDGE", "web>orders")
         .env("WEFT_EXPECT_SPLIT", "orders.shop:8080");
-    // The browser takes its time; the app must go on meanwhile.
-    let status = tokio::task::spawn_blocking(move || Guarded::spawn(&mut test)?.wait(ENDS)).await??;
+    let status = drive(test).await?;
     ensure!(status.success(), "the browser test: {status}\n{}", logs(home));
     Ok(())
 }
@@ -167,7 +171,7 @@ async fn people_sign_in_see_the_mesh_and_sign_out() -> anyhow::Result<()> {
         .env("WEFT_URL", format!("http://{}", address(&plane, "/api")?))
         .env("WEFT_TOKEN", alice)
         .env("WEFT_OPERATOR", bob);
-    let status = tokio::task::spawn_blocking(move || Guarded::spawn(&mut test)?.wait(ENDS)).await??;
+    let status = drive(test).await?;
     ensure!(status.success(), "the browser test: {status}\n{}", logs(home));
     Ok(())
 }
@@ -196,7 +200,7 @@ async fn people_see_locks_and_certificates() -> anyhow::Result<()> {
 
     let mut test = npm(&browser()?);
     test.args(["run", "mutual", "--silent"]).env("WEFT_URL", format!("http://{}", plane.api));
-    let status = tokio::task::spawn_blocking(move || Guarded::spawn(&mut test)?.wait(ENDS)).await??;
+    let status = drive(test).await?;
     traffic.abort();
     caller.stop().await?;
     callee.stop().await?;
