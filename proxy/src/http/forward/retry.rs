@@ -37,13 +37,13 @@ impl Way<'_> {
         mut ended: Result<Answer, Unanswered>,
     ) -> Result<Answer, Unanswered> {
         let mut retries = 0;
-        while self.wants(policy, retries, &ended) {
+        loop {
             // Held while the attempt is under way.
             let Some(_permit) = self.cluster.circuit().retry() else {
                 if let Some(exchange) = self.exchange {
                     exchange.record.retry_denied();
                 }
-                break;
+                return ended;
             };
             retries += 1;
             self.dismiss(ended.ok());
@@ -56,8 +56,10 @@ impl Way<'_> {
                 self.announce(left);
             }
             ended = self.attempt().await;
+            if !self.wants(policy, retries, &ended) {
+                return ended;
+            }
         }
-        ended
     }
 
     /// Whether an attempt that `ended` like this is followed by another.
