@@ -8,7 +8,7 @@ demo:
 
 # Everything: lints, unit and property tests, the mesh in one process, network namespaces, the browser.
 test: setup lint
-	cargo test --workspace --no-fail-fast
+	tests/run.sh
 	npm --prefix control-plane/dashboard test
 
 # weft-proxy beside Envoy, HAProxy and nginx in one run. ARGS="--rounds 3 --proto h1" narrows it.

@@ -13,16 +13,24 @@ pub enum Profile {
     Release,
 }
 
+/// Set by `tests/run.sh`: what tests run is built and fresh.
+const BUILT: &str = "WEFT_TEST_BINARIES_BUILT";
+
 /// Path of `weft`, the binary that contains the sidecar and the control plane as subcommands.
 ///
-/// Cargo is asked on first use, so `cargo test -p weft-tests one_test` never runs against a stale binary.
+/// Cargo is asked on first use, so `cargo test -p weft-tests one_test` never runs against a stale binary. A run of the
+/// whole workspace has built it already, and says so by [`BUILT`]: asked for one package, cargo would choose other features
+/// and build half of everything once more.
 ///
 /// # Panics
 /// When it does not build: no test can go on without it.
 #[must_use]
 pub fn weft() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| build("weft-cli", "weft", Profile::Dev))
+    PATH.get_or_init(|| match std::env::var_os(BUILT) {
+        Some(_) => target().join("debug/weft"),
+        None => build("weft-cli", "weft", Profile::Dev),
+    })
 }
 
 /// Builds one binary of the workspace and answers its path.

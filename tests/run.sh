@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Runs every Rust test and, if some fail, says at the very end which and why: the log before it is long.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# All binaries are built before the first test runs.
+export WEFT_TEST_BINARIES_BUILT=1
+cargo test --workspace --no-fail-fast 2>&1 | tee "$log"
+status=${PIPESTATUS[0]}
+if [ "$status" -ne 0 ]; then
+    echo
+    echo "What failed, once more:"
+    # The harness prints what a failed test said under a heading with its name; the reason stands at the end of that.
+    awk -v most=8 '
+        function told(   i) { for (i = kept > most ? kept - most : 0; i < kept; i++) print line[i]; kept = 0 }
+        /^---- .* ----$/ { told(); print; part = 1; next }
+        /^failures:$/ || /^test result:/ { told(); part = 0 }
+        part && NF { line[kept++] = substr($0, 1, 400) }
+    ' "$log"
+    grep -E '^error' "$log"
+fi
+exit "$status"
