@@ -40,6 +40,8 @@ pub struct Mesh {
     sidecars: Vec<(String, Process)>,
     /// Pods whose sidecars wait for a token.
     shut_out: Vec<String>,
+    /// What sidecars are told beyond what all are.
+    settings: Vec<(&'static str, &'static str)>,
     apps: Vec<Process>,
     pods: Vec<(String, Pod)>,
     outsiders: Vec<String>,
@@ -84,6 +86,7 @@ impl Mesh {
             control_plane: None,
             sidecars: Vec::new(),
             shut_out: Vec::new(),
+            settings: Vec::new(),
             apps: Vec::new(),
             pods: Vec::new(),
             outsiders: Vec::new(),
@@ -129,6 +132,11 @@ impl Mesh {
         if let Some(process) = self.control_plane.take() {
             process.kill();
         }
+    }
+
+    /// A setting (`WEFT_…`) of every sidecar from now on.
+    pub fn sidecars_have(&mut self, name: &'static str, value: &'static str) {
+        self.settings.push((name, value));
     }
 
     /// A pod without a sidecar.
@@ -217,6 +225,9 @@ impl Mesh {
             .uid(isolation, port::PROXY_UID)
             .stdout(log.try_clone()?)
             .stderr(log);
+        for (name, value) in &self.settings {
+            sidecar = sidecar.env(name, value);
+        }
         if !isolation.has_users() {
             sidecar = sidecar.env("WEFT_SOCKET_MARK", port::PROXY_MARK.to_string());
         }

@@ -246,7 +246,7 @@ async fn strangers_do_not_get_past_the_handshake() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_ends_with_the_certificate_it_was_opened_with() {
-    let arguments = ["--leaf-lifetime", "2s"].map(str::to_owned).to_vec();
+    let arguments = ["--leaf-lifetime", "6s"].map(str::to_owned).to_vec();
     let run = Run::start(Config { arguments, ..Config::default() }).await;
     let orders = joined(&run, "orders").await;
     let mut stream = Stream::open(&run, Some(&orders), "orders-1", "shop/orders").await.unwrap();
@@ -259,7 +259,7 @@ async fn a_stream_ends_with_the_certificate_it_was_opened_with() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_root_is_replaced_when_every_sidecar_trusts_the_new_one_and_shows_how_far_it_is() {
     let kept = tempfile::tempdir().unwrap();
-    let arguments = ["--leaf-lifetime", "20s"].map(str::to_owned).to_vec();
+    let arguments = ["--leaf-lifetime", "25s"].map(str::to_owned).to_vec();
     let run = Run::start(Config { arguments, data_dir: Some(kept.path().to_owned()) }).await;
     let (orders, web) = (joined(&run, "orders").await, joined(&run, "web").await);
     let (waiting, pinned) = (run.token("shop", "late").await, run.token("shop", "late").await);
@@ -300,7 +300,7 @@ async fn the_root_is_replaced_when_every_sidecar_trusts_the_new_one_and_shows_ho
     // And in the end the old one is dropped, also after a restart in between.
     drop(streams);
     run.stop().await;
-    let arguments = ["--leaf-lifetime", "20s"].map(str::to_owned).to_vec();
+    let arguments = ["--leaf-lifetime", "25s"].map(str::to_owned).to_vec();
     let run = Run::start(Config { arguments, data_dir: Some(kept.path().to_owned()) }).await;
     assert_eq!(run.overview().await["rotation"]["phase"], "replacing");
     until(async || run.overview().await["rotation"].is_null().then_some(())).await;

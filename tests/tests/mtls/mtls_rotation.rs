@@ -119,7 +119,7 @@ async fn newcomer(directory: &Path, plane: &Plane, name: &str, token: &str) -> a
 async fn the_root_is_replaced_under_load_and_no_call_fails() -> anyhow::Result<()> {
     // Built before anything is timed.
     let weft = binary::weft();
-    let plane = Plane::start_mutual("", &["--leaf-lifetime=15s"]).await?;
+    let plane = Plane::start_mutual("", &["--leaf-lifetime=20s"]).await?;
     let gate = Gate::before(plane.control).await?;
     let pair = Pair::join_by(&plane, gate.address).await?;
     let directory = tempfile::tempdir()?;
@@ -177,7 +177,7 @@ async fn the_root_is_replaced_under_load_and_no_call_fails() -> anyhow::Result<(
     ensure!(printed.contains("no rotation is going on"), "{printed}");
     newcomer(directory.path(), &plane, "last", &plane.token("last").await?).await?;
 
-    poll::until("calls enough", 6 * PATIENCE, async || {
+    poll::until("calls enough", 12 * PATIENCE, async || {
         let served = load.served();
         if served >= CALLS { Ok(()) } else { Err(format!("{served} of {CALLS}")) }
     })
