@@ -4,6 +4,7 @@
 //! The scenarios themselves are in `tests/tests/`, one file per theme; benches are in `tests/benches/`.
 //! Invariant: nothing here sleeps to wait for something; [`poll`] asks again until a deadline.
 
+pub mod apiserver;
 pub mod backend;
 pub mod binary;
 pub mod client;
