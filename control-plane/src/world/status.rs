@@ -10,7 +10,7 @@ use std::fmt;
 use weft_wire::{ServiceId, ServicePort};
 
 use super::World;
-use super::policy::{PolicyId, PolicySpec, Target};
+use super::policy::{Conflict, PolicyId, PolicySpec, Target};
 use super::route::{Parent, Referrer, RouteId, RouteKind, RouteSpec};
 use super::traffic::{Unresolved, concerns, speaks_http};
 use super::view::{Port, Service};
@@ -232,7 +232,10 @@ impl World {
         let conflicts = ids.into_iter().filter_map(|id| self.traffic.get(id)).flat_map(|t| &t.conflicts);
         let lost: BTreeSet<String> = conflicts
             .filter(|conflict| conflict.loser == policy.id)
-            .map(|conflict| format!("{} is set by {}", conflict.field, conflict.winner))
+            .map(|Conflict { field, by, winner, .. }| match by == field {
+                true => format!("{field} is set by {winner}"),
+                false => format!("{field} does not count beside {by} of {winner}"),
+            })
             .collect();
         (!lost.is_empty()).then(|| Condition {
             kind: ConditionKind::Conflicted,

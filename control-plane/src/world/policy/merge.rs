@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::super::route::Created;
 use super::super::spec::ObjectName;
-use super::{Effective, PolicyId, PolicySpec, Settings};
+use super::{Effective, PolicyId, PolicySpec, RetryBudget, Settings};
 
 /// How specific an attachment is; the later wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,12 +26,14 @@ pub(in crate::world) struct Layer<'a> {
     pub(in crate::world) policy: &'a PolicySpec,
 }
 
-/// A policy whose field does not count because another one at the same level sets it too.
+/// A policy whose field does not count because another one at the same level sets it too, or what it excludes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::world) struct Conflict {
     pub(in crate::world) loser: PolicyId,
     pub(in crate::world) winner: PolicyId,
     pub(in crate::world) field: &'static str,
+    /// What the winner set: the same field, or one that leaves no place for it.
+    pub(in crate::world) by: &'static str,
 }
 
 /// Who comes first among equals: the older, then the first by name. What has no age is younger than what has one.
@@ -43,11 +45,12 @@ fn seniority(policy: &PolicySpec) -> (bool, Created, &ObjectName) {
 pub(in crate::world) fn merge(base: &Effective, mut layers: Vec<Layer<'_>>) -> (Effective, Vec<Conflict>) {
     layers.sort_by(|a, b| b.level.cmp(&a.level).then_with(|| seniority(a.policy).cmp(&seniority(b.policy))));
     let mut merger = Merger::default();
-    for layer in &layers {
-        merger.layer(Some(*layer), &layer.policy.settings);
+    for (place, layer) in layers.iter().enumerate() {
+        merger.layer(Some((place, *layer)), &layer.policy.settings);
     }
     merger.base = Some(base);
     merger.layer(None, &base.settings);
+    merger.bound_retries_once();
     (Effective { settings: merger.settings, origins: merger.origins }, merger.conflicts)
 }
 
@@ -55,11 +58,12 @@ pub(in crate::world) fn merge(base: &Effective, mut layers: Vec<Layer<'_>>) -> (
 struct Merger<'a> {
     settings: Settings,
     origins: BTreeMap<&'static str, PolicyId>,
-    levels: BTreeMap<&'static str, Level>,
+    /// Of each field the layer that set it, counted from the first; nothing for those of the base.
+    places: BTreeMap<&'static str, (usize, Level)>,
     conflicts: Vec<Conflict>,
     base: Option<&'a Effective>,
     /// The layer that is being laid below the others; `None` is the base.
-    current: Option<Layer<'a>>,
+    current: Option<(usize, Layer<'a>)>,
 }
 
 macro_rules! fields {
@@ -73,7 +77,7 @@ macro_rules! fields {
 }
 
 impl<'a> Merger<'a> {
-    fn layer(&mut self, layer: Option<Layer<'a>>, from: &Settings) {
+    fn layer(&mut self, layer: Option<(usize, Layer<'a>)>, from: &Settings) {
         self.current = layer;
         fields!(self, from:
             "endpoints.consecutiveFailures" endpoints.consecutive_failures,
@@ -129,20 +133,53 @@ impl<'a> Merger<'a> {
             *into = Some(value.clone());
             // What a rule says inline has no policy behind it.
             let origin = match self.current {
-                Some(layer) => Some(&layer.policy.id),
+                Some((_, layer)) => Some(&layer.policy.id),
                 None => self.base.and_then(|base| base.origins.get(path)),
             };
             self.origins.extend(origin.map(|origin| (path, origin.clone())));
-            self.levels.extend(self.current.map(|layer| (path, layer.level)));
+            self.places.extend(self.current.map(|(place, layer)| (path, (place, layer.level))));
             return;
         }
         // Overridden by something more specific: that is what levels are for. By an equal: that is a conflict.
-        if let (Some(layer), Some(winner)) = (self.current, self.origins.get(path))
-            && self.levels.get(path) == Some(&layer.level)
+        if let (Some((_, layer)), Some(winner)) = (self.current, self.origins.get(path))
+            && self.places.get(path).is_some_and(|(_, level)| *level == layer.level)
             && *winner != layer.policy.id
         {
             let loser = layer.policy.id.clone();
-            self.conflicts.push(Conflict { loser, winner: winner.clone(), field: path });
+            self.conflicts.push(Conflict { loser, winner: winner.clone(), field: path, by: path });
+        }
+    }
+
+    /// Retries are bounded by a number or by a budget: xDS knows no both. The more specific counts, as everywhere, and among
+    /// equals the older; of the base the budget, which is what xDS lets win.
+    fn bound_retries_once(&mut self) {
+        const FIXED: &str = "limits.maxRetries";
+        const BUDGET: [&str; 2] = ["retryBudget.percent", "retryBudget.minConcurrency"];
+        if self.settings.limits.max_retries.is_none() || self.settings.retry_budget == RetryBudget::default()
+        {
+            return;
+        }
+        let place = |path| self.places.get(path).copied();
+        let fixed = place(FIXED);
+        // The first place is the most specific one.
+        let budget = BUDGET.into_iter().filter_map(|path| Some((place(path)?, path))).min();
+        let fixed_first = match (fixed, budget) {
+            (Some((fixed, _)), Some(((budget, _), _))) => fixed < budget,
+            (fixed, budget) => fixed.is_some() && budget.is_none(),
+        };
+        let equal = fixed.zip(budget).is_some_and(|((_, level), ((_, other), _))| level == other);
+        let of_budget = budget.map_or(BUDGET[0], |(_, path)| path);
+        let (winner, loser) = if fixed_first { (FIXED, of_budget) } else { (of_budget, FIXED) };
+        if equal && let (Some(first), Some(second)) = (self.origins.get(winner), self.origins.get(loser)) {
+            let (first, second) = (first.clone(), second.clone());
+            self.conflicts.push(Conflict { loser: second, winner: first, field: loser, by: winner });
+        }
+        if fixed_first {
+            self.settings.retry_budget = RetryBudget::default();
+            self.origins.retain(|path, _| !BUDGET.contains(path));
+        } else {
+            self.settings.limits.max_retries = None;
+            self.origins.remove(FIXED);
         }
     }
 }

@@ -144,6 +144,41 @@ fn a_more_specific_policy_is_no_conflict() {
 }
 
 #[test]
+fn retries_are_bounded_by_a_number_or_by_a_budget_and_the_other_is_told() {
+    let breaker = |created: &str, target: &str| {
+        let text = policy("bound", created, target, "limits: {maxRetries: 7}");
+        text.replace("TrafficPolicy", "CircuitBreaker")
+    };
+    let budget = |created: &str| policy("budget", created, ORDERS, "retryBudget: {percent: 10}");
+    let older = ", creationTimestamp: '2026-01-01T00:00:00Z'";
+    let bounds = |world: &World| {
+        let settings = &world.port_traffic(&"orders.shop:8080".parse().unwrap()).unwrap().policy.settings;
+        (settings.limits.max_retries, settings.retry_budget.percent.is_some())
+    };
+
+    let first = world(&format!("{}{}", breaker("", ORDERS), budget(older)));
+    assert_eq!(bounds(&first), (None, true));
+    let told = condition(&first, "CircuitBreaker shop/bound", ConditionKind::Conflicted);
+    assert_eq!(
+        told.message,
+        "limits.maxRetries does not count beside retryBudget.percent of TrafficPolicy shop/budget"
+    );
+    let second = world(&format!("{}{}", breaker(older, ORDERS), budget("")));
+    assert_eq!(bounds(&second), (Some(7), false));
+    let told = condition(&second, "TrafficPolicy shop/budget", ConditionKind::Conflicted);
+    assert!(told.message.ends_with("beside limits.maxRetries of CircuitBreaker shop/bound"), "{told:?}");
+
+    // What is more specific wins, which is no conflict.
+    let port = world(&format!(
+        "{}{}",
+        breaker("", "{kind: Service, name: orders, sectionName: http}"),
+        budget(older)
+    ));
+    assert_eq!(bounds(&port), (Some(7), false));
+    assert_eq!(status(&port, "TrafficPolicy shop/budget").conditions.len(), 1);
+}
+
+#[test]
 fn what_cannot_be_attached_says_why() {
     let on = |parent: &str| route("r", "", "").replace("name: orders, port: 8080}]", &format!("{parent}}}]"));
     for (parent, reason) in [
