@@ -32,6 +32,7 @@ mod fixture;
 pub mod graph;
 pub mod ingest;
 pub mod inspect;
+pub mod install;
 pub mod listen;
 pub mod mesh;
 pub mod program;

@@ -11,12 +11,16 @@
 pub mod access_policy;
 mod balancing;
 pub mod circuit_breaker;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod probing;
+pub(super) mod schema;
 pub mod traffic_policy;
 
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weft_wire::ServiceId;
 
@@ -32,6 +36,9 @@ pub(super) const GROUP: &str = "weft.dev";
 /// Targets of one policy: the limit of the Gateway API for its own policies.
 const TARGETS_MAX: usize = 16;
 
+/// Longest name of a part of an object: the limit of the Gateway API.
+const SECTION_MAX: usize = 253;
+
 /// A policy object as it stands in a file.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Manifest<S> {
@@ -43,20 +50,40 @@ pub struct Manifest<S> {
 }
 
 /// What a policy is for: an object in the policy's own namespace (GEP-713).
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = schema::rules(TARGET)))]
 pub struct TargetRef {
     /// `""` for a Service, `gateway.networking.k8s.io` for a route.
     #[serde(default)]
+    #[schemars(extend("enum" = ["", gateway::GROUP]))]
     pub group: String,
     /// `Service`, `HTTPRoute` or `GRPCRoute`.
+    #[schemars(extend("enum" = ["Service", "HTTPRoute", "GRPCRoute"]))]
     pub kind: String,
     /// The object's name.
+    #[schemars(with = "schema::Name")]
     pub name: String,
     /// Only a part of it: a Service's port or a route's rule, by its name.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Section>")]
     pub section_name: Option<String>,
 }
+
+/// What the schema says of a target.
+const TARGET: &[schema::Rule] = &[(
+    "kind",
+    "(self.kind == 'Service') == (!has(self.group) || self.group == '')",
+    "is of another group: \"\" has Services, gateway.networking.k8s.io has HTTPRoutes and GRPCRoutes",
+)];
+
+/// What the schema says of a policy's targets.
+const TARGETS: &[schema::Rule] = &[(
+    "",
+    "self.all(a, self.exists_one(b, a.kind == b.kind && a.name == b.name && \
+     (has(a.sectionName) ? a.sectionName : '') == (has(b.sectionName) ? b.sectionName : '')))",
+    "has an entry twice",
+)];
 
 pub(super) fn access_policy(
     manifest: Manifest<access_policy::AccessPolicySpec>,
@@ -130,17 +157,19 @@ fn targets(refs: &[TargetRef], policy: &ObjectName) -> Result<Vec<Target>, Refus
     let mut targets = Vec::with_capacity(refs.len());
     for (index, reference) in refs.iter().enumerate() {
         let at = path![@at; index];
-        let section = reference.section_name.as_deref().map(Into::into);
+        let section: Option<Box<str>> = reference.section_name.as_deref().map(Into::into);
+        if section.as_ref().is_some_and(|section| section.len() > SECTION_MAX) {
+            return Err((path![@at; "sectionName"], format!("is longer than {SECTION_MAX} bytes")));
+        }
+        // A route's name is of the same kind as a Service's.
+        let id = ServiceId::new(&policy.namespace, &reference.name)
+            .map_err(|error| (path![@at; "name"], error.to_string()))?;
         let route = |kind| {
-            let name =
-                ObjectName { namespace: policy.namespace.clone(), name: reference.name.as_str().into() };
+            let name = ObjectName { namespace: policy.namespace.clone(), name: id.name().into() };
             Target::Route(RouteId { kind, name }, None)
         };
         let target = match (reference.group.as_str(), reference.kind.as_str()) {
-            ("", "Service") => {
-                let id = ServiceId::new(&policy.namespace, &reference.name);
-                Target::Service(id.map_err(|error| (path![@at; "name"], error.to_string()))?, section)
-            }
+            ("", "Service") => Target::Service(id, section),
             (gateway::GROUP, "HTTPRoute") => sectioned(route(RouteKind::Http), section),
             (gateway::GROUP, "GRPCRoute") => sectioned(route(RouteKind::Grpc), section),
             (group, kind) => {

@@ -9,6 +9,8 @@ use crate::world::{Pattern, ValueMatch};
 
 /// Longest path or expression: the API's own limit.
 const TEXT_MAX: usize = 1024;
+/// Longest value of a header or a query parameter: the API's own limit.
+const VALUE_MAX: usize = 4096;
 /// Memory that one compiled expression may take. A sidecar holds every expression of every service it calls, so a
 /// hundred of them must be small beside it; a real one is a few kilobytes.
 const EXPRESSION_BYTES_MAX: usize = 256 * 1024;
@@ -111,6 +113,10 @@ fn values(
     for (index, shape) in shapes.into_iter().enumerate() {
         if shape.name.is_empty() {
             return Err((path![@at; index, "name"], "is empty".into()));
+        }
+        if shape.value.len() > VALUE_MAX {
+            let reason = format!("is longer than {VALUE_MAX} bytes");
+            return Err((path![@at; index, "value"], reason));
         }
         let name = name(&shape.name, path![@at; index, "name"])?;
         let value = match shape.kind {

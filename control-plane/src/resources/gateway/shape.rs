@@ -4,10 +4,23 @@
 //! six types. They do the strict reading, so that a field the API does not have is refused; what they hold is then
 //! carried over to the shapes here by its serialized form, which is the same in every place.
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::resources::Refusal;
+use crate::resources::policy::schema;
+
+/// What a path must be that is not an expression.
+macro_rules! path_rule {
+    ($rule:literal, $message:literal) => {
+        (
+            "value",
+            concat!("!has(self.value) || has(self.type) && self.type == 'RegularExpression' || ", $rule),
+            $message,
+        )
+    };
+}
 
 /// Carries a value over from a generated type.
 pub(super) fn carry<A: Serialize, B: DeserializeOwned>(generated: &A) -> Result<B, Refusal> {
@@ -104,17 +117,36 @@ pub(super) struct GrpcMatch {
 }
 
 /// A path, by `type`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = schema::rules(PATH)))]
 #[serde(deny_unknown_fields)]
 pub(in crate::resources) struct PathMatch {
+    /// How the value is meant; `PathPrefix` if absent.
     #[serde(default, rename = "type")]
     pub(super) kind: PathKind,
+    /// The path, its beginning, or an expression for all of it; `/` if absent.
     #[serde(default)]
+    #[schemars(length(max = 1024))]
     pub(super) value: Option<String>,
 }
 
+const PATH: &[schema::Rule] = &[
+    path_rule!("self.value.startsWith('/')", "does not begin with a slash"),
+    path_rule!("!self.value.contains('//')", "has an empty segment"),
+    path_rule!("!self.value.contains('/./') && !self.value.endsWith('/.')", "has a segment of dots"),
+    path_rule!("!self.value.contains('/../') && !self.value.endsWith('/..')", "has a segment of dots"),
+    path_rule!("!self.value.contains('?')", "has a query"),
+    path_rule!("!self.value.contains('#')", "has a fragment"),
+    path_rule!("!self.value.contains(' ')", "has a character that no path can have"),
+    (
+        "value",
+        "!has(self.type) || self.type != 'RegularExpression' || has(self.value) && self.value != ''",
+        "is empty",
+    ),
+];
+
 /// How a path's value is meant.
-#[derive(Debug, Deserialize, Default, Clone, Copy)]
+#[derive(Debug, Deserialize, Default, Clone, Copy, JsonSchema)]
 pub(in crate::resources) enum PathKind {
     Exact,
     #[default]
@@ -123,7 +155,7 @@ pub(in crate::resources) enum PathKind {
 }
 
 /// How another value is meant.
-#[derive(Debug, Deserialize, Default, Clone, Copy)]
+#[derive(Debug, Deserialize, Default, Clone, Copy, JsonSchema)]
 pub(in crate::resources) enum ValueKind {
     #[default]
     Exact,
@@ -131,26 +163,64 @@ pub(in crate::resources) enum ValueKind {
 }
 
 /// A header or a query parameter.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = schema::rules(VALUE)))]
 #[serde(deny_unknown_fields)]
 pub(in crate::resources) struct ValueMatch {
+    /// How the value is meant; `Exact` if absent.
     #[serde(default, rename = "type")]
     pub(super) kind: ValueKind,
+    /// Its name.
+    #[schemars(with = "schema::Token")]
     pub(super) name: String,
+    /// Its value, or an expression for all of it.
+    #[schemars(length(max = 4096))]
     pub(super) value: String,
 }
 
+const VALUE: &[schema::Rule] = &[(
+    "value",
+    "!has(self.type) || self.type != 'RegularExpression' || size(self.value) > 0 && size(self.value) <= 1024",
+    "is empty, or longer than 1024 bytes",
+)];
+
 /// A gRPC service and method.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = schema::rules(CALL)))]
 #[serde(deny_unknown_fields)]
 pub(in crate::resources) struct MethodMatch {
+    /// How service and method are meant; `Exact` if absent.
     #[serde(default, rename = "type")]
     pub(super) kind: ValueKind,
+    /// The service, with its package; any if absent.
     #[serde(default)]
+    #[schemars(length(max = 1024))]
     pub(super) service: Option<String>,
+    /// The method; any if absent.
     #[serde(default)]
+    #[schemars(length(max = 1024))]
     pub(super) method: Option<String>,
 }
+
+const CALL: &[schema::Rule] = &[
+    (
+        "",
+        "has(self.service) && self.service != '' || has(self.method) && self.method != ''",
+        "names neither a service nor a method",
+    ),
+    (
+        "service",
+        "!has(self.service) || has(self.type) && self.type == 'RegularExpression' || \
+         self.service.matches('^[A-Za-z0-9_.-]*$')",
+        "is not a name in gRPC",
+    ),
+    (
+        "method",
+        "!has(self.method) || has(self.type) && self.type == 'RegularExpression' || \
+         self.method.matches('^[A-Za-z0-9_.-]*$')",
+        "is not a name in gRPC",
+    ),
+];
 
 /// A filter: a `type`, and the field that belongs to it.
 #[derive(Deserialize)]

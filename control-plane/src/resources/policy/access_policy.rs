@@ -2,34 +2,43 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use weft_wire::SpiffeId;
 use weft_wire::tls::{Mode, TRUST_DOMAIN_DEFAULT};
 
-use super::TargetRef;
+use super::schema::{self, Rule};
+use super::{TARGETS, TargetRef};
 use crate::resources::gateway::{self, CallShape, PathShape, ValueShape};
 use crate::resources::{Refusal, Segment};
 use crate::world::access::{Access, AccessRule, AccountName, Action, Mtls, Operation, Source};
 
-/// Rules of one policy, and sources, operations, methods, paths, headers and ports in each: a sidecar may look at every one
-/// of them for every request.
+/// Rules of one policy, and sources, methods, paths and ports in each: a sidecar may look at every one of them for every
+/// request.
 const ITEMS_MAX: usize = 32;
+/// Operations of a rule: an API server that looks at every path of all of them must be able to promise how long it takes.
+const OPERATIONS_MAX: usize = 16;
 
 /// What an AccessPolicy says.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = schema::rules(POLICY)))]
 pub struct AccessPolicySpec {
     /// The Services, or ports of them, that it is for; absent is every workload of its namespace.
     #[serde(default)]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-validations" = schema::rules(&[TARGETS, &[SERVICES]].concat())))]
     pub target_refs: Option<Vec<TargetRef>>,
     /// `Allow` (if absent) or `Deny`.
     #[serde(default)]
+    #[schemars(extend("enum" = ["Allow", "Deny"]))]
     pub action: Option<String>,
     /// `Enforce` (if absent) or `Audit`: only count what would be denied.
     #[serde(default)]
+    #[schemars(extend("enum" = ["Enforce", "Audit"]))]
     pub mode: Option<String>,
     /// Whom and what it is about: any of these. `[]` with `Allow` is nobody.
     #[serde(default)]
+    #[schemars(length(max = 32))]
     pub rules: Option<Vec<RuleSpec>>,
     /// Whether mutual TLS is asked for.
     #[serde(default)]
@@ -37,35 +46,43 @@ pub struct AccessPolicySpec {
 }
 
 /// Any of the sources, with any of the operations.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RuleSpec {
     /// Who calls; absent is anybody.
     #[serde(default)]
+    #[schemars(length(min = 1, max = 32))]
     from: Option<Vec<SourceSpec>>,
     /// What is asked; absent is anything.
     #[serde(default)]
+    #[schemars(length(min = 1, max = 16))]
     to: Option<Vec<OperationSpec>>,
 }
 
 /// Who calls. Everything that is set must hold.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = schema::rules(SOURCE)))]
 pub struct SourceSpec {
     /// This service account, of `namespace` or of the policy's own.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Name>")]
     service_account: Option<String>,
     /// A service account of this namespace.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Name>")]
     namespace: Option<String>,
     /// None of this namespace.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Name>")]
     not_namespace: Option<String>,
     /// Not this service account, of `namespace` or of the policy's own.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Name>")]
     not_service_account: Option<String>,
     /// Of this trust domain instead of the mesh's own.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Name>")]
     trust_domain: Option<String>,
     /// `true`: anybody with an identity.
     #[serde(default)]
@@ -85,20 +102,25 @@ pub(in crate::resources) fn instead_of(path: &[Segment]) -> Option<&'static str>
 }
 
 /// What is asked. Everything that is set must hold.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = schema::rules(OPERATION)))]
 pub struct OperationSpec {
     /// One of these methods.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<schema::Token>>", length(min = 1, max = 32))]
     methods: Option<Vec<String>>,
     /// One of these paths, as an HTTPRoute spells them.
     #[serde(default)]
+    #[schemars(length(min = 1, max = 32))]
     paths: Option<Vec<PathShape>>,
     /// All of these headers, as an HTTPRoute spells them.
     #[serde(default)]
+    #[schemars(length(min = 1, max = 16))]
     headers: Option<Vec<ValueShape>>,
     /// At one of these ports, as the app listens.
     #[serde(default)]
+    #[schemars(with = "Option<Vec<schema::Port>>", length(min = 1, max = 32))]
     ports: Option<Vec<i32>>,
     /// A gRPC service or method, as a GRPCRoute spells it. Excludes `methods` and `paths`.
     #[serde(default)]
@@ -106,16 +128,92 @@ pub struct OperationSpec {
 }
 
 /// Whether mutual TLS is asked for: `strict`, `permissive` or `disabled`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = schema::rules(MTLS)))]
 pub struct MtlsSpec {
     /// At every port.
     #[serde(default)]
+    #[schemars(extend("enum" = schema::MODES))]
     mode: Option<String>,
     /// At these ports, as the app listens, instead.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, schema::Mode>", extend("maxProperties" = 32))]
     ports: BTreeMap<String, String>,
 }
+
+const SERVICES: Rule = (
+    "",
+    "self.all(target, target.kind == 'Service')",
+    "names a route: access is decided where a Service's workloads are; name a Service, and paths in rules",
+);
+
+const POLICY: &[Rule] = &[
+    (
+        "mtls",
+        "!has(self.mtls) || !has(self.mode) || self.mode != 'Audit'",
+        "cannot be audited: permissive mode takes both, and metrics tell what came",
+    ),
+    (
+        "rules",
+        "has(self.rules) || !(has(self.action) || has(self.mode) && self.mode == 'Audit')",
+        "is missing: whom is it about? [] is nobody",
+    ),
+    (
+        "rules",
+        "has(self.rules) || has(self.mtls) || has(self.action) || has(self.mode) && self.mode == 'Audit'",
+        "is missing, and so is mtls: what does the policy say?",
+    ),
+    (
+        "rules",
+        "!has(self.rules) || size(self.rules) > 0 || !has(self.action) || self.action != 'Deny'",
+        "is empty: nobody would be denied",
+    ),
+];
+
+const SOURCE: &[Rule] = &[
+    (
+        "",
+        "has(self.serviceAccount) || has(self.__namespace__) || has(self.notNamespace) || \
+         has(self.notServiceAccount) || has(self.trustDomain) || has(self.authenticated) || has(self.unauthenticated)",
+        "says nothing: leave `from` out for anybody",
+    ),
+    (
+        "authenticated",
+        "!has(self.authenticated) || self.authenticated",
+        "cannot be false: say unauthenticated: true instead",
+    ),
+    (
+        "unauthenticated",
+        "!has(self.unauthenticated) || self.unauthenticated",
+        "cannot be false: say authenticated: true instead",
+    ),
+    (
+        "unauthenticated",
+        "!has(self.unauthenticated) || !(has(self.serviceAccount) || has(self.__namespace__) || \
+         has(self.notNamespace) || has(self.notServiceAccount) || has(self.trustDomain) || has(self.authenticated))",
+        "excludes everything else: who has no identity is nobody",
+    ),
+];
+
+const OPERATION: &[Rule] = &[
+    (
+        "",
+        "has(self.methods) || has(self.paths) || has(self.headers) || has(self.ports) || has(self.grpc)",
+        "says nothing: leave `to` out for anything",
+    ),
+    ("methods", "!has(self.methods) || !has(self.grpc)", "is excluded by grpc, which says it already"),
+    ("paths", "!has(self.paths) || !has(self.grpc)", "is excluded by grpc, which says it already"),
+];
+
+const MTLS: &[Rule] = &[
+    ("", "has(self.mode) || has(self.ports) && size(self.ports) > 0", "says nothing: neither mode nor ports"),
+    (
+        "ports",
+        "!has(self.ports) || self.ports.all(port, port.matches('^[1-9][0-9]{0,4}$') && int(port) <= 65535)",
+        "has a key that is not a port (1 to 65535)",
+    ),
+];
 
 pub(super) fn read(
     spec: AccessPolicySpec,
@@ -178,6 +276,9 @@ fn some<T, U>(
 }
 
 fn rule(spec: RuleSpec, namespace: &str, at: &[Segment]) -> Result<AccessRule, Refusal> {
+    if spec.to.as_ref().is_some_and(|to| to.len() > OPERATIONS_MAX) {
+        return Err((path![@at; "to"], format!("has more than {OPERATIONS_MAX} entries")));
+    }
     Ok(AccessRule {
         from: some(spec.from, &path![@at; "from"], |one, at| source(&one, namespace, at))?,
         to: some(spec.to, &path![@at; "to"], operation)?,
@@ -265,11 +366,15 @@ fn mtls(spec: &MtlsSpec, at: &[Segment]) -> Result<Mtls, Refusal> {
         let reason = || (at, format!("{word:?} is not one of strict, permissive, disabled"));
         Mode::from_word(word).ok_or_else(reason)
     };
+    if spec.ports.len() > ITEMS_MAX {
+        let reason = format!("has {} entries: at most {ITEMS_MAX} are allowed", spec.ports.len());
+        return Err((path![@at; "ports"], reason));
+    }
     let ports = spec.ports.iter().map(|(port, word)| {
         let at = path![@at; "ports", port.as_str()];
-        let number = port.parse().ok().filter(|number| *number != 0);
-        let number: u16 =
-            number.ok_or_else(|| (at.clone(), format!("{port:?} is not a port (1 to 65535)")))?;
+        // One spelling for one port, so that none is there twice.
+        let number = port.parse().ok().filter(|number: &u16| *number != 0 && number.to_string() == *port);
+        let number = number.ok_or_else(|| (at.clone(), format!("{port:?} is not a port (1 to 65535)")))?;
         Ok((number, mode(word, at)?))
     });
     let mtls = Mtls {

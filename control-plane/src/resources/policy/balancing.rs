@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::At;
+use super::schema::{self, Rule};
 use crate::resources::gateway;
 use crate::resources::{Refusal, Segment};
 use crate::world::policy::{Algorithm, Balancer, HashOn, SlowStart, ZonePreference};
@@ -13,11 +15,13 @@ use crate::world::policy::{Algorithm, Balancer, HashOn, SlowStart, ZonePreferenc
 const COOKIE_TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How endpoints are chosen.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = schema::rules(BALANCER)))]
 pub struct LoadBalancerSpec {
     /// `PeakEwma`, `LeastRequest`, `RoundRobin`, `Random`, `RingHash` or `Maglev`.
     #[serde(default, rename = "type")]
+    #[schemars(extend("enum" = ["PeakEwma", "LeastRequest", "RoundRobin", "Random", "RingHash", "Maglev"]))]
     pub kind: Option<String>,
     /// What of a request is hashed, for `RingHash` and `Maglev`; the caller's address if absent.
     #[serde(default)]
@@ -27,6 +31,7 @@ pub struct LoadBalancerSpec {
     pub slow_start: Option<SlowStartSpec>,
     /// Share of healthy endpoints below which all are called, percent; 0 is never.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Percent>")]
     pub panic_threshold: Option<i64>,
     /// Whether endpoints of the caller's own zone come first.
     #[serde(default)]
@@ -34,10 +39,12 @@ pub struct LoadBalancerSpec {
 }
 
 /// What of a request is hashed: one of these.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema, Serialize)]
+#[schemars(extend("x-kubernetes-validations" = schema::rules(HASH_ON)))]
 pub struct HashOnSpec {
     /// This header.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Token>")]
     pub header: Option<String>,
     /// This cookie.
     #[serde(default)]
@@ -48,39 +55,69 @@ pub struct HashOnSpec {
 }
 
 /// A cookie.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema, Serialize)]
+#[schemars(extend("x-kubernetes-validations" = schema::rules(COOKIE)))]
 pub struct CookieSpec {
     /// Its name.
+    #[schemars(with = "schema::Token")]
     pub name: String,
     /// With this, a caller without the cookie is given one that lasts so long; `0s` is as long as its session.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Time>")]
     pub ttl: Option<String>,
 }
 
 /// New endpoints get their share by and by.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SlowStartSpec {
     /// For how long an endpoint is new.
+    #[schemars(with = "schema::Span")]
     pub window: String,
     /// Shape of the growth; 1 (linear) if absent, more is steeper at first.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Factor>")]
     pub aggression: Option<f64>,
     /// Share at the very beginning, percent; 10 if absent.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Percent>")]
     pub min_weight_percent: Option<i64>,
 }
 
 /// Whether endpoints of the caller's own zone come first.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ZonePreferenceSpec {
     /// Whether they do.
     pub enabled: bool,
     /// Share of them that must be healthy, percent.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Percent>")]
     pub min_healthy_percent: Option<i64>,
 }
+
+const BALANCER: &[Rule] = &[
+    (
+        "hashOn",
+        "!has(self.hashOn) || !has(self.type) || self.type in ['RingHash', 'Maglev']",
+        "is for RingHash and Maglev only",
+    ),
+    (
+        "slowStart",
+        "!has(self.slowStart) || !has(self.type) || self.type in ['PeakEwma', 'LeastRequest', 'RoundRobin']",
+        "is for PeakEwma, LeastRequest and RoundRobin only",
+    ),
+];
+
+const HASH_ON: &[Rule] = &[(
+    "",
+    "[has(self.header), has(self.cookie), has(self.source)].exists_one(there, there) && \
+     (!has(self.source) || self.source)",
+    "is not one of header, cookie, source: true",
+)];
+
+const COOKIE: &[Rule] =
+    &[("ttl", "!has(self.ttl) || duration(self.ttl) <= duration('8760h')", "is longer than a year")];
 
 pub(super) fn balancer(spec: &LoadBalancerSpec, path: &[Segment]) -> Result<Balancer, Refusal> {
     let at = At(path);

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::schema::{self, Rule};
 use super::{At, not_shorter};
 use crate::resources::{Refusal, Segment};
 use crate::world::policy::{HealthCheck, Probe};
@@ -19,37 +21,62 @@ const HEALTHY: u32 = 2;
 const UNHEALTHY: u32 = 3;
 
 /// How endpoints are probed, by every sidecar that calls them.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = schema::rules(HEALTH_CHECK)))]
 pub struct HealthCheckSpec {
     /// `HTTP`, `GRPC` or `TCP`.
     #[serde(rename = "type")]
+    #[schemars(extend("enum" = ["HTTP", "GRPC", "TCP"]))]
     pub kind: String,
     /// HTTP: the path; `/` if absent.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Path>")]
     pub path: Option<String>,
     /// HTTP: the host; the service's name and port if absent.
     #[serde(default)]
+    #[schemars(length(min = 1))]
     pub host: Option<String>,
     /// HTTP: statuses of a good answer; 200 if absent.
     #[serde(default)]
+    #[schemars(inner(range(min = 100, max = 599)))]
     pub expected_statuses: Option<Vec<i64>>,
     /// GRPC: the service asked about; the whole server if absent.
     #[serde(default)]
     pub service: Option<String>,
     /// How often; `10s` if absent.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Span>")]
     pub interval: Option<String>,
     /// How long an answer may take; `1s` if absent.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Span>")]
     pub timeout: Option<String>,
     /// Good answers in a row that make an endpoint healthy; 2 if absent.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Positive>")]
     pub healthy_threshold: Option<i64>,
     /// Bad answers in a row that make it unhealthy; 3 if absent.
     #[serde(default)]
+    #[schemars(with = "Option<schema::Positive>")]
     pub unhealthy_threshold: Option<i64>,
 }
+
+const HEALTH_CHECK: &[Rule] = &[
+    ("path", "!has(self.path) || self.type == 'HTTP'", "means something to a check of type HTTP only"),
+    ("host", "!has(self.host) || self.type == 'HTTP'", "means something to a check of type HTTP only"),
+    (
+        "expectedStatuses",
+        "!has(self.expectedStatuses) || self.type == 'HTTP'",
+        "means something to a check of type HTTP only",
+    ),
+    ("service", "!has(self.service) || self.type == 'GRPC'", "means something to a check of type GRPC only"),
+    (
+        "timeout",
+        "!has(self.timeout) || duration(self.timeout) <= duration(has(self.interval) ? self.interval : '10s')",
+        "is longer than interval",
+    ),
+];
 
 pub(super) fn health_check(spec: &HealthCheckSpec, path: &[Segment]) -> Result<HealthCheck, Refusal> {
     let at = At(path);

@@ -1,12 +1,13 @@
 //! TrafficPolicy: how a service is called, and what is done to its requests on the way.
 
+mod spec;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use weft_wire::{ServiceId, ServicePort};
 
-use super::{At, TargetRef, balancing, not_shorter, probing};
+use super::{At, balancing, not_shorter, probing};
 use crate::resources::gateway::{self, ATTEMPTS_MAX};
 use crate::resources::{Refusal, Segment};
 use crate::world::policy::{
@@ -17,220 +18,17 @@ use crate::world::{BackendRef, Pattern, ValueMatch};
 
 pub use balancing::{CookieSpec, HashOnSpec, LoadBalancerSpec, SlowStartSpec, ZonePreferenceSpec};
 pub use probing::HealthCheckSpec;
+pub use spec::{
+    AbortSpec, AdaptiveSpec, ConcurrencySpec, DelaySpec, FaultSpec, HeaderSpec, MirrorRefSpec, MirrorSpec,
+    RateLimitSpec, RetryBudgetSpec, RetrySpec, TimeoutsSpec, TrafficPolicySpec,
+};
 
 /// Shortest time in which a bucket is filled: Envoy fills no faster.
 const FILL_MIN: Duration = Duration::from_millis(50);
+/// What can have a bucket of its own: as many words as there are.
+const RATE_KEYS_MAX: usize = 3;
 /// Headers that select requests for a fault.
 const FAULT_HEADERS_MAX: usize = 16;
-
-/// What a TrafficPolicy says.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TrafficPolicySpec {
-    /// The Services and routes, or parts of them, that it is for.
-    pub target_refs: Vec<TargetRef>,
-    /// How long things may take.
-    #[serde(default)]
-    pub timeouts: TimeoutsSpec,
-    /// When requests are tried again: if anything is set here.
-    #[serde(default)]
-    pub retry: RetrySpec,
-    /// How much trying again may add. Services only.
-    #[serde(default)]
-    pub retry_budget: RetryBudgetSpec,
-    /// How endpoints are chosen. On a route: only `hashOn`.
-    #[serde(default)]
-    pub load_balancer: LoadBalancerSpec,
-    /// How endpoints are probed. Services only.
-    #[serde(default)]
-    pub health_check: Option<HealthCheckSpec>,
-    /// How many requests each endpoint lets in.
-    #[serde(default)]
-    pub rate_limit: Option<RateLimitSpec>,
-    /// How many requests each endpoint lets in at once. Services only.
-    #[serde(default)]
-    pub concurrency: Option<ConcurrencySpec>,
-    /// Failures made on purpose.
-    #[serde(default)]
-    pub fault: Option<FaultSpec>,
-    /// Who gets a copy of requests.
-    #[serde(default)]
-    pub mirror: Option<MirrorSpec>,
-}
-
-/// How long things may take; `0s` is without limit.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TimeoutsSpec {
-    /// The whole exchange, with all tries.
-    #[serde(default)]
-    pub request: Option<String>,
-    /// One try.
-    #[serde(default)]
-    pub backend_request: Option<String>,
-    /// Making a connection, never without limit. Services only.
-    #[serde(default)]
-    pub connect: Option<String>,
-}
-
-/// When requests are tried again.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RetrySpec {
-    /// How often; 0 is never.
-    #[serde(default)]
-    pub attempts: Option<i64>,
-    /// For what: `5xx`, `gateway-error`, `connect-failure`, `reset`, `retriable-status-codes`, and the gRPC statuses
-    /// `cancelled`, `deadline-exceeded`, `internal`, `resource-exhausted`, `unavailable`.
-    #[serde(default)]
-    pub on: Option<Vec<String>>,
-    /// For these statuses too.
-    #[serde(default)]
-    pub status_codes: Option<Vec<i64>>,
-    /// Shortest wait before the first retry; each further one waits up to twice as long.
-    #[serde(default)]
-    pub backoff: Option<String>,
-    /// Longest wait.
-    #[serde(default)]
-    pub backoff_max: Option<String>,
-    /// How long one try may take; wins over `timeouts.backendRequest`.
-    #[serde(default)]
-    pub per_try_timeout: Option<String>,
-}
-
-/// How much trying again may add to the load, from one sidecar.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RetryBudgetSpec {
-    /// Retries as a share of the requests under way, percent.
-    #[serde(default)]
-    pub percent: Option<i64>,
-    /// Retries that are always allowed at once.
-    #[serde(default)]
-    pub min_concurrency: Option<i64>,
-}
-
-/// How many requests each endpoint lets in: a token bucket at the callee's sidecar.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-pub struct RateLimitSpec {
-    /// How many requests.
-    pub requests: i64,
-    /// In how long; `1s` if absent.
-    #[serde(default)]
-    pub per: Option<String>,
-    /// How many at once after a pause; as many as `requests` if absent.
-    #[serde(default)]
-    pub burst: Option<i64>,
-    /// What has a bucket of its own: `service`, `route`, `caller`. Absent: the service, or the route that is targeted.
-    #[serde(default)]
-    pub by: Option<Vec<String>>,
-}
-
-/// How many requests each endpoint lets in at once.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-pub struct ConcurrencySpec {
-    /// A limit that is found by comparing latency with latency without load (Envoy's gradient controller).
-    pub adaptive: AdaptiveSpec,
-}
-
-/// The gradient controller. Everything absent is as in Envoy.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct AdaptiveSpec {
-    /// Which percentile of latency is compared; 50 if absent.
-    #[serde(default)]
-    pub sample_percentile: Option<i64>,
-    /// How often the limit is set; `100ms` if absent.
-    #[serde(default)]
-    pub update_interval: Option<String>,
-    /// The limit is never higher; 1000 if absent.
-    #[serde(default)]
-    pub max_concurrency: Option<i64>,
-    /// How often latency without load is measured; `60s` if absent.
-    #[serde(default)]
-    pub min_rtt_interval: Option<String>,
-    /// With how many requests; 50 if absent.
-    #[serde(default)]
-    pub min_rtt_requests: Option<i64>,
-    /// The limit meanwhile; 3 if absent.
-    #[serde(default)]
-    pub min_concurrency: Option<i64>,
-    /// Random part added to `minRttInterval`, percent; 15 if absent.
-    #[serde(default)]
-    pub jitter_percent: Option<i64>,
-    /// How much worse than without load is still fine, percent; 25 if absent.
-    #[serde(default)]
-    pub buffer_percent: Option<i64>,
-}
-
-/// Failures made on purpose.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-pub struct FaultSpec {
-    /// Requests that are held up.
-    #[serde(default)]
-    pub delay: Option<DelaySpec>,
-    /// Requests that are answered with a failure.
-    #[serde(default)]
-    pub abort: Option<AbortSpec>,
-    /// Only requests with all of these headers.
-    #[serde(default)]
-    pub headers: Vec<HeaderSpec>,
-}
-
-/// A hold-up.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-pub struct DelaySpec {
-    /// How long.
-    pub fixed: String,
-    /// Of how many requests, percent.
-    pub percent: f64,
-}
-
-/// A failure: one of the two statuses.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct AbortSpec {
-    /// An HTTP status.
-    #[serde(default)]
-    pub http_status: Option<i64>,
-    /// A gRPC status, by number.
-    #[serde(default)]
-    pub grpc_status: Option<i64>,
-    /// To how many requests, percent.
-    pub percent: f64,
-}
-
-/// A header and its value.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-pub struct HeaderSpec {
-    /// Its name.
-    pub name: String,
-    /// Its value.
-    pub value: String,
-}
-
-/// A copy of a share of the requests, sent and forgotten.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct MirrorSpec {
-    /// Who gets it.
-    pub backend_ref: MirrorRefSpec,
-    /// Of how many requests, percent; all if absent.
-    #[serde(default)]
-    pub percent: Option<f64>,
-}
-
-/// A Service's port.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-pub struct MirrorRefSpec {
-    /// The Service.
-    pub name: String,
-    /// Its namespace; the policy's own if absent. Another one must allow it by a ReferenceGrant.
-    #[serde(default)]
-    pub namespace: Option<String>,
-    /// Its port.
-    pub port: i32,
-}
 
 pub(super) fn settings(
     spec: &TrafficPolicySpec,
@@ -353,6 +151,9 @@ fn rate_limit(spec: &RateLimitSpec, on_route: bool, path: &[Segment]) -> Result<
         return Err((at.field("per"), "is shorter than 50ms".into()));
     }
     let burst = at.number("burst", spec.burst, 1, u32::MAX)?.unwrap_or(requests);
+    if spec.by.as_ref().is_some_and(|by| by.len() > RATE_KEYS_MAX) {
+        return Err((at.field("by"), format!("has more than {RATE_KEYS_MAX} entries")));
+    }
     let mut by = BTreeSet::new();
     for (index, word) in spec.by.iter().flatten().enumerate() {
         by.insert(match word.as_str() {
