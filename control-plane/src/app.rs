@@ -21,6 +21,9 @@ use crate::api::{Api, Gate, HostPolicy};
 use crate::audit::{Audit, Target};
 use crate::auth::Auth;
 use crate::ca::{self, Ca};
+use crate::cluster::leader::Leader;
+use crate::cluster::secret::Secrets;
+use crate::cluster::{Cluster, lease};
 use crate::config::{Config, Listen};
 use crate::drain::{Drain, Signals};
 use crate::ingest::{self, Guard, Ingest};
@@ -78,6 +81,9 @@ impl App {
         // All fields by name: an option that nothing uses is a compiler warning.
         let Config {
             source,
+            kubernetes,
+            namespace,
+            pod_name,
             data_dir,
             insecure,
             control_listen,
@@ -101,6 +107,10 @@ impl App {
         let control_listen = if insecure { control_listen } else { Listen::Off };
 
         let (live, drain, registry) = (Live::default(), Drain::default(), Registry::new());
+        let cluster = match kubernetes {
+            true => Some(Cluster::find(&namespace, pod_name).await?),
+            false => None,
+        };
         let problems = follow(source, &live, &drain).await?;
         let status = Status::default();
         let mesh = Arc::new(CurrentMesh::new(live.clone(), status.clone(), problems.clone()));
@@ -109,9 +119,9 @@ impl App {
         let options = ca::Options {
             domain: trust_domain,
             leaf_life: leaf_lifetime,
-            directory: data_dir.as_ref().map(|directory| directory.join("ca")),
+            store: ca_store(cluster.as_ref(), data_dir.as_deref(), &drain).await?,
             brought: ca_dir,
-            accounts: accounts(token_review.as_deref(), token_review_credentials, &token_audience)?,
+            accounts: accounts(token_review, token_review_credentials, cluster.as_ref(), &token_audience)?,
         };
         let ca = (control_tls_listen != Listen::Off).then(|| open_ca(options, live.clone(), &registry));
         let ca = match ca {
@@ -131,15 +141,17 @@ impl App {
         };
         let bound = listeners.bound()?;
         let audit = open_audit(&auth.audit_log, &registry)?;
-        let auth = Auth::new(auth, &credentials, insecure, &registry)?;
+        let client = cluster.as_ref().map(|cluster| cluster.client.clone());
+        let auth = Auth::new(auth, &credentials, client, insecure, &registry)?;
         ensure_guarded(&auth, insecure, bound.api)?;
 
+        let leads = lead(cluster.as_ref(), &registry, &drain);
         background(&live, &ingest, &auth, &drain);
         let metrics = xds::Metrics::new(&registry);
         let statuses = status.clone();
         if let Some(ca) = &ca {
             let (ca, status, token) = (ca.clone(), status.clone(), drain.token.clone());
-            drain.tasks.spawn(ca.run(status, token));
+            drain.tasks.spawn(ca.run(status, leads, token));
         }
         let known = ca.clone();
         let bindings: crate::admit::Bound =
@@ -269,22 +281,50 @@ fn ensure_guarded(auth: &Auth, insecure: bool, api: Option<SocketAddr>) -> anyho
     Ok(())
 }
 
+/// Stands for election where there may be others.
+fn lead(cluster: Option<&Cluster>, registry: &Registry, drain: &Drain) -> ca::Leads {
+    let Some(cluster) = cluster else { return ca::alone() };
+    let (leader, leads) = Leader::new(cluster, &cluster.identity(), lease::Settings::default(), registry);
+    drain.tasks.spawn(leader.run(drain.token.clone()));
+    leads
+}
+
 /// Who knows service account tokens.
 fn accounts(
-    server: Option<&str>,
+    server: Option<String>,
     credentials: std::path::PathBuf,
+    cluster: Option<&Cluster>,
     audience: &str,
 ) -> anyhow::Result<Option<Arc<dyn ca::proof::Proof>>> {
-    let Some(server) = server else { return Ok(None) };
-    let reviews = ca::TokenReviews::new(server, credentials, audience).context("use --token-review")?;
+    let reviewer = match (server, cluster) {
+        (Some(server), _) => ca::Reviewer::At(server, credentials),
+        (None, Some(cluster)) => ca::Reviewer::Cluster(cluster.client.clone()),
+        (None, None) => return Ok(None),
+    };
+    let reviews = ca::TokenReviews::new(reviewer, audience).context("use --token-review")?;
     Ok(Some(Arc::new(reviews)))
 }
 
+/// Where the authority keeps its keys.
+async fn ca_store(
+    cluster: Option<&Cluster>,
+    data_dir: Option<&Path>,
+    drain: &Drain,
+) -> anyhow::Result<Option<Arc<dyn ca::store::Store>>> {
+    if let Some(cluster) = cluster {
+        let secrets = Secrets::new(cluster);
+        secrets.follow(drain);
+        return Ok(Some(Arc::new(secrets)));
+    }
+    let Some(directory) = data_dir.map(|directory| directory.join("ca")) else { return Ok(None) };
+    let shown = directory.display().to_string();
+    let opened = tokio::task::spawn_blocking(move || ca::Disk::open(directory)).await?;
+    Ok(Some(Arc::new(opened.with_context(|| format!("use {shown}"))?)))
+}
+
 async fn open_ca(options: ca::Options, live: Live, registry: &Registry) -> anyhow::Result<Ca> {
-    let registry = registry.clone();
-    // Reads and writes a disk, and makes keys.
-    let opening = tokio::task::spawn_blocking(move || Ca::open(options, live, &registry, SystemTime::now()));
-    opening.await?.context("open the certificate authority")
+    let opening = Ca::open(options, live, registry, SystemTime::now());
+    opening.await.context("open the certificate authority")
 }
 
 async fn follow(source: Option<std::path::PathBuf>, live: &Live, drain: &Drain) -> anyhow::Result<Problems> {

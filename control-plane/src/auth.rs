@@ -186,14 +186,15 @@ impl Auth {
         Self::with(Providers::default(), None, false, &Registry::new())
     }
 
-    /// What `options` configure; `credentials` is where we find our own for the Kubernetes API server; counters are shown in
-    /// `registry`.
+    /// What `options` configure; `credentials` is where we find our own for the Kubernetes API server, unless it is asked through
+    /// `cluster`; counters are shown in `registry`.
     ///
     /// # Errors
     /// When an option, or a file that is named, cannot be used.
     pub fn new(
         options: Options,
         credentials: &Path,
+        cluster: Option<kube::Client>,
         insecure: bool,
         registry: &Registry,
     ) -> anyhow::Result<Self> {
@@ -203,7 +204,7 @@ impl Auth {
         // Browsers come back from a provider to where they came from.
         let public = api_public_url.or_else(|| oidc.oidc_redirect_url.clone());
         let public = public.as_deref().map(origin).transpose().context("use --api-public-url")?;
-        let reviews = review.settings(credentials).map(Reviews::new).transpose()?;
+        let reviews = review.settings(credentials, cluster).map(Reviews::new).transpose()?;
         let oidc = oidc.settings()?.map(|settings| Oidc::new(settings, registry)).transpose()?;
         ensure!(
             insecure || !oidc.as_ref().is_some_and(|oidc| oidc.is_exposed()),

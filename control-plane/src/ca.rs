@@ -5,11 +5,14 @@
 //! identity for its listener.
 //!
 //! `authority` is the pure core: who issues, and how one root follows another; `issue` makes certificates, `csr` reads
-//! requests, `token` keeps join tokens. Around it: `disk` and `kept` (what outlives the program), `brought` (an issuer of the
-//! operator's), `proof` and `review` (who is it), `keep` (the task that renews and rotates).
+//! requests, `token` keeps join tokens. Around it: `store`, `disk` and `kept` (what outlives the program), `brought` (an issuer
+//! of the operator's), `proof` and `review` (who is it), `keep` (the task that renews and rotates), `follow` (what others who
+//! share the place have written).
 //!
-//! Invariants: a private key leaves this module only to the disk (0600) and to the listener's TLS; what was promised (a used
-//! token, a new root) is on the disk before anybody hears of it; without a data directory everything is in memory, and said so.
+//! Invariants: a private key leaves this module only to its [`Store`] and to the listener's TLS; what was promised (a used
+//! token, a new root) is kept before anybody hears of it; without a place to keep it everything is in memory, and said so.
+//! Several control planes may share a place: each change says which version it replaces, and whoever comes second takes over
+//! what the first wrote and tries again.
 //! Non-goal: revocation. Certificates live for a day; who must be shut out at once is denied by an `AccessPolicy`.
 
 pub mod authority;
@@ -17,9 +20,11 @@ pub mod brought;
 pub mod csr;
 pub mod issue;
 pub mod proof;
+pub mod store;
 pub mod token;
 
 mod disk;
+mod follow;
 mod keep;
 mod kept;
 mod metrics;
@@ -42,24 +47,23 @@ use weft_wire::{SpiffeId, WorkloadId};
 use crate::serve::tls;
 use crate::world::{Event, Live, Trust};
 use authority::{Authority, Issued, Offer};
-use disk::Disk;
+pub use disk::Disk;
 use issue::{Key, Serial};
 pub use issue::{fingerprint, hex};
+pub use keep::{Leads, alone};
 use metrics::Metrics;
 use proof::{Proof, Shown};
 pub use refusal::Refusal;
-pub use review::{InvalidServer, TokenReviews};
+pub use review::{InvalidServer, Reviewer, TokenReviews};
 pub use service::Service;
+use store::{Document, Failure, Store, Version, WriteError};
 use token::{Tokens, Wish};
 pub use view::{Clock, Overview, Progress, clock_in_words};
 
-const AUTHORITY: &str = "authority.json";
-const TOKENS: &str = "tokens.json";
-/// The trust bundle for people and for sidecars that are given it as a file; nothing reads it back.
-const BUNDLE: &str = "bundle.pem";
-
-/// How long the disk may take; what waits for it longer is refused, and finds out by asking again.
-const DISK_PATIENCE: Duration = Duration::from_secs(4);
+/// How long a change may take to be kept; what waits for it longer is refused, and finds out by asking again.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// How often a change is tried again because somebody else was quicker. Each of them has carried a change through.
+const CONFLICTS_MAX: usize = 8;
 
 /// What the operator decides.
 pub struct Options {
@@ -68,7 +72,7 @@ pub struct Options {
     /// How long leaves live at most.
     pub leaf_life: Duration,
     /// Where keys and tokens are kept; `None`: in memory.
-    pub directory: Option<PathBuf>,
+    pub store: Option<Arc<dyn Store>>,
     /// An issuer that the operator brings.
     pub brought: Option<PathBuf>,
     /// Who knows service account tokens.
@@ -78,21 +82,21 @@ pub struct Options {
 /// The authority cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The disk.
-    #[error("use {path}")]
-    Disk {
-        /// Which file or directory.
-        path: PathBuf,
+    /// Where it is kept.
+    #[error("use {place}")]
+    Store {
+        /// Which document.
+        place: String,
         /// Why.
-        source: std::io::Error,
+        source: Failure,
     },
     /// What was kept makes no sense. Nothing is made up instead.
-    #[error("use {path}")]
+    #[error("use {place}")]
     Kept {
-        /// Which file.
-        path: PathBuf,
+        /// Which document.
+        place: String,
         /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Failure,
     },
     /// The issuer that was brought.
     #[error("use --ca-dir")]
@@ -115,15 +119,15 @@ pub struct Ca(Arc<Inner>);
 struct Inner {
     own_id: SpiffeId,
     authority: ArcSwap<Authority>,
-    /// Held by whoever changes the authority, over the time it takes to write it down.
-    changing: tokio::sync::Mutex<()>,
+    /// Which version of the authority is in use. Held by whoever changes it, over the time it takes to write it down.
+    changing: tokio::sync::Mutex<Option<Version>>,
     tokens: ArcSwap<Tokens>,
-    /// Held by whoever changes the tokens, likewise, and also when nobody waits for it any more.
-    changing_tokens: Arc<tokio::sync::Mutex<()>>,
+    /// Likewise, and also when nobody waits for it any more.
+    changing_tokens: Arc<tokio::sync::Mutex<Option<Version>>>,
     own: ArcSwap<Own>,
     listener: tls::Settings,
     live: Live,
-    disk: Option<Disk>,
+    store: Option<Arc<dyn Store>>,
     brought: Option<PathBuf>,
     accounts: Option<Arc<dyn Proof>>,
     metrics: Metrics,
@@ -142,34 +146,38 @@ impl Ca {
     ///
     /// # Errors
     /// When what is kept cannot be used, or nothing can be made.
-    pub fn open(
+    pub async fn open(
         options: Options,
         live: Live,
         registry: &Registry,
         now: SystemTime,
     ) -> Result<Self, OpenError> {
-        let Options { domain, leaf_life, directory, brought, accounts } = options;
+        let Options { domain, leaf_life, store, brought, accounts } = options;
         let own_id = SpiffeId::new(&domain, CONTROL_PLANE.0, CONTROL_PLANE.1)?;
-        let disk =
-            directory.map(|path| Disk::open(path.clone()).map_err(|source| OpenError::Disk { path, source }));
-        let disk = disk.transpose()?;
-        let offer = brought.as_deref().map(|directory| brought::read(directory, now)).transpose()?;
-        let authority = begin(disk.as_ref(), &domain, leaf_life, offer, now)?;
-        let tokens = match &disk {
-            Some(disk) => read_tokens(disk)?,
-            None => Tokens::default(),
+        let offer = match brought.clone() {
+            // Reads a disk.
+            Some(directory) => {
+                let read = tokio::task::spawn_blocking(move || brought::read(&directory, now)).await;
+                Some(read.unwrap_or_else(|broken| std::panic::resume_unwind(broken.into_panic()))?)
+            }
+            None => None,
+        };
+        let (authority, version) = begin(store.as_deref(), &domain, leaf_life, offer, now).await?;
+        let (tokens, tokens_version) = match &store {
+            Some(store) => read_tokens(&**store).await?,
+            None => (Tokens::default(), None),
         };
         let (own, material) = own(&authority, &own_id, now)?;
         let ca = Self(Arc::new(Inner {
             own_id,
             authority: ArcSwap::from_pointee(authority),
-            changing: tokio::sync::Mutex::new(()),
+            changing: tokio::sync::Mutex::new(version),
             tokens: ArcSwap::from_pointee(tokens),
-            changing_tokens: Arc::default(),
+            changing_tokens: Arc::new(tokio::sync::Mutex::new(tokens_version)),
             own: ArcSwap::from_pointee(own),
             listener: tls::Settings::new(&domain, material),
             live,
-            disk,
+            store,
             brought,
             accounts,
             metrics: Metrics::new(registry),
@@ -210,7 +218,8 @@ impl Ca {
         let pin = authority.issuer().root;
         let mut random = [0; token::RANDOM];
         fill(&mut random);
-        let token = self.change_tokens(|tokens| tokens.create(wish, pin, now, random)).await?;
+        let wanted = wish.clone();
+        let token = self.change_tokens(move |tokens| tokens.create(&wanted, pin, now, random)).await?;
         info!(token = &*token.id, workload = %wish.workload, service_account = &*wish.service_account, "join token made");
         Ok(token)
     }
@@ -220,7 +229,8 @@ impl Ca {
     /// # Errors
     /// When it cannot be written down.
     pub async fn revoke_token(&self, id: &str, now: SystemTime) -> Result<bool, Refusal> {
-        let found = self.change_tokens(|tokens| Ok(tokens.revoke(id, now))).await?;
+        let named = id.to_owned();
+        let found = self.change_tokens(move |tokens| Ok(tokens.revoke(&named, now))).await?;
         info!(token = id, found, "join token revoked");
         Ok(found)
     }
@@ -264,50 +274,83 @@ impl Ca {
     }
 
     async fn redeem(&self, token: &JoinToken, key: &[u8; 32], now: SystemTime) -> Result<(), Refusal> {
-        let authority = self.authority();
-        self.change_tokens(|tokens| tokens.redeem(token, key, authority.domain(), now)).await.map(drop)
+        let (authority, token, key) = (self.authority(), token.clone(), *key);
+        self.change_tokens(move |tokens| tokens.redeem(&token, &key, authority.domain(), now)).await.map(drop)
     }
 
-    /// Changes the tokens and writes them down before anybody hears of it.
+    /// Changes the tokens and keeps them before anybody hears of it.
     ///
     /// Whoever asked may go away at any moment, as callers do, and a disk may hang. The change is carried through regardless:
     /// one that ended in the middle would let a later one be written before it, and undone by it.
-    async fn change_tokens<T>(
+    async fn change_tokens<T: Send + 'static>(
         &self,
-        change: impl FnOnce(&mut Tokens) -> Result<T, Refusal>,
+        change: impl Fn(&mut Tokens) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
         let lock = Arc::clone(&self.0.changing_tokens).lock_owned();
-        let changing = tokio::time::timeout(DISK_PATIENCE, lock).await.map_err(|_| disk_hangs())?;
-        let tokens = self.0.tokens.load_full();
-        let mut changed = Tokens::clone(&tokens);
-        let result = change(&mut changed)?;
-        if changed == *tokens {
-            return Ok(result);
-        }
+        let mut changing =
+            tokio::time::timeout(PATIENCE, lock).await.map_err(|_| self.hangs(Document::Tokens))?;
         let ca = self.clone();
-        let keeping = tokio::spawn(async move {
-            let _changing = changing;
-            ca.write(TOKENS, serde_json::to_vec(&changed).map_err(|_| Refusal::Internal)?).await?;
-            ca.0.tokens.store(Arc::new(changed));
-            Ok(())
-        });
-        match tokio::time::timeout(DISK_PATIENCE, keeping).await {
-            Ok(kept) => kept.unwrap_or(Err(Refusal::Internal)).map(|()| result),
-            Err(_) => Err(disk_hangs()),
+        let keeping = tokio::spawn(async move { ca.keep_tokens(&mut changing, change).await });
+        match tokio::time::timeout(PATIENCE, keeping).await {
+            Ok(kept) => kept.unwrap_or(Err(Refusal::Internal)),
+            Err(_) => Err(self.hangs(Document::Tokens)),
         }
     }
 
-    async fn write(&self, name: &'static str, bytes: Vec<u8>) -> Result<(), Refusal> {
-        let Some(disk) = self.0.disk.clone() else { return Ok(()) };
-        let written = tokio::task::spawn_blocking(move || disk.write(name, &bytes)).await;
-        match written {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => {
-                tracing::error!(file = name, %error, "cannot be written: nothing is changed");
+    async fn keep_tokens<T>(
+        &self,
+        version: &mut Option<Version>,
+        change: impl Fn(&mut Tokens) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        for _ in 0..CONFLICTS_MAX {
+            let tokens = self.0.tokens.load_full();
+            let mut changed = Tokens::clone(&tokens);
+            let result = change(&mut changed)?;
+            if changed == *tokens {
+                return Ok(result);
+            }
+            let bytes = serde_json::to_vec(&changed).map_err(|_| Refusal::Internal)?;
+            if self.write(Document::Tokens, bytes, None, version).await? {
+                self.0.tokens.store(Arc::new(changed));
+                return Ok(result);
+            }
+            self.reread_tokens(version).await?;
+        }
+        tracing::error!("join tokens are changed by others all the time: nothing is changed");
+        Err(Refusal::Internal)
+    }
+
+    /// Keeps a document in place of `version`, and notes the new one. `false`: somebody else was quicker.
+    async fn write(
+        &self,
+        document: Document,
+        bytes: Vec<u8>,
+        public: Option<String>,
+        version: &mut Option<Version>,
+    ) -> Result<bool, Refusal> {
+        let Some(store) = &self.0.store else { return Ok(true) };
+        match store.write(document, bytes, public, version.as_ref()).await {
+            Ok(written) => {
+                *version = Some(written);
+                Ok(true)
+            }
+            Err(WriteError::Conflict) => {
+                info!(place = store.place(document), "somebody else has changed it meanwhile");
+                Ok(false)
+            }
+            Err(error) => {
+                let place = store.place(document);
+                tracing::error!(place, error = &error as &dyn std::error::Error, "nothing is changed");
+                self.0.metrics.store_failed();
                 Err(Refusal::Internal)
             }
-            Err(_) => Err(Refusal::Internal),
         }
+    }
+
+    fn hangs(&self, document: Document) -> Refusal {
+        let place = self.0.store.as_ref().map(|store| store.place(document));
+        tracing::error!(place, "no answer within {PATIENCE:?}");
+        Refusal::Internal
     }
 
     /// Tells the world whom to trust.
@@ -323,49 +366,63 @@ impl Ca {
     }
 }
 
-fn disk_hangs() -> Refusal {
-    tracing::error!(file = TOKENS, "the disk has not answered within {DISK_PATIENCE:?}");
-    Refusal::Internal
-}
-
-/// What is kept, or something new; written down before it is used.
-fn begin(
-    disk: Option<&Disk>,
+/// What is kept, or something new; kept before it is used.
+async fn begin(
+    store: Option<&dyn Store>,
     domain: &str,
     leaf_life: Duration,
     offer: Option<Offer>,
     now: SystemTime,
-) -> Result<Authority, OpenError> {
+) -> Result<(Authority, Option<Version>), OpenError> {
     let make = || Offer::make(domain, now, &mut serial);
-    let Some(disk) = disk else {
+    let Some(store) = store else {
         if offer.is_none() {
             warn!(
                 "no --data-dir: the root of the mesh is in memory, and a restart makes a new one that no sidecar trusts"
             );
         }
-        return Ok(Authority::new(domain, offer.map_or_else(make, Ok)?, leaf_life));
+        return Ok((Authority::new(domain, offer.map_or_else(make, Ok)?, leaf_life), None));
     };
-    let on_disk = |source| OpenError::Disk { path: disk.path(AUTHORITY), source };
-    let authority = match disk.read(AUTHORITY).map_err(on_disk)? {
-        Some(kept) => kept::read(&kept, domain, leaf_life, now, offer, make)
-            .map_err(|source| OpenError::Kept { path: disk.path(AUTHORITY), source: source.into() })?,
-        None => {
-            info!(directory = %disk.path("").display(), "a new authority");
-            Authority::new(domain, offer.map_or_else(make, Ok)?, leaf_life)
+    let place = || store.place(Document::Authority);
+    let unusable = |source| OpenError::Store { place: place(), source };
+    let senseless = |source| OpenError::Kept { place: place(), source };
+    for _ in 0..CONFLICTS_MAX {
+        let kept = store.read(Document::Authority).await.map_err(unusable)?;
+        let authority = match kept.as_ref().filter(|kept| !kept.bytes.is_empty()) {
+            Some(kept) => kept::read(&kept.bytes, domain, leaf_life, now, offer.clone(), make)
+                .map_err(|error| senseless(error.into()))?,
+            None => {
+                info!(place = place(), "a new authority");
+                Authority::new(domain, offer.clone().map_or_else(make, Ok)?, leaf_life)
+            }
+        };
+        let document = kept::write(&authority).map_err(|error| senseless(error.into()))?;
+        let (known, version) = kept.map(|kept| (kept.bytes, kept.version)).unzip();
+        if known.as_ref() == Some(&document) {
+            return Ok((authority, version));
         }
-    };
-    let document = kept::write(&authority)
-        .map_err(|source| OpenError::Kept { path: disk.path(AUTHORITY), source: source.into() })?;
-    disk.write(AUTHORITY, &document).map_err(on_disk)?;
-    disk.write(BUNDLE, authority.bundle().as_bytes()).map_err(on_disk)?;
-    Ok(authority)
+        let public = Some(authority.bundle());
+        match store.write(Document::Authority, document, public, version.as_ref()).await {
+            Ok(version) => return Ok((authority, Some(version))),
+            // Another control plane starts at the same moment: its root is everybody's.
+            Err(WriteError::Conflict) => info!(place = place(), "somebody else was quicker: theirs is taken"),
+            Err(WriteError::Failed(source)) => return Err(unusable(source)),
+        }
+    }
+    Err(unusable("it is changed by others all the time".into()))
 }
 
-fn read_tokens(disk: &Disk) -> Result<Tokens, OpenError> {
-    let path = || disk.path(TOKENS);
-    let kept = disk.read(TOKENS).map_err(|source| OpenError::Disk { path: path(), source })?;
-    kept.map_or_else(|| Ok(Tokens::default()), |kept| serde_json::from_slice(&kept))
-        .map_err(|source| OpenError::Kept { path: path(), source: source.into() })
+async fn read_tokens(store: &dyn Store) -> Result<(Tokens, Option<Version>), OpenError> {
+    let place = || store.place(Document::Tokens);
+    let kept = store.read(Document::Tokens).await;
+    let kept = kept.map_err(|source| OpenError::Store { place: place(), source })?;
+    let Some(kept) = kept else { return Ok((Tokens::default(), None)) };
+    if kept.bytes.is_empty() {
+        return Ok((Tokens::default(), Some(kept.version)));
+    }
+    let tokens = serde_json::from_slice(&kept.bytes)
+        .map_err(|source| OpenError::Kept { place: place(), source: source.into() })?;
+    Ok((tokens, Some(kept.version)))
 }
 
 /// A fresh certificate of the control plane's own, and the TLS to serve with it.
@@ -388,7 +445,7 @@ fn serial() -> Serial {
 ///
 /// # Panics
 /// When it has none: nothing that is made from here on would be a secret.
-fn fill(bytes: &mut [u8]) {
+pub(crate) fn fill(bytes: &mut [u8]) {
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.secure_random.fill(bytes).expect("the system has randomness");
 }

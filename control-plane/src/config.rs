@@ -22,6 +22,7 @@ use crate::auth;
     after_help = "Examples:\n  \
         weft-control-plane --source ./mesh --data-dir /var/lib/weft\n  \
         weft-control-plane --source ./mesh --ca-dir /etc/weft/ca --trust-domain example.org\n  \
+        weft-control-plane --kubernetes --api-tokens /etc/weft/tokens --api-listen :8080\n  \
         weft-control-plane --insecure --source ./mesh --api-listen 127.0.0.1:9000"
 )]
 pub struct Config {
@@ -29,6 +30,19 @@ pub struct Config {
     /// Without it only programs that register themselves are known
     #[arg(long, env = "WEFT_SOURCE", value_name = "DIR")]
     pub source: Option<PathBuf>,
+
+    /// Follow a Kubernetes cluster, and write to it what it must know: with the credentials of the pod, else those of KUBECONFIG
+    /// or ~/.kube/config
+    #[arg(long, env = "WEFT_KUBERNETES", conflicts_with = "source")]
+    pub kubernetes: bool,
+
+    /// The control plane's own namespace: its Lease and its Secrets are there
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME", default_value = "weft-system")]
+    pub namespace: String,
+
+    /// The control plane's own pod, which is labelled while it leads
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pub pod_name: Option<String>,
 
     /// Directory for history. Without it history lives in memory and ends with the process
     #[arg(long, env = "WEFT_DATA_DIR", value_name = "DIR")]
@@ -52,7 +66,7 @@ pub struct Config {
     pub trust_domain: String,
 
     /// Directory of an issuing certificate of your own, as cert-manager writes it: tls.crt, tls.key, ca.crt. Read
-    /// again when it changes. Without it a root is made, and kept in --data-dir
+    /// again when it changes. Without it a root is made, and kept in a Secret (--kubernetes) or in --data-dir
     #[arg(long, env = "WEFT_CA_DIR", value_name = "DIR")]
     pub ca_dir: Option<PathBuf>,
 
@@ -61,7 +75,7 @@ pub struct Config {
     pub leaf_lifetime: Duration,
 
     /// Kubernetes API server that is asked whose a service account token is, for instance `https://kubernetes.default.svc`.
-    /// Without it only join tokens are taken
+    /// Without it, or --kubernetes, only join tokens are taken
     #[arg(long, env = "WEFT_TOKEN_REVIEW", value_name = "URL")]
     pub token_review: Option<String>,
 

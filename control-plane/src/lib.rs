@@ -23,6 +23,7 @@ pub mod audit;
 pub mod auth;
 pub mod ca;
 pub mod circuits;
+pub mod cluster;
 pub mod compile;
 pub mod config;
 pub mod drain;

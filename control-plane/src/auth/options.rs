@@ -6,6 +6,7 @@ use anyhow::Context as _;
 
 use super::{oidc, review};
 use crate::audit::Target;
+use crate::ca::Reviewer;
 
 /// How people and programs sign in to the API.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -121,7 +122,7 @@ impl OidcOptions {
 #[command(next_help_heading = "Using the API with tokens of the cluster")]
 pub struct ReviewOptions {
     /// Kubernetes API server that is asked (TokenReview) whose a bearer token is, for instance `https://kubernetes.default.svc`.
-    /// It is asked with the credentials in --token-review-credentials
+    /// It is asked with the credentials in --token-review-credentials. Not needed with --kubernetes
     #[arg(long, env = "WEFT_API_TOKEN_REVIEW", value_name = "URL")]
     pub api_token_review: Option<String>,
 
@@ -139,14 +140,25 @@ pub struct ReviewOptions {
 }
 
 impl ReviewOptions {
-    /// What is configured, if anything.
-    pub(super) fn settings(self, credentials: &Path) -> Option<review::Settings> {
-        Some(review::Settings {
-            server: self.api_token_review?,
-            credentials: credentials.to_owned(),
-            audience: self.api_token_audience,
-            operators: self.api_token_review_operator_group,
-            viewers: self.api_token_review_viewer_group,
-        })
+    /// What is configured, if anything. With a cluster's client no address is needed: that somebody may come in is enough.
+    pub(super) fn settings(
+        self,
+        credentials: &Path,
+        cluster: Option<kube::Client>,
+    ) -> Option<review::Settings> {
+        // All fields by name: an option that nothing uses is a compiler warning.
+        let Self {
+            api_token_review,
+            api_token_audience: audience,
+            api_token_review_operator_group: operators,
+            api_token_review_viewer_group: viewers,
+        } = self;
+        let somebody = !operators.is_empty() || !viewers.is_empty();
+        let reviewer = match (api_token_review, cluster) {
+            (Some(url), _) => Reviewer::At(url, credentials.to_owned()),
+            (None, Some(client)) if somebody => Reviewer::Cluster(client),
+            (None, _) => return None,
+        };
+        Some(review::Settings { reviewer, audience, operators, viewers })
     }
 }

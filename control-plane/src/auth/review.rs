@@ -5,7 +5,6 @@
 //! strangers cannot make us press the API server; a token that was made for somebody else ([`Settings::audience`]) is nobody's here.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use tracing::warn;
 
 use super::tokens::Digest;
 use super::{How, Principal, Role};
-use crate::ca::TokenReviews;
+use crate::ca::{Reviewer, TokenReviews};
 
 /// How long somebody stays known: also how long somebody stays in whose token was taken back.
 const KNOWN: Duration = Duration::from_secs(30);
@@ -31,12 +30,10 @@ const PLACES: usize = 8;
 const NAME_MAX: usize = 200;
 
 /// What is configured.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone)]
 pub struct Settings {
-    /// The API server.
-    pub server: String,
-    /// The directory with our own credentials.
-    pub credentials: PathBuf,
+    /// Who is asked.
+    pub reviewer: Reviewer,
     /// For whom a token must have been made.
     pub audience: String,
     /// Groups of operators.
@@ -74,7 +71,7 @@ impl Reviews {
             "nobody could come in: say who may by --api-token-review-viewer-group or --api-token-review-operator-group, for \
              instance system:serviceaccounts:monitoring"
         );
-        let server = TokenReviews::new(&settings.server, settings.credentials.clone(), &settings.audience);
+        let server = TokenReviews::new(settings.reviewer.clone(), &settings.audience);
         let server = server.context("use --api-token-review")?;
         Ok(Self { server, settings, answers: Mutex::default(), places: Semaphore::new(PLACES) })
     }
@@ -161,13 +158,16 @@ mod tests {
     use super::*;
     use k8s_openapi::api::authentication::v1::UserInfo;
 
+    fn at(url: &str) -> Reviewer {
+        Reviewer::At(url.to_owned(), "/nowhere".into())
+    }
+
     fn settings() -> Settings {
         Settings {
-            server: "https://kubernetes.default.svc".into(),
+            reviewer: at("https://kubernetes.default.svc"),
             audience: "weft-api".into(),
             operators: vec!["sre".into()],
             viewers: vec!["system:serviceaccounts:monitoring".into()],
-            ..Settings::default()
         }
     }
 
@@ -236,6 +236,6 @@ mod tests {
     fn settings_that_let_nobody_in_are_refused() {
         let nobody = Settings { operators: Vec::new(), viewers: Vec::new(), ..settings() };
         assert!(Reviews::new(nobody).is_err());
-        assert!(Reviews::new(Settings { server: "http://x".into(), ..settings() }).is_err());
+        assert!(Reviews::new(Settings { reviewer: at("http://x"), ..settings() }).is_err());
     }
 }

@@ -406,7 +406,7 @@ impl Authority {
         }
     }
 
-    fn order(&mut self) {
+    pub(super) fn order(&mut self) {
         let first = self.issuer.root;
         self.roots.sort_by_key(|root| root.certificate.pin != first);
     }

@@ -10,7 +10,7 @@ const BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// A directory of secrets.
 #[derive(Debug, Clone)]
-pub(super) struct Disk {
+pub struct Disk {
     directory: PathBuf,
 }
 
@@ -19,7 +19,7 @@ impl Disk {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub(super) fn open(directory: PathBuf) -> io::Result<Self> {
+    pub fn open(directory: PathBuf) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
         std::fs::set_permissions(&directory, Permissions::from_mode(0o700))?;
         Ok(Self { directory })

@@ -2,17 +2,20 @@
 //! everybody is ready, and takes over what the operator brings.
 //!
 //! Surprise: for the first seconds after a start no rotation goes on, because sidecars are still coming back, and "everybody
-//! who is connected" would be few.
+//! who is connected" would be few. Of several control planes that share a place only the one that leads takes steps; the others
+//! follow what it writes.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use weft_wire::tls::TRUST_BUNDLE;
 
 use super::authority::{Adoption, Authority, RotateError, Step};
-use super::{AUTHORITY, BUNDLE, Ca, Refusal, brought, kept, own, serial};
+use super::store::{Document, Version};
+use super::{CONFLICTS_MAX, Ca, Refusal, brought, kept, own, serial};
 use crate::compile;
 use crate::xds::{Kind, Status, WARM_UP};
 
@@ -20,23 +23,47 @@ use crate::xds::{Kind, Status, WARM_UP};
 const PERIOD: Duration = Duration::from_secs(1);
 /// How often the directory of an issuer that was brought is read.
 const BROUGHT_PERIOD: Duration = Duration::from_secs(5);
+/// How long to wait before what others have written is read again, where that failed.
+const FOLLOW_AGAIN: Duration = Duration::from_secs(3);
+
+/// Whether this control plane is the one that takes steps.
+pub type Leads = watch::Receiver<bool>;
+
+/// There is no other.
+#[must_use]
+pub fn alone() -> Leads {
+    watch::channel(true).1
+}
 
 impl Ca {
     /// Keeps the authority going until `shutdown`.
-    pub async fn run(self, status: Status, shutdown: CancellationToken) {
+    pub async fn run(self, status: Status, leads: Leads, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(PERIOD);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let started = tokio::time::Instant::now();
-        let mut read_at = started;
-        while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+        let (mut read_at, mut followed_at, mut is_behind) = (started, started, false);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.changed() => {
+                    followed_at = tokio::time::Instant::now();
+                    is_behind = self.catch_up().await.is_err();
+                    continue;
+                }
+                _ = ticks.tick() => {}
+            }
+            if is_behind && followed_at.elapsed() >= FOLLOW_AGAIN {
+                followed_at = tokio::time::Instant::now();
+                is_behind = self.catch_up().await.is_err();
+            }
             let now = SystemTime::now();
+            let adoption = self.adoption(&status);
+            let (is_leading, rotates) = (*leads.borrow(), self.authority().rotation().is_some());
             if self.0.brought.is_some() && read_at.elapsed() >= BROUGHT_PERIOD {
                 read_at = tokio::time::Instant::now();
-                self.adopt(now).await;
+                self.adopt(is_leading, now).await;
             }
-            let adoption = self.adoption(&status);
-            if started.elapsed() >= WARM_UP || adoption.connected > 0 && self.authority().rotation().is_none()
-            {
+            if is_leading && (started.elapsed() >= WARM_UP || adoption.connected > 0 && !rotates) {
                 self.step(adoption, now).await;
             }
             self.renew_own(now);
@@ -50,15 +77,19 @@ impl Ca {
     /// When it cannot.
     pub async fn rotate(&self, force: bool) -> Result<Step, RotateError> {
         let now = SystemTime::now();
-        let _changing = self.0.changing.lock().await;
-        let mut authority = Authority::clone(&self.authority());
-        let step = authority.rotate(force, now, &mut serial)?;
-        if self.publish(authority).await.is_err() {
-            // Said in the log; nothing was changed.
-            return Err(RotateError::Make(super::issue::Error::IssuerExpired));
+        let mut version = self.0.changing.lock().await;
+        // Said in the log; nothing was changed.
+        let failed = |_: Refusal| RotateError::Make(super::issue::Error::IssuerExpired);
+        for _ in 0..CONFLICTS_MAX {
+            let mut authority = Authority::clone(&self.authority());
+            let step = authority.rotate(force, now, &mut serial)?;
+            if self.publish(authority, &mut version).await.map_err(failed)? {
+                self.tell(step);
+                return Ok(step);
+            }
+            self.reread(&mut version).await.map_err(failed)?;
         }
-        self.tell(step);
-        Ok(step)
+        Err(failed(Refusal::Internal))
     }
 
     /// What the connected sidecars have.
@@ -86,20 +117,17 @@ impl Ca {
     }
 
     async fn step(&self, adoption: Adoption, now: SystemTime) {
-        let _changing = self.0.changing.lock().await;
+        let mut version = self.0.changing.lock().await;
         let mut authority = Authority::clone(&self.authority());
         match authority.tick(adoption, now, &mut serial) {
             Ok(None) => {}
-            Ok(Some(step)) => {
-                if self.publish(authority).await.is_ok() {
-                    self.tell(step);
-                }
-            }
+            Ok(Some(step)) => self.take(step, authority, &mut version).await,
             Err(error) => error!(error = &error as &dyn std::error::Error, "the authority cannot go on"),
         }
     }
 
-    async fn adopt(&self, now: SystemTime) {
+    /// Takes over what is in `--ca-dir`. Whoever does not lead takes only what changes nothing for others.
+    async fn adopt(&self, is_leading: bool, now: SystemTime) {
         let Some(directory) = self.0.brought.clone() else { return };
         let read = tokio::task::spawn_blocking(move || brought::read(&directory, now)).await;
         let offer = match read {
@@ -114,30 +142,45 @@ impl Ca {
             }
             Err(_) => return,
         };
-        let _changing = self.0.changing.lock().await;
+        let mut version = self.0.changing.lock().await;
         let mut authority = Authority::clone(&self.authority());
+        if !is_leading && offer.issuer.root != authority.issuer.root {
+            // Whoever leads sees it too, and begins the rotation.
+            return;
+        }
         match authority.adopt(offer, now) {
             Ok(None) => {}
-            Ok(Some(step)) => {
-                if self.publish(authority).await.is_ok() {
-                    self.tell(step);
-                }
-            }
+            Ok(Some(step)) if is_leading => self.take(step, authority, &mut version).await,
+            Ok(Some(_)) => self.show(authority),
             // It is looked at again in a moment.
             Err(error) => info!(%error, "the issuer in --ca-dir waits"),
         }
     }
 
-    /// Writes a new state down, then lets everybody see it.
-    async fn publish(&self, authority: Authority) -> Result<(), Refusal> {
+    /// Takes a step, unless somebody else has taken one meanwhile: then theirs is taken over, and the next look decides anew.
+    async fn take(&self, step: Step, authority: Authority, version: &mut Option<Version>) {
+        match self.publish(authority, version).await {
+            Ok(true) => self.tell(step),
+            Ok(false) => drop(self.reread(version).await),
+            // Said in the log.
+            Err(_) => {}
+        }
+    }
+
+    /// Writes a new state down, then lets everybody see it. `false`: somebody else was quicker, and nothing is changed.
+    async fn publish(&self, authority: Authority, version: &mut Option<Version>) -> Result<bool, Refusal> {
         let document = kept::write(&authority).map_err(|_| Refusal::Internal)?;
-        self.write(AUTHORITY, document).await?;
-        // Nobody reads it back, so that it may fail.
-        drop(self.write(BUNDLE, authority.bundle().into_bytes()).await);
+        let written = self.write(Document::Authority, document, Some(authority.bundle()), version).await?;
+        if written {
+            self.show(authority);
+        }
+        Ok(written)
+    }
+
+    fn show(&self, authority: Authority) {
         self.0.authority.store(Arc::new(authority));
         self.announce();
         self.refresh_own(SystemTime::now());
-        Ok(())
     }
 
     /// Renews the own certificate at half its life, and when another root issues.
@@ -150,7 +193,7 @@ impl Ca {
         }
     }
 
-    fn refresh_own(&self, now: SystemTime) {
+    pub(super) fn refresh_own(&self, now: SystemTime) {
         match own(&self.authority(), &self.0.own_id, now) {
             Ok((own, material)) => {
                 self.0.own.store(Arc::new(own));

@@ -1,4 +1,4 @@
-//! What of the authority outlives the program: one JSON document, `ca/authority.json`.
+//! What of the authority outlives the program: one JSON document, `authority.json`.
 //!
 //! One document, so that keys and the phase of a rotation are never out of step. Invariant: the key of an issuer that the
 //! operator brought is not copied into it.
@@ -80,6 +80,18 @@ struct KeptRotation {
     until: Option<u64>,
 }
 
+impl Document {
+    fn check(&self, domain: &str) -> Result<(), ReadError> {
+        if self.version != VERSION {
+            return Err(ReadError::Version(self.version));
+        }
+        if *self.domain != *domain {
+            return Err(ReadError::Domain { kept: self.domain.clone(), asked: domain.into() });
+        }
+        Ok(())
+    }
+}
+
 /// Writes the document. It holds keys.
 ///
 /// # Errors
@@ -133,12 +145,7 @@ pub(super) fn read(
     make: impl FnOnce() -> Result<Offer, Error>,
 ) -> Result<Authority, ReadError> {
     let kept: Document = serde_json::from_slice(document)?;
-    if kept.version != VERSION {
-        return Err(ReadError::Version(kept.version));
-    }
-    if *kept.domain != *domain {
-        return Err(ReadError::Domain { kept: kept.domain, asked: domain.into() });
-    }
+    kept.check(domain)?;
     let roots = kept.roots.iter().map(root).collect::<Result<Vec<Root>, ReadError>>()?;
     let leaves_until = at(kept.leaves_until).max(now + Duration::from_secs(kept.leaf_seconds));
     let shorter = leaf_life.as_secs() < kept.leaf_seconds;
@@ -174,6 +181,55 @@ pub(super) fn read(
         let known: Vec<[u8; 32]> = authority.roots.iter().map(|root| root.certificate.pin).collect();
         authority.roots.extend(roots.into_iter().filter(|root| !known.contains(&root.certificate.pin)));
     }
+    Ok(authority)
+}
+
+/// Reads the document that another control plane has written, in place of `current`. `brought` is what the operator brings to
+/// this one: where the issuer is brought its key is not in the document, and the directory of this one may be older or newer
+/// than that of the other.
+///
+/// # Errors
+/// When it cannot be taken.
+pub(super) fn follow(
+    document: &[u8],
+    current: &Authority,
+    brought: Option<Offer>,
+    now: SystemTime,
+) -> Result<Authority, ReadError> {
+    let kept: Document = serde_json::from_slice(document)?;
+    kept.check(&current.domain)?;
+    let leaf_life = current.leaf_life;
+    if kept.issuer.is_some() {
+        let none = || Err(Error::IssuerExpired);
+        return read(document, &current.domain, leaf_life, now, None, none);
+    }
+    let mut roots = kept.roots.iter().map(root).collect::<Result<Vec<Root>, ReadError>>()?;
+    let (offered, known) = brought.map(|offer| (offer.issuer, offer.roots)).unzip();
+    let next = current.rotation.as_ref().and_then(|rotation| match &rotation.phase {
+        Phase::Distributing { next } => Some(next.clone()),
+        Phase::Replacing { .. } => None,
+    });
+    let issuers = || offered.iter().chain(&next).chain([&current.issuer]);
+    let of_root = |root: &str| issuers().find(|issuer| hex(&issuer.root) == *root).cloned();
+    let issuer = of_root(&kept.issuing).unwrap_or_else(|| current.issuer.clone());
+    // What is issued here must be trusted here, also if the others know no more, or not yet, of its root.
+    let own = current.roots.iter().chain(known.iter().flatten());
+    let missing = own.filter(|root| root.certificate.pin == issuer.root).take(1);
+    if roots.iter().all(|root| root.certificate.pin != issuer.root) {
+        roots.extend(missing.cloned());
+    }
+    let rotation = kept.rotation.as_ref().map(|rotating| match (&rotating.next, rotating.until) {
+        (None, None) => Ok(of_root(&rotating.new).and_then(|next| {
+            let (old, new) = (pin(&rotating.old, &roots).ok()?, next.root);
+            let phase = Phase::Distributing { next };
+            Some(Rotation { phase, since: at(rotating.since), old, new, cross: None })
+        })),
+        _ => rotation(rotating, &roots),
+    });
+    let rotation = rotation.transpose()?.flatten();
+    let leaves_until = at(kept.leaves_until).max(current.leaves_until);
+    let mut authority = Authority { domain: kept.domain, roots, issuer, rotation, leaf_life, leaves_until };
+    authority.order();
     Ok(authority)
 }
 

@@ -12,6 +12,7 @@ pub(super) struct Metrics {
     issued: IntCounterVec,
     refused: IntCounterVec,
     brought_failed: IntCounter,
+    store_failed: IntCounter,
     expiry: GaugeVec,
     sidecars: IntGaugeVec,
     rotating: Gauge,
@@ -28,6 +29,11 @@ impl Metrics {
             brought_failed: IntCounter::new(
                 "weft_ca_dir_errors_total",
                 "Times the issuer in --ca-dir could not be used.",
+            )
+            .expect("a valid name"),
+            store_failed: IntCounter::new(
+                "weft_ca_store_errors_total",
+                "Times that what the authority keeps could not be read or written.",
             )
             .expect("a valid name"),
             expiry: GaugeVec::new(
@@ -50,11 +56,13 @@ impl Metrics {
         for word in Refusal::WORDS {
             metrics.refused.with_label_values(&[word]).inc_by(0);
         }
-        let Self { issued, refused, brought_failed, expiry, sidecars, rotating } = metrics.clone();
+        let Self { issued, refused, brought_failed, store_failed, expiry, sidecars, rotating } =
+            metrics.clone();
         // Registered twice only in tests that share a registry; then it is only not exported twice.
         drop(registry.register(Box::new(issued)));
         drop(registry.register(Box::new(refused)));
         drop(registry.register(Box::new(brought_failed)));
+        drop(registry.register(Box::new(store_failed)));
         drop(registry.register(Box::new(expiry)));
         drop(registry.register(Box::new(sidecars)));
         drop(registry.register(Box::new(rotating)));
@@ -71,6 +79,10 @@ impl Metrics {
 
     pub(super) fn brought_failed(&self) {
         self.brought_failed.inc();
+    }
+
+    pub(super) fn store_failed(&self) {
+        self.store_failed.inc();
     }
 
     pub(super) fn show(&self, authority: &Authority, own: &Certificate, adoption: Adoption) {

@@ -1,9 +1,11 @@
 //! Whose a service account token is: asked of the Kubernetes API server by `TokenReview`.
 //!
-//! In: a token. Out: the account, or why not. Plain HTTPS, one connection per question: sidecars come at most once when they
-//! start and once per half life. Invariants: the server is checked against the `ca.crt` it gave us; the own token is read for
-//! each question, because the kubelet replaces it; every question has a deadline, every answer a size; at most [`PLACES`]
-//! sidecars are asked about at a time, so that strangers cannot press the API server.
+//! In: a token. Out: the account, or why not. Within a cluster the program's one client asks. Elsewhere it is plain HTTPS, one
+//! connection per question: sidecars come at most once when they start and once per half life; the server is checked against
+//! the `ca.crt` it gave us, and the own token is read for each question, because the kubelet replaces it.
+//!
+//! Invariants: every question has a deadline, every answer a size; at most [`PLACES`] sidecars are asked about at a time, so that
+//! strangers cannot press the API server.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use http::{Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
+use kube::api::{Api, PostParams};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
@@ -39,13 +42,32 @@ const ACCOUNT_PREFIX: &str = "system:serviceaccount:";
 #[error("{0:?} is not of the form https://HOST:PORT")]
 pub struct InvalidServer(String);
 
+/// Who is asked.
+#[derive(Clone)]
+pub enum Reviewer {
+    /// The API server at an address of the form `https://HOST:PORT`, with the credentials (`token`, `ca.crt`) in a directory.
+    At(String, PathBuf),
+    /// The API server that the control plane follows.
+    Cluster(kube::Client),
+}
+
 /// Asks an API server.
 pub struct TokenReviews {
+    way: Way,
+    audience: Box<str>,
+    places: Semaphore,
+}
+
+enum Way {
+    Direct(Direct),
+    Client(Api<TokenReview>),
+}
+
+/// A connection per question.
+struct Direct {
     host: Box<str>,
     port: u16,
     credentials: PathBuf,
-    audience: Box<str>,
-    places: Semaphore,
 }
 
 /// Why there is no answer. Told to the log, not to whoever asked.
@@ -70,25 +92,54 @@ pub(crate) enum ReviewError {
 }
 
 impl TokenReviews {
-    /// Asks the server at `url` with the credentials (`token`, `ca.crt`) in a directory, for tokens made for `audience`.
+    /// Asks `reviewer` about tokens made for `audience`.
     ///
     /// # Errors
-    /// When `url` is none.
-    pub fn new(url: &str, credentials: PathBuf, audience: &str) -> Result<Self, InvalidServer> {
-        let invalid = || InvalidServer(url.to_owned());
-        let uri: Uri = url.parse().map_err(|_| invalid())?;
-        let host = uri.host().filter(|_| uri.scheme_str() == Some("https")).ok_or_else(invalid)?;
-        let host = host.trim_matches(['[', ']']).into();
-        let (port, places) = (uri.port_u16().unwrap_or(443), Semaphore::new(PLACES));
-        Ok(Self { host, port, credentials, audience: audience.into(), places })
+    /// When its address is none.
+    pub fn new(reviewer: Reviewer, audience: &str) -> Result<Self, InvalidServer> {
+        let way = match reviewer {
+            Reviewer::Cluster(client) => Way::Client(Api::all(client)),
+            Reviewer::At(url, credentials) => Way::Direct(Direct::new(&url, credentials)?),
+        };
+        Ok(Self { way, audience: audience.into(), places: Semaphore::new(PLACES) })
     }
 
     /// What the server says of `token`. Whether it was made for us is for the caller to see.
     pub(crate) async fn review(&self, token: &str) -> Result<TokenReviewStatus, ReviewError> {
-        tokio::time::timeout(TIMEOUT, self.ask(token)).await.unwrap_or(Err(ReviewError::Timeout))
+        let audiences = Some(vec![self.audience.to_string()]);
+        let spec = TokenReviewSpec { token: token.to_owned(), audiences };
+        let review = TokenReview { spec, ..Default::default() };
+        let asking = async {
+            match &self.way {
+                Way::Direct(direct) => direct.ask(&review).await,
+                Way::Client(api) => ask(api, &review).await,
+            }
+        };
+        tokio::time::timeout(TIMEOUT, asking).await.unwrap_or(Err(ReviewError::Timeout))
+    }
+}
+
+async fn ask(api: &Api<TokenReview>, review: &TokenReview) -> Result<TokenReviewStatus, ReviewError> {
+    match api.create(&PostParams::default(), review).await {
+        Ok(review) => Ok(review.status.unwrap_or_default()),
+        Err(kube::Error::Api(status)) => {
+            let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            Err(ReviewError::Status(code))
+        }
+        Err(error) => Err(ReviewError::Broken(error.into())),
+    }
+}
+
+impl Direct {
+    fn new(url: &str, credentials: PathBuf) -> Result<Self, InvalidServer> {
+        let invalid = || InvalidServer(url.to_owned());
+        let uri: Uri = url.parse().map_err(|_| invalid())?;
+        let host = uri.host().filter(|_| uri.scheme_str() == Some("https")).ok_or_else(invalid)?;
+        let host = host.trim_matches(['[', ']']).into();
+        Ok(Self { host, port: uri.port_u16().unwrap_or(443), credentials })
     }
 
-    async fn ask(&self, token: &str) -> Result<TokenReviewStatus, ReviewError> {
+    async fn ask(&self, review: &TokenReview) -> Result<TokenReviewStatus, ReviewError> {
         let read = async |name: &str| {
             let path = self.credentials.join(name);
             tokio::fs::read_to_string(&path).await.map_err(|source| ReviewError::Credentials { path, source })
@@ -100,14 +151,11 @@ impl TokenReviews {
         let stream = TcpStream::connect((&*self.host, self.port)).await.map_err(ReviewError::Connect)?;
         let stream =
             TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(ReviewError::Connect)?;
-        let audiences = Some(vec![self.audience.to_string()]);
-        let spec = TokenReviewSpec { token: token.to_owned(), audiences };
-        let review = TokenReview { spec, ..Default::default() };
         let request = Request::post(PATH)
             .header(header::HOST, format!("{}:{}", self.host, self.port))
             .header(header::AUTHORIZATION, format!("Bearer {}", own.trim()))
             .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(serde_json::to_vec(&review)?)))
+            .body(Full::new(Bytes::from(serde_json::to_vec(review)?)))
             .map_err(|error| ReviewError::Broken(error.into()))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await

@@ -1,22 +1,29 @@
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::poll;
 use prometheus::Registry;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
+use super::store::{Document, Failure, Kept, Store, Version, WriteError};
 use super::token::{State, TTL_DEFAULT, Wish};
-use super::{Ca, Options, Refusal, TOKENS};
+use super::{Ca, Disk, Options, Refusal};
 use crate::world::Live;
+use crate::xds::Status;
 
-fn open(directory: &Path) -> Ca {
+async fn open(directory: &Path) -> Ca {
     let options = Options {
         domain: "cluster.local".into(),
         leaf_life: Duration::from_secs(3_600),
-        directory: Some(directory.to_owned()),
+        store: Some(Arc::new(Disk::open(directory.to_owned()).unwrap())),
         brought: None,
         accounts: None,
     };
-    Ca::open(options, Live::default(), &Registry::new(), SystemTime::now()).unwrap()
+    Ca::open(options, Live::default(), &Registry::new(), SystemTime::now()).await.unwrap()
 }
 
 fn wish() -> Wish {
@@ -26,7 +33,7 @@ fn wish() -> Wish {
 #[tokio::test]
 async fn a_change_is_carried_through_also_when_nobody_waits_for_it_any_more() {
     let kept = tempfile::tempdir().unwrap();
-    let ca = open(kept.path());
+    let ca = open(kept.path()).await;
     let now = SystemTime::now();
     let token = ca.create_token(&wish(), now).await.unwrap();
     {
@@ -38,17 +45,17 @@ async fn a_change_is_carried_through_also_when_nobody_waits_for_it_any_more() {
         assert!(Instant::now() < deadline, "it was begun and never ended");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(open(kept.path()).tokens(now)[0].state, State::Revoked, "on the disk too");
+    assert_eq!(open(kept.path()).await.tokens(now)[0].state, State::Revoked, "on the disk too");
 }
 
 #[tokio::test]
 async fn a_disk_that_hangs_refuses_changes_and_keeps_their_order() {
     let kept = tempfile::tempdir().unwrap();
-    let ca = open(kept.path());
+    let ca = open(kept.path()).await;
     let now = SystemTime::now();
     let token = ca.create_token(&wish(), now).await.unwrap();
     // Whoever opens this waits until somebody reads.
-    let unfinished = kept.path().join(format!(".{TOKENS}.tmp"));
+    let unfinished = kept.path().join(format!(".{}.tmp", Document::Tokens.file()));
     assert!(std::process::Command::new("mkfifo").arg(&unfinished).status().unwrap().success());
     let (one, other) = tokio::join!(ca.revoke_token(&token.id, now), ca.revoke_token(&token.id, now));
     assert_eq!((one, other), (Err(Refusal::Internal), Err(Refusal::Internal)));
@@ -63,5 +70,140 @@ async fn a_disk_that_hangs_refuses_changes_and_keeps_their_order() {
     while ca.revoke_token(&token.id, now).await.is_err() {
         assert!(Instant::now() < deadline, "the disk is back");
     }
-    assert_eq!(open(kept.path()).tokens(now)[0].state, State::Revoked);
+    assert_eq!(open(kept.path()).await.tokens(now)[0].state, State::Revoked);
+}
+
+// === several control planes that share a place ===
+
+/// A place with versions, as an API server is one.
+#[derive(Default)]
+struct Shared {
+    documents: Mutex<HashMap<&'static str, (u64, Vec<u8>)>>,
+    changed: Notify,
+    /// Writes that were refused because somebody else was quicker.
+    conflicts: AtomicUsize,
+}
+
+impl Shared {
+    fn documents(&self) -> MutexGuard<'_, HashMap<&'static str, (u64, Vec<u8>)>> {
+        self.documents.lock().unwrap()
+    }
+}
+
+#[tonic::async_trait]
+impl Store for Shared {
+    fn place(&self, document: Document) -> String {
+        document.file().to_owned()
+    }
+
+    async fn read(&self, document: Document) -> Result<Option<Kept>, Failure> {
+        // Others get in between a reading and a writing.
+        tokio::task::yield_now().await;
+        let found = self.documents().get(document.file()).cloned();
+        Ok(found.map(|(version, bytes)| Kept { bytes, version: Version(version.to_string().into()) }))
+    }
+
+    async fn write(
+        &self,
+        document: Document,
+        bytes: Vec<u8>,
+        _public: Option<String>,
+        over: Option<&Version>,
+    ) -> Result<Version, WriteError> {
+        tokio::task::yield_now().await;
+        let mut documents = self.documents();
+        let found = documents.get(document.file()).map(|(version, _)| version.to_string());
+        if found.as_deref() != over.map(|version| &*version.0) {
+            self.conflicts.fetch_add(1, Ordering::Relaxed);
+            return Err(WriteError::Conflict);
+        }
+        let next = documents.values().map(|(version, _)| version + 1).max().unwrap_or(1);
+        documents.insert(document.file(), (next, bytes));
+        self.changed.notify_waiters();
+        Ok(Version(next.to_string().into()))
+    }
+
+    async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
+async fn open_shared(store: &Arc<Shared>) -> Ca {
+    let options = Options {
+        domain: "cluster.local".into(),
+        leaf_life: Duration::from_secs(3_600),
+        store: Some(Arc::<Shared>::clone(store)),
+        brought: None,
+        accounts: None,
+    };
+    Ca::open(options, Live::default(), &Registry::new(), SystemTime::now()).await.unwrap()
+}
+
+fn roots(ca: &Ca) -> Vec<[u8; 32]> {
+    ca.authority().roots().iter().map(|root| root.certificate.pin).collect()
+}
+
+#[tokio::test]
+async fn of_two_that_start_at_once_one_makes_the_root_and_the_other_takes_it() {
+    let store = Arc::new(Shared::default());
+    let (one, other) = tokio::join!(open_shared(&store), open_shared(&store));
+    assert_eq!(roots(&one), roots(&other));
+    assert_eq!(store.conflicts.load(Ordering::Relaxed), 1, "they did start at once");
+    assert_eq!(one.authority().issuer().certificate, other.authority().issuer().certificate);
+}
+
+#[tokio::test]
+async fn a_join_token_is_good_once_also_of_two_that_are_asked_at_once() {
+    let store = Arc::new(Shared::default());
+    let (one, other) = (open_shared(&store).await, open_shared(&store).await);
+    let now = SystemTime::now();
+    let token = one.create_token(&wish(), now).await.unwrap();
+    other.catch_up().await.unwrap();
+    let redeemed = tokio::join!(one.redeem(&token, &[1; 32], now), other.redeem(&token, &[2; 32], now));
+    let outcome = [redeemed.0, redeemed.1];
+    assert_eq!(outcome.iter().filter(|given| given.is_ok()).count(), 1, "{outcome:?}");
+    assert!(outcome.contains(&Err(Refusal::TokenUsed { id: token.id.clone() })), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_rotation_that_one_begins_is_everybodys_and_only_who_leads_goes_on_with_it() {
+    let store = Arc::new(Shared::default());
+    let (one, other) = (open_shared(&store).await, open_shared(&store).await);
+    let begun = tokio::join!(one.rotate(false), other.rotate(false));
+    assert!(begun.0.is_ok() != begun.1.is_ok(), "there is one rotation: {begun:?}");
+    one.catch_up().await.unwrap();
+    other.catch_up().await.unwrap();
+    assert_eq!(roots(&one), roots(&other));
+    assert_eq!(roots(&one).len(), 2);
+    let shutdown = CancellationToken::new();
+    let (leads, follows) = (watch::channel(true).1, watch::channel(false).1);
+    let before = roots(&one);
+    let running = [
+        tokio::spawn(one.clone().run(Status::default(), leads, shutdown.clone())),
+        tokio::spawn(other.clone().run(Status::default(), follows, shutdown.clone())),
+    ];
+    // No sidecar need be waited for: after the settling the new root issues, and stands first.
+    let deadline = Instant::now() + Duration::from_secs(90);
+    while roots(&one) == before || roots(&one) != roots(&other) {
+        assert!(Instant::now() < deadline, "it does not go on");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(one.authority().issuer().certificate, other.authority().issuer().certificate);
+    shutdown.cancel();
+    for task in running {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_replaces_nothing_and_what_is_gone_is_written_again() {
+    let store = Arc::new(Shared::default());
+    let ca = open_shared(&store).await;
+    let before = roots(&ca);
+    store.documents().insert(Document::Authority.file(), (77, b"{".to_vec()));
+    assert_eq!(ca.catch_up().await, Err(Refusal::Internal));
+    assert_eq!(roots(&ca), before);
+    store.documents().remove(Document::Authority.file());
+    ca.catch_up().await.unwrap();
+    assert_eq!(roots(&open_shared(&store).await), before, "it is there again");
 }

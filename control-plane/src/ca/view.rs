@@ -137,7 +137,7 @@ impl Ca {
         Overview {
             at: unix(now),
             trust_domain: authority.domain().to_owned(),
-            kept: self.0.disk.is_some(),
+            kept: self.0.store.is_some(),
             brought: self.0.brought.is_some(),
             roots: authority.roots().iter().map(|root| shown(&root.certificate)).collect(),
             issuer: shown(&authority.issuer().certificate),

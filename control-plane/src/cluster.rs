@@ -1,0 +1,118 @@
+//! What the control plane writes to the Kubernetes API server.
+//!
+//! In: the program's one client. Out: the authority's Secret (`secret`), who of several control planes leads (`lease`, pure, and
+//! `leader`).
+//!
+//! Invariants: every request has a deadline ([`ask`]); what is written names the version that it replaces or is owned by us
+//! alone; what others wrote beside it stays. Non-goal: reading the mesh's configuration, which is `sources`.
+
+pub mod leader;
+pub mod lease;
+pub mod secret;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kube::Client;
+
+/// How long the API server may take to answer.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Who we are to the API server where fields have owners, and in `app.kubernetes.io/managed-by`.
+pub const MANAGER: &str = "weft-control-plane";
+
+/// The cluster, as those see it who write to it. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    /// Asks and tells.
+    pub client: Client,
+    /// The control plane's own namespace.
+    pub namespace: Arc<str>,
+    /// The control plane's own pod; `None` where it runs in none.
+    pub pod: Option<Arc<str>>,
+}
+
+impl Cluster {
+    /// Finds the API server as `kubectl` would. Asks it nothing yet.
+    ///
+    /// # Errors
+    /// When there are no credentials, or they make no sense.
+    pub async fn find(namespace: &str, pod: Option<String>) -> anyhow::Result<Self> {
+        let config = kube::Config::infer().await.context(
+            "find the API server's address and credentials: within a pod they are mounted, elsewhere KUBECONFIG or \
+             ~/.kube/config says them",
+        )?;
+        tracing::info!(server = %config.cluster_url, namespace, "following a Kubernetes cluster");
+        let client = Client::try_from(config).context("use the credentials for the API server")?;
+        Ok(Self { client, namespace: namespace.into(), pod: pod.map(Into::into) })
+    }
+
+    /// A name for this run of the program, which no other has or had: a pod's containers may start anew under its name.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let name = self.pod.as_deref().map_or_else(host, str::to_owned);
+        format!("{name}_{}", random())
+    }
+}
+
+fn random() -> String {
+    let mut bytes = [0; 8];
+    crate::ca::fill(&mut bytes);
+    crate::ca::hex(&bytes)
+}
+
+/// The API server did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// It said why.
+    #[error("the API server answered {} {}: {}", .0.code, .0.reason, .0.message)]
+    Refused(Box<kube::core::Status>),
+    /// It was not reached, or was not understood.
+    #[error("the conversation with the API server failed")]
+    Broken(#[source] kube::Error),
+    /// It took too long.
+    #[error("no answer from the API server within {0:?}")]
+    Timeout(Duration),
+}
+
+impl From<kube::Error> for ApiError {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::Refused(status),
+            error => Self::Broken(error),
+        }
+    }
+}
+
+impl ApiError {
+    /// Whether somebody else was quicker: it is there already, or it is another version.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.code == 409)
+    }
+
+    /// Whether it is not there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.code == 404)
+    }
+}
+
+/// Waits for an answer, but not for ever.
+///
+/// # Errors
+/// When there is none, or it is no.
+pub async fn ask<T>(asking: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
+    match tokio::time::timeout(REQUEST_TIMEOUT, asking).await {
+        Ok(answer) => answer.map_err(ApiError::from),
+        Err(_) => Err(ApiError::Timeout(REQUEST_TIMEOUT)),
+    }
+}
+
+/// Labels of what we make.
+#[must_use]
+pub fn labels(component: &str) -> std::collections::BTreeMap<String, String> {
+    let label = |key: &str, value: &str| (format!("app.kubernetes.io/{key}"), value.to_owned());
+    [label("name", "weft"), label("component", component), label("managed-by", MANAGER)].into()
+}
