@@ -9,12 +9,14 @@
 //! Non-goal: helpers. A function lives here only if both ends of a wire would otherwise write it twice.
 
 pub mod access;
+pub mod annotation;
 pub mod attribute;
 pub mod ca;
 pub mod header;
 pub mod histogram;
 pub mod name;
 pub mod node;
+pub mod pod;
 pub mod port;
 pub mod reason;
 pub mod spelling;

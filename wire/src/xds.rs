@@ -6,7 +6,7 @@
 //! pod was called directly.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 /// Key under which Weft's own metadata stands in `filter_metadata` of listeners, clusters and endpoints.
@@ -64,6 +64,22 @@ pub const PEAK_EWMA: &str = "peak_ewma";
 /// What an absent [`field::ZONE_MIN_HEALTHY_PERCENT`] means: below this, what is left of a zone would have to carry half
 /// as much again as it should.
 pub const ZONE_MIN_HEALTHY_PERCENT: u32 = 70;
+
+/// Field of a pod's `Runtime` layer (RTDS): true when every container of the app has ended and none will start again. A classic
+/// sidecar, which nobody else tells, then ends too.
+pub const APP_ENDED: &str = "weft.app_ended";
+
+/// The name of the `Runtime` resource of the pod at an address.
+#[must_use]
+pub fn runtime_layer(pod: IpAddr) -> String {
+    format!("pod/{pod}")
+}
+
+/// The address in a name made by [`runtime_layer`].
+#[must_use]
+pub fn parse_runtime_layer(name: &str) -> Option<IpAddr> {
+    name.strip_prefix("pod/")?.parse().ok()
+}
 
 /// What a port was declared to speak (`appProtocol`, or the port's name).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -184,6 +200,13 @@ pub fn parse_endpoint_cluster(name: &str) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layers_are_named_after_their_pod() {
+        let pod: IpAddr = "fd00::7".parse().expect("an address");
+        assert_eq!(parse_runtime_layer(&runtime_layer(pod)), Some(pod));
+        assert_eq!(parse_runtime_layer("pod/orders"), None);
+    }
 
     #[test]
     fn listener_names_round_trip() {
