@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -21,6 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use weft_wire::pod::PROBE_PATH;
 
 use crate::accept::Bound;
 use crate::app::LogLevel;
@@ -28,6 +29,7 @@ use crate::balance::Circuits;
 use crate::config::Config;
 use crate::drain::{Phase, Trigger};
 use crate::identity::Identity;
+use crate::probe::Asker;
 use crate::record::{Limit, Telemetry};
 use crate::xds::Directory;
 
@@ -64,6 +66,8 @@ pub struct Admin {
     pub circuits: Arc<Circuits>,
     /// Who this sidecar is; `None` without TLS.
     pub identity: Option<Arc<Identity>>,
+    /// Asks the app on behalf of the kubelet.
+    pub probes: Asker,
     /// The numbers.
     pub telemetry: Arc<Telemetry>,
     /// Starts a drain.
@@ -134,6 +138,9 @@ impl Admin {
             (_, &Method::GET | &Method::HEAD, "/live") => text(StatusCode::OK, "live\n"),
             (_, &Method::GET | &Method::HEAD, "/ready") => self.ready(),
             (_, &Method::GET, "/metrics") => self.metrics(),
+            (_, &Method::GET, path) if path.starts_with(PROBE_PATH) => {
+                self.probe(&path[PROBE_PATH.len()..], &parts.headers).await
+            }
             (Face::Admin, &Method::GET, "/") => text(StatusCode::OK, INDEX),
             (Face::Admin, &Method::GET, "/config") => self.dump(),
             (Face::Admin, &Method::GET, "/circuits") => document(&self.circuits.dump(Instant::now())),
@@ -148,7 +155,9 @@ impl Admin {
                 answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
                 answer
             }
-            (Face::Metrics, _, _) => text(StatusCode::NOT_FOUND, "there are /live, /ready and /metrics\n"),
+            (Face::Metrics, _, _) => {
+                text(StatusCode::NOT_FOUND, "there are /live, /ready, /metrics and /probe/CONTAINER/KIND\n")
+            }
             (Face::Admin, _, _) => text(StatusCode::NOT_FOUND, INDEX),
         }
     }
@@ -163,6 +172,18 @@ impl Admin {
         } else {
             text(StatusCode::SERVICE_UNAVAILABLE, "the control plane has not been reached yet\n")
         }
+    }
+
+    async fn probe(&self, key: &str, from: &HeaderMap) -> Answer {
+        let Some(verdict) = self.probes.ask(key, from).await else {
+            return text(
+                StatusCode::NOT_FOUND,
+                "this pod has no such probe, or nobody told the sidecar (WEFT_PROBES)\n",
+            );
+        };
+        let mut answer = text(verdict.status, "");
+        *answer.body_mut() = Full::new(format!("{}\n", verdict.words).into());
+        answer
     }
 
     fn metrics(&self) -> Answer {
@@ -224,6 +245,8 @@ weft-proxy
 GET  /live       alive
 GET  /ready      fit for traffic, or why not
 GET  /metrics    Prometheus text format
+GET  /probe/CONTAINER/KIND
+                 what the app answers to the kubelet's probe
 GET  /config     settings, listeners and what the control plane said, as JSON
 GET  /circuits   circuits that are open or in use, and what counts against limits, as JSON
 GET  /identity   certificate, trusted roots and how renewals go, as JSON

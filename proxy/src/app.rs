@@ -5,7 +5,7 @@
 //! everything that is not traffic, so that a scrape never delays a request. Invariant: a worker that ends
 //! before its time ends the process; a sidecar that serves with fewer workers than it says helps nobody.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
+use weft_wire::annotation::Sidecar;
 use weft_wire::node::{NodeMetadata, Registration};
 
 use crate::accept::{self, Bound, Listeners};
@@ -23,6 +24,7 @@ use crate::config::Config;
 use crate::connect::{self, ConnectOptions, Dialer};
 use crate::drain::{Phase, Trigger, Watch};
 use crate::identity::{Identity, Show};
+use crate::probe::Asker;
 use crate::record::{self, Telemetry};
 use crate::report;
 use crate::tls::Mesh;
@@ -126,6 +128,7 @@ async fn serve(
                 node: node.borrow().clone(),
                 listeners_max: xds::LISTENERS_MAX_DEFAULT,
                 identity: identity.clone(),
+                runtime: config.identity.addresses.first().copied().filter(|_| is_classic(&config)),
             });
             let asking = task
                 .follow(following)
@@ -198,6 +201,12 @@ async fn serve(
         directory: Arc::clone(&directory),
         circuits: Arc::clone(&circuits),
         identity: identity.clone(),
+        probes: Asker {
+            probes: Arc::clone(&config.probes),
+            // Never empty.
+            address: config.identity.addresses.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            mark: config.socket_mark,
+        },
         telemetry: Arc::clone(&telemetry),
         trigger: trigger.clone(),
         level,
@@ -209,10 +218,12 @@ async fn serve(
     }
 
     announce(&config, &bound)?;
-    until_draining(&trigger, &mut owner, &mut events).await?;
+    // Nobody tells a native sidecar that its app has ended but the kubelet, by a signal, and then it has.
+    let app = App { directory: Arc::clone(&directory), is_classic: is_classic(&config) };
+    until_draining(&trigger, &mut owner, &mut events, &app).await?;
     // No longer an endpoint of anything, from now on and not only when the process is gone.
     node.send_modify(|node| node.registrations.clear());
-    if until_drained(&config, &trigger, &mut owner, &mut events).await? == Patience::Spent {
+    if until_drained(&config, &trigger, &mut owner, &mut events, &app).await? == Patience::Spent {
         return Ok(());
     }
     // The last numbers first, while the control plane still knows who sends them.
@@ -236,11 +247,33 @@ fn dialer(config: &Config, identity: Option<&Arc<Identity>>) -> Dialer {
     }
 }
 
-/// Waits for a signal or `POST /drain`.
+fn is_classic(config: &Config) -> bool {
+    config.sidecar == Sidecar::Classic
+}
+
+/// What is known of the app beside a sidecar.
+struct App {
+    directory: Arc<Directory>,
+    is_classic: bool,
+}
+
+impl App {
+    /// Completes when a classic sidecar's app has ended; a native one's has when it is told to end.
+    async fn ended(&self) {
+        if self.is_classic {
+            self.directory.app_ended().await;
+        } else {
+            std::future::pending().await
+        }
+    }
+}
+
+/// Waits for a signal, `POST /drain`, or the end of a classic sidecar's app.
 async fn until_draining(
     trigger: &Trigger,
     owner: &mut Owner,
     events: &mut mpsc::Receiver<worker::Event>,
+    app: &App,
 ) -> anyhow::Result<()> {
     let mut phase = trigger.subscribe();
     loop {
@@ -250,6 +283,11 @@ async fn until_draining(
                 trigger.advance(Phase::Draining);
             }
             turned = phase.wait_for(|phase| *phase != Phase::Serving) => if turned.is_ok() { return Ok(()) },
+            () = app.ended() => {
+                tracing::info!("the app has ended: draining");
+                trigger.advance(Phase::Draining);
+                return Ok(());
+            }
             event = events.recv() => broken(event)?,
         }
     }
@@ -262,25 +300,33 @@ enum Patience {
     Spent,
 }
 
-/// Waits for the last connection, the deadline, or a second signal; then lets go.
+/// Waits for the last connection, the deadline, or a second signal; then lets go. A classic sidecar got its signal together
+/// with its app, whose way out it is: it also waits until the app has ended, however quiet it is.
 async fn until_drained(
     config: &Config,
     trigger: &Trigger,
     owner: &mut Owner,
     events: &mut mpsc::Receiver<worker::Event>,
+    app: &App,
 ) -> anyhow::Result<Patience> {
     let mut patience = Patience::Left;
     let deadline = tokio::time::sleep(config.drain_deadline);
     tokio::pin!(deadline);
     let mut busy = config.workers.get();
-    while busy > 0 {
+    let mut app_runs = app.is_classic;
+    while busy > 0 || app_runs {
         tokio::select! {
+            () = app.ended(), if app_runs => app_runs = false,
             event = events.recv() => match event {
                 Some(worker::Event::Idle) => busy -= 1,
                 other => broken(other)?,
             },
             () = &mut deadline => {
-                tracing::warn!(deadline = ?config.drain_deadline, "drain deadline passed with connections still open");
+                if busy > 0 {
+                    tracing::warn!(deadline = ?config.drain_deadline, "drain deadline passed with connections still open");
+                } else {
+                    tracing::info!(deadline = ?config.drain_deadline, "drain deadline passed; nobody said that the app has ended");
+                }
                 break;
             }
             name = owner.asks_to_end() => {

@@ -22,6 +22,8 @@ use schedule::{Id, Schedule};
 mod probe;
 mod schedule;
 
+pub(crate) use probe::is_serving;
+
 /// Checks that run at a time: descriptors and CPU that a sidecar can spare. With a timeout of one second, some thirty
 /// endpoints that do not answer are found each second.
 pub const RUNNING_MAX: usize = 32;

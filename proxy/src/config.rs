@@ -12,20 +12,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use weft_wire::annotation::Sidecar;
 use weft_wire::xds::{Destination, Protocol};
 use weft_wire::{ServicePort, WorkloadId};
 
 use self::parse::{
     entries, parse_address, parse_admin, parse_control_plane, parse_default_access, parse_duration,
-    parse_listen, parse_mark, parse_number, parse_outbound_forward, parse_pod_ips, parse_register,
-    parse_workers, parse_workload,
+    parse_inbound_protocols, parse_listen, parse_mark, parse_number, parse_outbound_forward, parse_pod_ips,
+    parse_probes, parse_register, parse_sidecar, parse_workers, parse_workload,
 };
+use crate::probe::Probes;
 use crate::record;
 
 mod enrolment;
 mod parse;
 
 pub use enrolment::{Enrolment, Proof, Secret};
+pub(crate) use parse::duration;
 
 /// Workers by default: a sidecar shares its pod's CPUs with the app, and one worker saturates a core at tens of
 /// thousands of requests per second.
@@ -124,6 +127,17 @@ pub struct Arguments {
     /// its requests have, and opaque ones are left alone
     #[arg(long, env = "WEFT_CONNECTION_AGE_MAX", value_name = "DURATION", default_value = "1h")]
     pub connection_age_max: String,
+    /// What the kubelet may ask at /probe/<container>/<kind>, and what the app is asked then, as JSON; the injector
+    /// writes it
+    #[arg(long, env = "WEFT_PROBES", value_name = "JSON")]
+    pub probes: Option<String>,
+    /// What the app speaks at its ports where the control plane does not say: 3306=tcp,9000=http2
+    #[arg(long, env = "WEFT_INBOUND_PROTOCOLS", value_name = "PORT=PROTOCOL,…")]
+    pub inbound_protocols: Option<String>,
+    /// How this sidecar stands beside its app: native ends after it; classic gets SIGTERM with it, and so stays until the
+    /// control plane has said that the app has ended, or the drain deadline
+    #[arg(long, env = "WEFT_SIDECAR", value_name = "native|classic", default_value = "native")]
+    pub sidecar: String,
     /// A file that receives the bound addresses as JSON once the sidecar serves
     #[arg(long, env = "WEFT_READY_FILE", value_name = "PATH")]
     pub ready_file: Option<PathBuf>,
@@ -231,6 +245,12 @@ pub struct Config {
     pub tcp_idle_timeout: Duration,
     /// How long a connection of mutual TLS is used at most.
     pub connection_age_max: Duration,
+    /// What the kubelet may ask.
+    pub probes: Arc<Probes>,
+    /// What the app speaks at its ports where the control plane does not say.
+    pub inbound_protocols: Vec<(u16, Protocol)>,
+    /// How this sidecar stands beside its app.
+    pub sidecar: Sidecar,
     /// Receives the bound addresses as JSON.
     pub ready_file: Option<PathBuf>,
     /// Telemetry.
@@ -312,6 +332,9 @@ impl TryFrom<Arguments> for Config {
             connect_timeout,
             tcp_idle_timeout,
             connection_age_max,
+            probes,
+            inbound_protocols,
+            sidecar,
             ready_file,
             enrolment,
             record,
@@ -368,6 +391,9 @@ impl TryFrom<Arguments> for Config {
             connect_timeout: parse_duration("WEFT_CONNECT_TIMEOUT", &connect_timeout)?,
             tcp_idle_timeout: parse_duration("WEFT_TCP_IDLE_TIMEOUT", &tcp_idle_timeout)?,
             connection_age_max: parse_duration("WEFT_CONNECTION_AGE_MAX", &connection_age_max)?,
+            probes: parse_probes(probes.unwrap_or_default())?.into(),
+            inbound_protocols: parse_inbound_protocols(inbound_protocols.unwrap_or_default())?,
+            sidecar: parse_sidecar(sidecar)?,
             ready_file,
             record,
         };
@@ -412,6 +438,10 @@ impl Config {
             },
             "connect_timeout_seconds": self.connect_timeout.as_secs_f64(),
             "tcp_idle_timeout_seconds": self.tcp_idle_timeout.as_secs_f64(),
+            "sidecar": self.sidecar.word(),
+            "probes": self.probes.names(),
+            "inbound_protocols": self.inbound_protocols.iter()
+                .map(|(port, protocol)| format!("{port}={}", protocol.word())).collect::<Vec<_>>(),
             "connection_age_max_seconds": self.connection_age_max.as_secs_f64(),
         })
     }

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use weft_wire::tls::{Mode, TRUST_DOMAIN_DEFAULT, server_name_suffix};
-use weft_wire::xds::ListenerName;
+use weft_wire::xds::{ListenerName, Protocol};
 use weft_wire::{Host, Reason, SpiffeId};
 
 use crate::accept::Accepted;
@@ -70,6 +70,15 @@ struct Arrival {
 }
 
 impl Arrival {
+    /// What is spoken at the port: by the control plane's word, else by what the pod's author wrote.
+    fn declared(&self) -> Option<Protocol> {
+        let known = self.listener.as_ref().and_then(|listener| listener.protocol);
+        known.or_else(|| {
+            let hints = self.worker.config.inbound_protocols.iter();
+            hints.copied().find(|(port, _)| *port == self.app.port()).map(|(_, protocol)| protocol)
+        })
+    }
+
     /// Whether nobody may come, because nobody has said who may.
     fn is_closed(&self) -> bool {
         self.listener.is_none() && self.worker.config.default_access == DefaultAccess::Deny
@@ -83,7 +92,7 @@ impl Arrival {
         async move {
             // What does it speak? Mutual TLS is the mesh's own, and looked for first.
             let (worker, mode) = (&self.worker, self.mode);
-            let declared = self.listener.as_ref().and_then(|listener| listener.protocol);
+            let declared = self.declared();
             let open = || tcp::open(Rc::clone(worker), Target::Address(self.app), None);
             let meshed = mode == Mode::Strict || mode == Mode::Permissive && worker.mesh.has_identity();
             let detected = if meshed {
@@ -107,7 +116,7 @@ impl Arrival {
 
     /// For a connection that is TLS, or should be.
     async fn behind_tls(self, permit: Permit, stream: Stream, mut detected: Detected<Upstream>) {
-        let declared = self.listener.as_ref().and_then(|listener| listener.protocol);
+        let declared = self.declared();
         let timeout = self.worker.config.detect_timeout;
         if detected.sniff != Sniff::Tls {
             return self.refuse(permit, stream, detected, Reason::TlsRequired);

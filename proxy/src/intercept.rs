@@ -53,6 +53,9 @@ pub struct Args {
     /// Leave connections to these addresses alone; may be repeated.
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub exclude_cidr: Vec<Cidr>,
+    /// Leave connections of these callers to the pod alone; may be repeated.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub exclude_inbound_cidr: Vec<Cidr>,
     /// Capture only these ports of the pod (default: all); may be repeated.
     #[arg(long, value_name = "PORT", value_delimiter = ',')]
     pub include_inbound_port: Vec<u16>,
@@ -166,6 +169,7 @@ fn table(args: &Args) -> Result<rules::Table, Error> {
         + args.exclude_inbound_port.len()
         + args.exclude_outbound_port.len()
         + args.exclude_cidr.len()
+        + args.exclude_inbound_cidr.len()
         + args.include_inbound_port.len()
         + args.include_outbound_port.len()
         + args.include_cidr.len();

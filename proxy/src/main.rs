@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use weft_proxy::config::{Arguments, Config};
-use weft_proxy::{app, intercept};
+use weft_proxy::{app, intercept, wait};
 
 // Small, fast for many short-lived buffers of one thread, and it gives idle memory back.
 #[global_allocator]
@@ -27,6 +27,8 @@ struct CommandLine {
 enum Command {
     /// Make the kernel hand this network namespace's TCP connections to the sidecar
     Intercept(intercept::Args),
+    /// Wait until the sidecar beside this program is ready
+    Wait(wait::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
     }
     let outcome = match command {
         Some(Command::Intercept(arguments)) => intercept::run(&arguments).map_err(anyhow::Error::from),
+        Some(Command::Wait(arguments)) => wait::run(&arguments).map_err(anyhow::Error::from),
         None => Config::try_from(arguments).map_err(anyhow::Error::from).and_then(app::run),
     };
     match outcome {

@@ -18,6 +18,7 @@ use pin_project::pin_project;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
+use weft_wire::annotation::Sidecar;
 use weft_wire::xds::ListenerName;
 use weft_wire::{Reason, SpiffeId};
 
@@ -37,6 +38,10 @@ const SCRATCH_SIZE: usize = 64 * 1024;
 /// How long callers may need to hear that an endpoint is leaving: the control plane pushes within a fraction of
 /// a second.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// The same beside an app that got its signal at the same time: Kubernetes takes its address out of the Service only then, and
+/// whoever does not ask the control plane hears of it by other ways.
+const LINGER_CLASSIC: Duration = Duration::from_secs(5);
 
 /// How long nothing may be open before a draining worker says that it is done.
 const QUIET: Duration = Duration::from_millis(100);
@@ -219,7 +224,11 @@ impl Worker {
     /// is gone. Stand-alone, nobody hears anything.
     fn linger(&self) -> Duration {
         if self.config.control_plane.is_some() {
-            LINGER.min(self.config.drain_deadline / 2)
+            let linger = match self.config.sidecar {
+                Sidecar::Native => LINGER,
+                Sidecar::Classic => LINGER_CLASSIC,
+            };
+            linger.min(self.config.drain_deadline / 2)
         } else {
             Duration::ZERO
         }

@@ -21,6 +21,7 @@
 //! worker never meets half a configuration.
 //! Non-goal: wildcard subscriptions. A sidecar's memory must not grow with the cluster.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,6 +68,8 @@ pub struct Options {
     pub listeners_max: usize,
     /// Who the stream is opened as, and who is told of a new trust bundle; `None` without TLS.
     pub identity: Option<Arc<Identity>>,
+    /// The pod whose end nobody else tells this sidecar: that of a classic one.
+    pub runtime: Option<IpAddr>,
 }
 
 /// Destinations subscribed at a time unless said otherwise: a pod that calls more than this many at once is a gateway
@@ -76,11 +79,14 @@ pub const LISTENERS_MAX_DEFAULT: usize = 2000;
 /// A directory, and the task that fills it: run it on the admin thread.
 #[must_use]
 pub fn spawn(options: Options) -> (Arc<Directory>, Task) {
-    let Options { control_plane, instance, node, listeners_max, identity } = options;
+    let Options { control_plane, instance, node, listeners_max, identity, runtime } = options;
     let (directory, interests) = Directory::connected();
     let mut client = client::Client::new(instance, &node, control_plane.to_string(), listeners_max.max(1));
     if identity.is_some() {
         client.want_trust_bundle();
+    }
+    if let Some(pod) = runtime {
+        client.want_runtime(pod);
     }
     directory.set_status(client.status());
     let task = Task::new(Arc::clone(&directory), client, control_plane, interests, identity);

@@ -105,12 +105,13 @@ fn normal(rules: &str) -> Vec<String> {
     lines
 }
 
-const CASES: [&str; 4] = [
+const CASES: [&str; 5] = [
     "",
     "--proxy-uid 0 --exclude-uid 7,9 --exclude-mark 0x2102,5 --no-ipv6",
     "--exclude-inbound-port 22 --exclude-outbound-port 25,5432 --inbound-port 25006 --outbound-port 25001
      --exclude-cidr 10.0.0.0/8,169.254.169.254,10.9.0.0/17,0.0.0.0/1,fd00::/8,::1,fd01:2::/33",
     "--include-inbound-port 8080,9090 --include-outbound-port 80 --include-cidr 10.96.0.0/12,fd00:96::/112",
+    "--exclude-inbound-cidr 10.1.0.0/16,10.2.3.4,fd01::/16",
 ];
 
 #[test]

@@ -239,6 +239,20 @@ async fn grpc(stream: Stream, target: &Target<'_>, service: &str) -> Result<Chec
     }
 }
 
+/// Whether a server behind a connection says that `service` is serving, by `grpc.health.v1.Health`.
+///
+/// # Errors
+/// When there is no answer, or another.
+pub(crate) async fn is_serving(
+    stream: Stream,
+    address: SocketAddr,
+    service: &str,
+) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+    // Neither has a name: the address stands for both.
+    let target = Target { cluster: "", host: None, address };
+    Ok(grpc(stream, &target, service).await? == Checked::Passed)
+}
+
 fn grpc_status(headers: &HeaderMap) -> Option<u32> {
     headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }

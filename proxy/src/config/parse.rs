@@ -8,12 +8,14 @@ use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::time::Duration;
 
+use weft_wire::annotation::{self, Sidecar};
 use weft_wire::xds::{Destination, Protocol};
 use weft_wire::{Host, WorkloadId};
 
 use super::{
     DefaultAccess, Error, OUTBOUND_FORWARDS_MAX, OutboundForward, Register, WORKERS_DEFAULT_MAX, WORKERS_MAX,
 };
+use crate::probe::Probes;
 
 pub(super) fn parse_workload(
     name: Option<String>,
@@ -233,8 +235,35 @@ pub(super) fn parse_duration(variable: &'static str, text: &str) -> Result<Durat
     })
 }
 
+pub(super) fn parse_probes(text: String) -> Result<Probes, Error> {
+    text.parse().map_err(|error: crate::probe::Invalid| Error::Invalid {
+        variable: "WEFT_PROBES",
+        text: error.to_string(),
+        expected: "what the injector writes",
+        fix: "leave the variable to the injector, or take the pod's sidecar out and in again: weft uninject, weft inject",
+    })
+}
+
+pub(super) fn parse_inbound_protocols(text: String) -> Result<Vec<(u16, Protocol)>, Error> {
+    annotation::protocols(&text).map_err(|_| Error::Invalid {
+        variable: "WEFT_INBOUND_PROTOCOLS",
+        text,
+        expected: "ports and protocols",
+        fix: "write for instance 3306=tcp,9000=http2 (protocols: http, http2, tls, tcp)",
+    })
+}
+
+pub(super) fn parse_sidecar(text: String) -> Result<Sidecar, Error> {
+    annotation::sidecar(&text).map_err(|_| Error::Invalid {
+        variable: "WEFT_SIDECAR",
+        text,
+        expected: "native or classic",
+        fix: "write classic for an ordinary container beside the app's, else native",
+    })
+}
+
 /// Reads `500ms`, `1.5s`, `5m`, `1h`.
-pub(super) fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     const DAY: f64 = 86_400.0;
     let unit_at = text.find(|c: char| c.is_ascii_alphabetic())?;
     let (number, unit) = text.split_at(unit_at);

@@ -222,17 +222,18 @@ fn push_condition<'a>(list: Expressions<'a>, condition: &Condition) -> Expressio
             // Bytes 2 and 3 of the TCP header.
             equal(payload(list, PayloadBase::TransportHeader, 2, 2), &port.to_be_bytes())
         }
-        Condition::Destination(cidr) => push_destination(list, *cidr),
+        // Where source and destination stand in the IPv4 and the IPv6 header.
+        Condition::Source(cidr) => push_address(list, *cidr, 12, 8),
+        Condition::Destination(cidr) => push_address(list, *cidr, 16, 24),
         Condition::Uid(uid) => equal(meta(list, MetaKeys::Skuid), &uid.to_ne_bytes()),
         Condition::Mark(mark) => equal(meta(list, MetaKeys::Mark), &mark.to_ne_bytes()),
     }
 }
 
-fn push_destination(list: Expressions<'_>, cidr: Cidr) -> Expressions<'_> {
-    // Where the destination stands in the IPv4 and the IPv6 header.
+fn push_address(list: Expressions<'_>, cidr: Cidr, v4: u32, v6: u32) -> Expressions<'_> {
     let (family, offset, address) = match cidr.address() {
-        IpAddr::V4(address) => (NFPROTO_IPV4, 16, address.octets().to_vec()),
-        IpAddr::V6(address) => (NFPROTO_IPV6, 24, address.octets().to_vec()),
+        IpAddr::V4(address) => (NFPROTO_IPV4, v4, address.octets().to_vec()),
+        IpAddr::V6(address) => (NFPROTO_IPV6, v6, address.octets().to_vec()),
     };
     let list = equal(meta(list, MetaKeys::Nfproto), &[family]);
     let length = if family == NFPROTO_IPV4 { 4 } else { 16 };

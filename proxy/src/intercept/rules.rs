@@ -112,6 +112,8 @@ pub(super) enum Condition {
     ToLoopback,
     /// TCP to this port.
     Port(u16),
+    /// From this block of addresses.
+    Source(Cidr),
     /// To this block of addresses.
     Destination(Cidr),
     /// Made by a process of this uid (as the namespace's owner counts them).
@@ -195,6 +197,7 @@ fn inbound(args: &Args) -> Chain {
     rules.push(unless(Condition::FromLoopback));
     rules.extend(own_ports(args).into_iter().map(Condition::Port).map(unless));
     rules.extend(unique(&args.exclude_inbound_port).map(Condition::Port).map(unless));
+    rules.extend(unique(&args.exclude_inbound_cidr).map(Condition::Source).map(unless));
     let only: Vec<_> = unique(&args.include_inbound_port).map(Condition::Port).collect();
     rules.extend(capture(only, args.inbound_port));
     Chain { name: "inbound", hook: Hook::Prerouting, rules }
@@ -288,6 +291,8 @@ impl fmt::Display for Condition {
             Self::FromLoopback => write!(f, "iifname \"lo\""),
             Self::ToLoopback => write!(f, "oifname \"lo\""),
             Self::Port(port) => write!(f, "tcp dport {port}"),
+            Self::Source(cidr) if cidr.address.is_ipv4() => write!(f, "ip saddr {cidr}"),
+            Self::Source(cidr) => write!(f, "ip6 saddr {cidr}"),
             Self::Destination(cidr) if cidr.address.is_ipv4() => write!(f, "ip daddr {cidr}"),
             Self::Destination(cidr) => write!(f, "ip6 daddr {cidr}"),
             Self::Uid(uid) => write!(f, "meta skuid {uid}"),

@@ -6,6 +6,7 @@
 //! Invariant: every list in here has a bound, and whoever waits is let go when waiting has become pointless.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +17,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 use tokio::sync::oneshot;
 use weft_wire::node::{NodeMetadata, USER_AGENT};
 use weft_wire::tls::TRUST_BUNDLE;
-use weft_wire::xds::ListenerName;
+use weft_wire::xds::{ListenerName, runtime_layer};
 
 use super::directory::{Interest, Map, Status, TypeStatus};
 use super::parse;
@@ -80,9 +81,11 @@ pub(super) struct Output {
     pub(super) wake: Vec<oneshot::Sender<()>>,
     /// Trust these roots from now.
     pub(super) trust: Option<Bundle>,
+    /// The app of this pod has ended.
+    pub(super) app_ended: bool,
 }
 
-/// The five types, in the order in which they depend on each other.
+/// The six types, in the order in which they depend on each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Listeners,
@@ -91,9 +94,12 @@ enum Kind {
     Endpoints,
     /// Nothing depends on it, nor it on anything.
     Secrets,
+    /// Likewise.
+    Runtime,
 }
 
-const KINDS: [Kind; 5] = [Kind::Listeners, Kind::Tables, Kind::Clusters, Kind::Endpoints, Kind::Secrets];
+const KINDS: [Kind; 6] =
+    [Kind::Listeners, Kind::Tables, Kind::Clusters, Kind::Endpoints, Kind::Secrets, Kind::Runtime];
 
 impl Kind {
     fn type_url(self) -> &'static str {
@@ -103,6 +109,7 @@ impl Kind {
             Self::Clusters => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             Self::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Secrets => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+            Self::Runtime => "type.googleapis.com/envoy.service.runtime.v3.Runtime",
         }
     }
 
@@ -118,7 +125,7 @@ pub(super) struct Client {
     listeners_max: usize,
     store: Store,
     /// By [`Kind`].
-    subscriptions: [Subscription; 5],
+    subscriptions: [Subscription; 6],
     waiting: HashMap<Arc<ListenerName>, Vec<oneshot::Sender<()>>>,
     waiters: usize,
     status: Status,
@@ -160,6 +167,11 @@ impl Client {
     /// Asks for the roots of the mesh, from the next stream on.
     pub(super) fn want_trust_bundle(&mut self) {
         self.subscriptions[Kind::Secrets as usize].want(&TRUST_BUNDLE.into());
+    }
+
+    /// Asks what is said of the pod at this address, from the next stream on.
+    pub(super) fn want_runtime(&mut self, pod: IpAddr) {
+        self.subscriptions[Kind::Runtime as usize].want(&runtime_layer(pod).into());
     }
 
     /// What the node says of itself from the next stream on.
@@ -381,6 +393,7 @@ impl Client {
                 parse::endpoints(&name, &body).map(|list| self.store.assignment(&name, Ok(Some(list))))
             }
             Kind::Secrets => parse::trust_bundle(&name, &body).map(|bundle| output.trust = Some(bundle)),
+            Kind::Runtime => parse::app_ended(&name, &body).map(|ended| output.app_ended = ended),
         };
         match outcome {
             Ok(()) => self.subscriptions[kind as usize].took(&name, Some(version)),
@@ -401,8 +414,8 @@ impl Client {
             Kind::Tables => self.store.table(name, Err(())),
             Kind::Clusters => self.store.cluster(name, Err(())),
             Kind::Endpoints => self.store.assignment(name, Err(())),
-            // The roots that were known stay.
-            Kind::Secrets => {}
+            // The roots that were known stay; and an app that has ended has.
+            Kind::Secrets | Kind::Runtime => {}
         }
     }
 
@@ -416,6 +429,8 @@ impl Client {
             Kind::Tables => self.store.table(name, Ok(None)),
             Kind::Clusters => self.store.cluster(name, Ok(None)),
             Kind::Endpoints => self.store.assignment(name, Ok(None)),
+            // Nothing is said of the pod.
+            Kind::Runtime => {}
             // Trusting nobody would cut every connection of the mesh; nobody means that.
             Kind::Secrets => tracing::warn!(name, "the control plane has no trust bundle; keeping the last"),
         }

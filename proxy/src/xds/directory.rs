@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use serde::Serialize;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use weft_wire::xds::ListenerName;
 
 use super::dump::dump;
@@ -78,6 +78,7 @@ pub struct Directory {
     interests: Option<mpsc::Sender<Interest>>,
     status: ArcSwap<Status>,
     born: Instant,
+    app_ended: watch::Sender<bool>,
     /// Questions turned away before they reached the client.
     refused: AtomicU64,
 }
@@ -114,6 +115,7 @@ impl Directory {
             interests,
             status: ArcSwap::from_pointee(status),
             born: Instant::now(),
+            app_ended: watch::Sender::new(false),
             refused: AtomicU64::new(0),
         }
     }
@@ -179,6 +181,17 @@ impl Directory {
     #[must_use]
     pub fn metrics(self: &Arc<Self>) -> Metrics {
         Metrics::new(Arc::downgrade(self))
+    }
+
+    /// Completes when the control plane has said that this pod's app has ended. Cancel safe.
+    pub async fn app_ended(&self) {
+        // The sender lives as long as the directory.
+        drop(self.app_ended.subscribe().wait_for(|ended| *ended).await);
+    }
+
+    /// The app has ended; there is no way back.
+    pub(crate) fn set_app_ended(&self) {
+        self.app_ended.send_replace(true);
     }
 
     pub(crate) fn publish(&self, map: Map) {

@@ -10,6 +10,7 @@
 mod cluster;
 mod listener;
 mod route;
+mod runtime;
 mod secret;
 
 use std::net::SocketAddr;
@@ -25,6 +26,7 @@ use weft_wire::{ServiceId, ServicePort, WorkloadId};
 pub(super) use cluster::{ClusterDraft, EndpointSource, cluster, endpoints};
 pub(super) use listener::{ListenerDraft, RouteSource, listener};
 pub(super) use route::{TableDraft, routes};
+pub(super) use runtime::app_ended;
 pub(super) use secret::trust_bundle;
 
 use crate::identity::InvalidBundle;

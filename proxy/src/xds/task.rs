@@ -274,9 +274,12 @@ impl Task {
 
     fn step(&mut self, input: Input) {
         let now = Now { age: self.directory.age(), wall: SystemTime::now() };
-        let Output { publish, wake, trust } = self.client.step(input, now);
+        let Output { publish, wake, trust, app_ended } = self.client.step(input, now);
         if let (Some(bundle), Some(identity)) = (trust, &self.identity) {
             identity.trust(bundle);
+        }
+        if app_ended {
+            self.directory.set_app_ended();
         }
         if let Some(map) = publish {
             self.directory.publish(map);

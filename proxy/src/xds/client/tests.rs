@@ -135,6 +135,7 @@ fn the_type_urls_are_those_of_the_messages() {
     assert_eq!(Kind::Tables.type_url(), config::route::v3::RouteConfiguration::type_url());
     assert_eq!(Kind::Clusters.type_url(), config::cluster::v3::Cluster::type_url());
     assert_eq!(Kind::Endpoints.type_url(), config::endpoint::v3::ClusterLoadAssignment::type_url());
+    assert_eq!(Kind::Runtime.type_url(), envoy_types::pb::envoy::service::runtime::v3::Runtime::type_url());
 }
 
 #[test]

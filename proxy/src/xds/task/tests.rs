@@ -162,7 +162,14 @@ fn node(registrations: usize) -> NodeMetadata {
 
 fn options(address: SocketAddr) -> Options {
     let control_plane = format!("http://{address}").parse().expect("a URI");
-    Options { control_plane, instance: "i".into(), node: node(0), listeners_max: 10, identity: None }
+    Options {
+        control_plane,
+        instance: "i".into(),
+        node: node(0),
+        listeners_max: 10,
+        identity: None,
+        runtime: None,
+    }
 }
 
 /// Waits for a condition.
