@@ -15,8 +15,8 @@ use weft_control_plane::graph::Window;
 
 use crate::fabric::{holder, launch, launcher};
 use crate::{
-    api, apply, auth, authz, ca, circuits, demo, get, graph, identity, inner, output, routes, run, stat,
-    token, version,
+    api, apply, auth, authz, ca, circuits, demo, get, graph, identity, inject, inner, output, routes, run,
+    stat, token, version,
 };
 
 #[derive(Debug, Parser)]
@@ -57,6 +57,10 @@ enum Command {
     Get(get::GetArgs),
     /// Say what objects would change, and on which sidecars
     Apply(apply::ApplyArgs),
+    /// Put sidecars into manifests: pods, and everything that makes pods
+    Inject(Box<inject::InjectArgs>),
+    /// Take sidecars out of manifests
+    Uninject(inject::UninjectArgs),
     /// Show who may call what and what rules said, or what would become of one call
     Authz(authz::AuthzArgs),
     /// Make tokens for people and programs that use the API; show who did what
@@ -151,6 +155,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Routes(arguments) => answer(routes::run(arguments)),
         Command::Get(arguments) => answer(get::run(arguments)),
         Command::Apply(arguments) => wait_for(apply::run(arguments)),
+        Command::Inject(arguments) => inject::inject(*arguments),
+        Command::Uninject(arguments) => inject::uninject(arguments),
         Command::Auth(arguments) => answer(auth::run(arguments)),
         Command::Authz(arguments) => wait_for(authz::run(arguments)),
         Command::Identity(arguments) => wait_for(identity::run(arguments)),
@@ -270,6 +276,8 @@ mod tests {
             "apply",
             "auth",
             "identity",
+            "inject",
+            "uninject",
             "token",
             "ca",
             "version",

@@ -6,7 +6,7 @@
 use std::ffi::CString;
 
 use weft_proxy::config::{Arguments, Config};
-use weft_proxy::intercept;
+use weft_proxy::{intercept, wait};
 
 /// `weft proxy`, the same as `weft-proxy`.
 #[derive(Debug, clap::Args)]
@@ -21,6 +21,8 @@ pub(crate) struct Proxy {
 enum ProxyCommand {
     /// Make the kernel hand this network namespace's TCP connections to the sidecar
     Intercept(intercept::Args),
+    /// Wait until the sidecar beside this program is ready
+    Wait(wait::Args),
 }
 
 pub(crate) fn proxy(proxy: Proxy) -> anyhow::Result<()> {
@@ -28,6 +30,7 @@ pub(crate) fn proxy(proxy: Proxy) -> anyhow::Result<()> {
     let Proxy { command, arguments } = proxy;
     match command {
         Some(ProxyCommand::Intercept(arguments)) => Ok(intercept::run(&arguments)?),
+        Some(ProxyCommand::Wait(arguments)) => Ok(wait::run(&arguments)?),
         None => weft_proxy::app::run(Config::try_from(arguments)?),
     }
 }

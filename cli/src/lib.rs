@@ -20,6 +20,7 @@ pub mod fabric;
 mod get;
 mod graph;
 mod identity;
+mod inject;
 mod inner;
 mod join;
 mod output;

@@ -33,6 +33,7 @@ use gateway_api::apis::experimental::httproutes::HttpRoute;
 use gateway_api::apis::experimental::referencegrants::ReferenceGrant;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use weft_wire::ServiceId;
 
@@ -155,6 +156,13 @@ impl fmt::Display for ObjectId {
             Self::Slice(name) => write!(f, "EndpointSlice {name}"),
         }
     }
+}
+
+/// What a pod is an instance of, as far as its metadata says so: by label or controller, but not by its own name.
+#[must_use]
+pub fn workload_name(metadata: &ObjectMeta) -> Option<String> {
+    let namespace = metadata.namespace.as_deref().unwrap_or(core::DEFAULT_NAMESPACE);
+    core::workload_of(metadata, namespace).map(|workload| workload.name().to_owned())
 }
 
 /// One thing that is wrong.

@@ -177,6 +177,47 @@ pub fn http(name: &'static str, listener: TcpListener, router: Router, metrics: 
     });
 }
 
+/// Serves HTTP/1.1 over TLS until the drain. `config` says with what, anew for each connection; as long as it says nothing,
+/// connections are closed.
+pub fn https(
+    name: &'static str,
+    listener: TcpListener,
+    config: impl Fn() -> Option<Arc<rustls::ServerConfig>> + Clone + Send + Sync + 'static,
+    router: Router,
+    metrics: &Metrics,
+    drain: &Drain,
+) {
+    let failures = metrics.handshake_failures.clone();
+    let gate = Gate::new(name, listener, HTTP_CONNECTIONS_MAX, metrics.clone());
+    let accepting = drain.clone();
+    drain.tasks.spawn(async move {
+        let Drain { token, tasks } = accepting;
+        while let Some(counted) = token.run_until_cancelled(gate.accept()).await {
+            let (config, router, token, failures) = (config.clone(), router.clone(), token.clone(), failures.clone());
+            tasks.spawn(async move {
+                let Counted { stream: Wire::Plain(stream), peer, place, ends } = counted else { return };
+                let address = peer.address;
+                let shaken = match config() {
+                    Some(config) => tls::shake(config, stream).await,
+                    None => Err(("no_certificate", io::ErrorKind::NotConnected.into())),
+                };
+                let stream = match shaken {
+                    Ok(stream) => Wire::Tls(Box::new(stream)),
+                    Err((reason, error)) => {
+                        failures.with_label_values(&[name, reason]).inc();
+                        debug!(listener = name, peer = %address, reason, %error, "TLS handshake failed");
+                        return;
+                    }
+                };
+                let counted = Counted { stream, peer, place, ends };
+                if let Err(error) = connection(counted, router, token.cancelled()).await {
+                    debug!(listener = name, peer = %address, error = &error as &dyn std::error::Error, "connection ended");
+                }
+            });
+        }
+    });
+}
+
 async fn connection(counted: Counted, router: Router, end: impl Future<Output = ()>) -> hyper::Result<()> {
     let peer = counted.peer.address;
     let service = router.map_request(move |mut request: http::Request<hyper::body::Incoming>| {

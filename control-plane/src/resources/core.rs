@@ -26,7 +26,7 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const TEMPLATE_HASH: &str = "pod-template-hash";
 
 /// The annotation by which a namespace says what happens where no AccessPolicy speaks.
-const DEFAULT_ACCESS: &str = "weft.dev/default-access";
+const DEFAULT_ACCESS: &str = weft_wire::annotation::DEFAULT_ACCESS;
 
 type Labels = BTreeMap<Box<str>, Box<str>>;
 
@@ -209,6 +209,13 @@ pub(super) fn pod(pod: Pod) -> Result<Option<Object>, Refusal> {
 /// What a pod is an instance of: its label, else its controller, else its older label, else itself. The first
 /// that is a valid name.
 fn workload(metadata: &ObjectMeta, name: &ObjectName) -> Result<WorkloadId, Refusal> {
+    let found = workload_of(metadata, &name.namespace);
+    let found = found.or_else(|| WorkloadId::new(&name.namespace, &name.name).ok());
+    found.ok_or_else(|| (path!["metadata", "name"], format!("{:?} is not a name", name.name)))
+}
+
+/// The same, by all but the pod's own name.
+pub(super) fn workload_of(metadata: &ObjectMeta, namespace: &str) -> Option<WorkloadId> {
     let label = |key: &str| metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
     let controller = metadata.owner_references.iter().flatten().find(|owner| owner.controller != Some(false));
     let controller = controller.and_then(|owner| {
@@ -225,10 +232,8 @@ fn workload(metadata: &ObjectMeta, name: &ObjectName) -> Result<WorkloadId, Refu
             _ => None,
         }
     });
-    let candidates = [label("app.kubernetes.io/name"), controller, label("app"), Some(&*name.name)];
-    let mut ids = candidates.into_iter().flatten().map(|name_| WorkloadId::new(&name.namespace, name_));
-    let found = ids.find_map(Result::ok);
-    found.ok_or_else(|| (path!["metadata", "name"], format!("{:?} is not a name", name.name)))
+    let candidates = [label("app.kubernetes.io/name"), controller, label("app")];
+    candidates.into_iter().flatten().find_map(|name| WorkloadId::new(namespace, name).ok())
 }
 
 /// A CronJob's Jobs are named after it and the minute they run in; without this every run were a workload.

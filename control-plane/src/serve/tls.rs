@@ -99,6 +99,19 @@ impl Material {
     }
 }
 
+/// A handshake within its time; or the word for why not, and the cause.
+pub(super) async fn shake(
+    config: Arc<ServerConfig>,
+    stream: TcpStream,
+) -> Result<TlsStream<TcpStream>, (&'static str, io::Error)> {
+    let shaken = TlsAcceptor::from(config).accept(stream);
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, shaken).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err((reason(&error).word(), error)),
+        Err(_) => Err((TIMED_OUT, io::ErrorKind::TimedOut.into())),
+    }
+}
+
 impl Settings {
     /// Settings for members of `domain`.
     #[must_use]
@@ -120,13 +133,7 @@ impl Settings {
         stream: TcpStream,
         address: SocketAddr,
     ) -> Result<(TlsStream<TcpStream>, Peer), (&'static str, io::Error)> {
-        let config = Arc::clone(&self.0.material.load().config);
-        let shaken = TlsAcceptor::from(config).accept(stream);
-        let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, shaken).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err((reason(&error).word(), error)),
-            Err(_) => return Err((TIMED_OUT, io::ErrorKind::TimedOut.into())),
-        };
+        let stream = shake(Arc::clone(&self.0.material.load().config), stream).await?;
         let chain = stream.get_ref().1.peer_certificates();
         let verified = chain.filter(|chain| !chain.is_empty()).map(|chain| self.read(chain)).transpose();
         let verified = verified.map_err(|(reason, text)| (reason.word(), io::Error::other(text)))?;

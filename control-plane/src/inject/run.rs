@@ -1,0 +1,66 @@
+//! The injector as it runs in a control plane: everything started, in order.
+//!
+//! In: the API server's client, who leads, settings, an open listener. Out: tasks in the [`Drain`]: the watch of namespaces, the
+//! keeper of the certificate, the webhook's listener.
+
+use k8s_openapi::api::core::v1::Namespace as NamespaceObject;
+use kube::api::PartialObjectMeta;
+use kube::runtime::{WatchStreamExt as _, reflector, watcher};
+use kube::{Api, Client};
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use futures_util::StreamExt as _;
+
+use super::Settings;
+use super::keeper::{Keeper, Served};
+use super::webhook::{Namespaces, Webhook};
+use crate::drain::Drain;
+use crate::serve;
+
+/// What the injector needs of the program.
+pub struct Program<'a> {
+    /// The API server.
+    pub client: Client,
+    /// The control plane's namespace.
+    pub namespace: &'a str,
+    /// Whether this control plane writes.
+    pub leads: watch::Receiver<bool>,
+    /// What listeners count.
+    pub metrics: &'a serve::Metrics,
+    /// Where numbers are shown.
+    pub registry: &'a Registry,
+    /// What everything ends with.
+    pub drain: &'a Drain,
+}
+
+/// Serves the webhook on `listener`.
+pub fn start(program: Program<'_>, settings: Settings, listener: TcpListener) {
+    let Program { client, namespace, leads, metrics, registry, drain } = program;
+    let (seen, writer) = reflector::store();
+    let api: Api<PartialObjectMeta<NamespaceObject>> = Api::all(client.clone());
+    let watching = watcher(api, watcher::Config::default()).default_backoff();
+    let watching = reflector(writer, watching.modify(slim));
+    let token = drain.token.clone();
+    // What fails is tried again; until then, namespaces are asked for one by one.
+    drain.tasks.spawn(async move {
+        let following = watching.for_each(|event| {
+            if let Err(error) = event {
+                tracing::debug!(error = &error as &dyn std::error::Error, "watch of namespaces");
+            }
+            std::future::ready(())
+        });
+        token.run_until_cancelled(following).await
+    });
+    let served = Served::default();
+    let keeper = Keeper::new(&client, namespace, leads, served.clone(), registry);
+    drain.tasks.spawn(keeper.run(drain.token.clone()));
+    let webhook = Webhook::new(Namespaces::new(seen, Some(client)), settings, registry);
+    serve::https("injector", listener, move || served.current(), webhook.router(), metrics, drain);
+}
+
+/// What nobody asks for is not kept.
+fn slim(namespace: &mut PartialObjectMeta<NamespaceObject>) {
+    namespace.metadata.managed_fields = None;
+}
