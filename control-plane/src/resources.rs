@@ -23,7 +23,9 @@ mod gateway;
 mod locate;
 pub mod policy;
 mod protocol;
+pub(crate) mod served;
 mod weight;
+pub(crate) mod workload;
 
 use std::fmt;
 use std::sync::Arc;
@@ -33,7 +35,6 @@ use gateway_api::apis::experimental::httproutes::HttpRoute;
 use gateway_api::apis::experimental::referencegrants::ReferenceGrant;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use weft_wire::ServiceId;
 
@@ -48,6 +49,7 @@ use policy::circuit_breaker::CircuitBreakerSpec;
 use policy::traffic_policy::TrafficPolicySpec;
 
 pub use locate::{Lines, Segment};
+pub use workload::workload_name;
 
 /// The kinds that are read, as people are told.
 pub const KINDS: &str = "Namespace, Service, EndpointSlice, Pod, HTTPRoute, GRPCRoute, ReferenceGrant, AccessPolicy, \
@@ -156,13 +158,6 @@ impl fmt::Display for ObjectId {
             Self::Slice(name) => write!(f, "EndpointSlice {name}"),
         }
     }
-}
-
-/// What a pod is an instance of, as far as its metadata says so: by label or controller, but not by its own name.
-#[must_use]
-pub fn workload_name(metadata: &ObjectMeta) -> Option<String> {
-    let namespace = metadata.namespace.as_deref().unwrap_or(core::DEFAULT_NAMESPACE);
-    core::workload_of(metadata, namespace).map(|workload| workload.name().to_owned())
 }
 
 /// One thing that is wrong.
@@ -294,13 +289,38 @@ fn typed<T: for<'de> Deserialize<'de>>(
     budget: &mut usize,
     convert: fn(T) -> Result<Option<Object>, Refusal>,
 ) -> Content {
+    let value = match strictly(document, budget, |path| place.line(path)) {
+        Ok(value) => value,
+        Err(flaws) => return Content::Broken(flaws),
+    };
+    match convert(value) {
+        Ok(Some(object)) => Content::Object(object),
+        Ok(None) => Content::Unneeded,
+        Err((path, reason)) => {
+            let field = locate::display(&path);
+            Content::Broken(vec![Flaw { line: place.line(&path), field, reason }])
+        }
+    }
+}
+
+/// Reads a value in which every field is known; at most `budget` of the others are reported.
+fn strictly<'de, T, D>(
+    document: D,
+    budget: &mut usize,
+    line: impl Fn(&[Segment]) -> Option<usize>,
+) -> Result<T, Vec<Flaw>>
+where
+    T: Deserialize<'de>,
+    D: serde::Deserializer<'de, Error: Wrong>,
+{
     let mut track = serde_path_to_error::Track::new();
     let mut unknown = Vec::new();
     let tracked = serde_path_to_error::Deserializer::new(document, &mut track);
-    let read: Result<T, _> = serde_ignored::deserialize(tracked, |path| {
+    let read: Result<T, D::Error> = serde_ignored::deserialize(tracked, |path| {
         let path = locate::segments(&path);
-        // The header has read these two; not every type repeats them.
-        if matches!(path.as_slice(), [Segment::Key(key)] if key == "apiVersion" || key == "kind") {
+        // The header has read the first two, and what a controller writes is no setting; not every type repeats them.
+        if matches!(path.as_slice(), [Segment::Key(key), ..] if key == "apiVersion" || key == "kind" || key == "status")
+        {
             return;
         }
         // One at least, or a document late in a bad file would pass for good.
@@ -310,27 +330,39 @@ fn typed<T: for<'de> Deserialize<'de>>(
     });
     let value = match read {
         Ok(value) => value,
-        Err(error) => return Content::Broken(vec![flaw_of(&error, field_path(&track.path()))]),
+        Err(error) => return Err(vec![flaw_of(&error, field_path(&track.path()))]),
     };
-    if !unknown.is_empty() {
-        *budget = budget.saturating_sub(unknown.len());
-        let flaw = |path: Vec<Segment>| Flaw {
-            line: place.line(&path),
-            field: locate::display(&path),
-            reason: match policy::access_policy::instead_of(&path) {
-                Some(advice) => format!("unknown field: {advice}"),
-                None => "unknown field".into(),
-            },
-        };
-        return Content::Broken(unknown.into_iter().map(flaw).collect());
+    if unknown.is_empty() {
+        return Ok(value);
     }
-    match convert(value) {
-        Ok(Some(object)) => Content::Object(object),
-        Ok(None) => Content::Unneeded,
-        Err((path, reason)) => {
-            let field = locate::display(&path);
-            Content::Broken(vec![Flaw { line: place.line(&path), field, reason }])
-        }
+    *budget = budget.saturating_sub(unknown.len());
+    let flaw = |path: Vec<Segment>| Flaw {
+        line: line(&path),
+        field: locate::display(&path),
+        reason: match policy::access_policy::instead_of(&path) {
+            Some(advice) => format!("unknown field: {advice}"),
+            None => "unknown field".into(),
+        },
+    };
+    Err(unknown.into_iter().map(flaw).collect())
+}
+
+/// What readers of both languages say when they cannot read.
+trait Wrong: std::error::Error {
+    /// The line, where the text has lines.
+    fn line(&self) -> Option<usize>;
+}
+
+impl Wrong for serde_yaml::Error {
+    fn line(&self) -> Option<usize> {
+        self.location().map(|location| location.line())
+    }
+}
+
+impl Wrong for serde_json::Error {
+    /// What a server sends has none that anybody could look at.
+    fn line(&self) -> Option<usize> {
+        None
     }
 }
 
@@ -352,8 +384,8 @@ fn field_path(path: &serde_path_to_error::Path) -> String {
     if text == "." { String::new() } else { text }
 }
 
-fn flaw_of(error: &serde_yaml::Error, field: String) -> Flaw {
-    let line = error.location().map(|location| location.line());
+fn flaw_of(error: &impl Wrong, field: String) -> Flaw {
+    let line = error.line();
     // The library writes the place into the text as well ("… at line 3 column 5"); ours is a field.
     let text = error.to_string();
     let reason = match text.rfind(" at line ") {

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServicePort};
+use k8s_openapi::api::core::v1::{Container, Namespace, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use weft_wire::tls::SERVICE_ACCOUNT_DEFAULT;
 use weft_wire::{ServiceId, WorkloadId};
 
-use super::{Object, Refusal, Segment, protocol};
+use super::{Object, Refusal, Segment, protocol, workload};
 use crate::world::{
     Created, Health, NamespaceSpec, ObjectName, PodSpec, PortSpec, Posture, ServiceSpec, SliceEndpoint,
     SlicePort, SliceSpec, TargetPort,
@@ -22,8 +22,6 @@ pub(super) const DEFAULT_NAMESPACE: &str = "default";
 
 /// The label by which an EndpointSlice names its service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
-/// The label by which a Deployment's pods and ReplicaSets name their template.
-const TEMPLATE_HASH: &str = "pod-template-hash";
 
 /// The annotation by which a namespace says what happens where no AccessPolicy speaks.
 const DEFAULT_ACCESS: &str = weft_wire::annotation::DEFAULT_ACCESS;
@@ -163,7 +161,7 @@ fn slice_endpoint(endpoint: Endpoint, index: usize, namespace: &Arc<str>) -> Res
 
 pub(super) fn pod(pod: Pod) -> Result<Option<Object>, Refusal> {
     let name = object_name(&pod.metadata)?;
-    let workload = workload(&pod.metadata, &name)?;
+    let workload = workload::of(&pod.metadata, &name)?;
     let label = |key: &str| pod.metadata.labels.as_ref()?.get(key);
     let version = label("app.kubernetes.io/version").or_else(|| label("version"));
     let version = version.map(|version| Arc::from(version.as_str()));
@@ -190,13 +188,18 @@ pub(super) fn pod(pod: Pod) -> Result<Option<Object>, Refusal> {
         (false, _) => Health::NotReady,
     };
     let mut ports = BTreeMap::new();
-    for (container, port) in spec.containers.into_iter().enumerate().flat_map(|(at, container)| {
-        container.ports.into_iter().flatten().enumerate().map(move |port| (at, port))
+    // An init container that goes on running serves as well; where two have a port of one name, the first counts.
+    let goes_on = |(_, container): &(usize, Container)| container.restart_policy.as_deref() == Some("Always");
+    let init = spec.init_containers.into_iter().flatten().enumerate().filter(goes_on);
+    let init = init.map(|(at, container)| ("initContainers", at, container));
+    let main = spec.containers.into_iter().enumerate().map(|(at, container)| ("containers", at, container));
+    for (list, container, index, port) in main.chain(init).flat_map(|(list, at, container)| {
+        container.ports.into_iter().flatten().enumerate().map(move |(index, port)| (list, at, index, port))
     }) {
-        let (index, port) = port;
         if let (Some(name), true) = (port.name, is_tcp(port.protocol.as_deref())) {
-            let at = path!["spec", "containers", container, "ports", index, "containerPort"];
-            ports.insert(name.into(), port_number(port.container_port, at)?);
+            let at = path!["spec", list, container, "ports", index, "containerPort"];
+            let number = port_number(port.container_port, at)?;
+            ports.entry(name.into()).or_insert(number);
         }
     }
     let service_account = spec.service_account_name.filter(|name| !name.is_empty());
@@ -204,45 +207,6 @@ pub(super) fn pod(pod: Pod) -> Result<Option<Object>, Refusal> {
     let labels = boxed(pod.metadata.labels);
     let pod = PodSpec { name, workload, version, addresses, service_account, labels, ports, health };
     Ok(Some(Object::Pod(pod)))
-}
-
-/// What a pod is an instance of: its label, else its controller, else its older label, else itself. The first
-/// that is a valid name.
-fn workload(metadata: &ObjectMeta, name: &ObjectName) -> Result<WorkloadId, Refusal> {
-    let found = workload_of(metadata, &name.namespace);
-    let found = found.or_else(|| WorkloadId::new(&name.namespace, &name.name).ok());
-    found.ok_or_else(|| (path!["metadata", "name"], format!("{:?} is not a name", name.name)))
-}
-
-/// The same, by all but the pod's own name.
-pub(super) fn workload_of(metadata: &ObjectMeta, namespace: &str) -> Option<WorkloadId> {
-    let label = |key: &str| metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
-    let controller = metadata.owner_references.iter().flatten().find(|owner| owner.controller != Some(false));
-    let controller = controller.and_then(|owner| {
-        let name = owner.name.as_str();
-        match owner.kind.as_str() {
-            "ReplicaSet" => {
-                // A Deployment's ReplicaSet is named after it and its template's hash.
-                let deployment =
-                    label(TEMPLATE_HASH).and_then(|hash| name.strip_suffix(hash)?.strip_suffix('-'));
-                Some(deployment.unwrap_or(name))
-            }
-            "Job" => Some(without_run(name)),
-            "DaemonSet" | "StatefulSet" | "ReplicationController" => Some(name),
-            _ => None,
-        }
-    });
-    let candidates = [label("app.kubernetes.io/name"), controller, label("app")];
-    candidates.into_iter().flatten().find_map(|name| WorkloadId::new(namespace, name).ok())
-}
-
-/// A CronJob's Jobs are named after it and the minute they run in; without this every run were a workload.
-fn without_run(job: &str) -> &str {
-    const MINUTE_DIGITS: usize = 8;
-    match job.rsplit_once('-') {
-        Some((name, run)) if run.len() >= MINUTE_DIGITS && run.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => job,
-    }
 }
 
 fn service_id(metadata: &ObjectMeta, path: Vec<Segment>) -> Result<ServiceId, Refusal> {
