@@ -29,6 +29,7 @@ use crate::drain::{Drain, Signals};
 use crate::ingest::{self, Guard, Ingest};
 use crate::inspect::Configuration;
 use crate::mesh::CurrentMesh;
+use crate::sources::kubernetes::{self, Connection};
 use crate::sources::{Problems, Report, files};
 use crate::world::Live;
 use crate::xds::{self, Status};
@@ -65,7 +66,11 @@ pub struct App {
 /// When the start fails.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::listen().context("listen for signals")?;
-    let app = App::start(config).await?;
+    // A start may wait for an API server, and be told not to.
+    let app = tokio::select! {
+        app = App::start(config) => app?,
+        () = signals.next() => return Ok(()),
+    };
     signals.next().await;
     info!("shutting down");
     app.stop(signals.next()).await;
@@ -82,6 +87,7 @@ impl App {
         let Config {
             source,
             kubernetes,
+            kubeconfig,
             namespace,
             pod_name,
             data_dir,
@@ -107,11 +113,15 @@ impl App {
         let control_listen = if insecure { control_listen } else { Listen::Off };
 
         let (live, drain, registry) = (Live::default(), Drain::default(), Registry::new());
-        let cluster = match kubernetes {
-            true => Some(Cluster::find(&namespace, pod_name).await?),
+        let connection = match kubernetes {
+            true => Some(Connection::find(kubeconfig.as_deref()).await.context("use --kubernetes")?),
             false => None,
         };
-        let problems = follow(source, &live, &drain).await?;
+        let cluster = connection.as_ref().map(|connection| Cluster::new(connection, &namespace, pod_name));
+        let problems = match &connection {
+            Some(connection) => follow_cluster(connection, &live, &registry, &drain).await,
+            None => follow(source, &live, &drain).await?,
+        };
         let status = Status::default();
         let mesh = Arc::new(CurrentMesh::new(live.clone(), status.clone(), problems.clone()));
         let configuration = Configuration::new(live.clone(), status.clone(), problems.clone());
@@ -325,6 +335,13 @@ async fn ca_store(
 async fn open_ca(options: ca::Options, live: Live, registry: &Registry) -> anyhow::Result<Ca> {
     let opening = Ca::open(options, live, registry, SystemTime::now());
     opening.await.context("open the certificate authority")
+}
+
+async fn follow_cluster(to: &Connection, live: &Live, registry: &Registry, drain: &Drain) -> Problems {
+    let (source, problems) = kubernetes::open(to, live, registry).await;
+    let token = drain.token.clone();
+    drain.tasks.spawn(async move { token.run_until_cancelled(source.run()).await });
+    problems
 }
 
 async fn follow(source: Option<std::path::PathBuf>, live: &Live, drain: &Drain) -> anyhow::Result<Problems> {

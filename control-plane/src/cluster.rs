@@ -13,8 +13,9 @@ pub mod secret;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use kube::Client;
+
+use crate::sources::kubernetes::Connection;
 
 /// How long the API server may take to answer.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,18 +34,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Finds the API server as `kubectl` would. Asks it nothing yet.
-    ///
-    /// # Errors
-    /// When there are no credentials, or they make no sense.
-    pub async fn find(namespace: &str, pod: Option<String>) -> anyhow::Result<Self> {
-        let config = kube::Config::infer().await.context(
-            "find the API server's address and credentials: within a pod they are mounted, elsewhere KUBECONFIG or \
-             ~/.kube/config says them",
-        )?;
-        tracing::info!(server = %config.cluster_url, namespace, "following a Kubernetes cluster");
-        let client = Client::try_from(config).context("use the credentials for the API server")?;
-        Ok(Self { client, namespace: namespace.into(), pod: pod.map(Into::into) })
+    /// The cluster at the other end of a connection. Asks it nothing yet.
+    #[must_use]
+    pub fn new(connection: &Connection, namespace: &str, pod: Option<String>) -> Self {
+        Self { client: connection.client.clone(), namespace: namespace.into(), pod: pod.map(Into::into) }
     }
 
     /// A name for this run of the program, which no other has or had: a pod's containers may start anew under its name.

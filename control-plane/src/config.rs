@@ -21,13 +21,14 @@ use crate::auth;
     version,
     after_help = "Examples:\n  \
         weft-control-plane --source ./mesh --data-dir /var/lib/weft\n  \
+        weft-control-plane --kubernetes --data-dir /var/lib/weft\n  \
         weft-control-plane --source ./mesh --ca-dir /etc/weft/ca --trust-domain example.org\n  \
         weft-control-plane --kubernetes --api-tokens /etc/weft/tokens --api-listen :8080\n  \
         weft-control-plane --insecure --source ./mesh --api-listen 127.0.0.1:9000"
 )]
 pub struct Config {
     /// Directory of Kubernetes-style YAML (Service, EndpointSlice, Pod), read recursively and hot reloaded.
-    /// Without it only programs that register themselves are known
+    /// Without it and without --kubernetes only programs that register themselves are known
     #[arg(long, env = "WEFT_SOURCE", value_name = "DIR")]
     pub source: Option<PathBuf>,
 
@@ -35,6 +36,10 @@ pub struct Config {
     /// or ~/.kube/config
     #[arg(long, env = "WEFT_KUBERNETES", conflicts_with = "source")]
     pub kubernetes: bool,
+
+    /// The kubeconfig for --kubernetes, instead of what KUBECONFIG names
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    pub kubeconfig: Option<PathBuf>,
 
     /// The control plane's own namespace: its Lease and its Secrets are there
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAME", default_value = "weft-system")]
@@ -252,6 +257,13 @@ mod tests {
         for text in ["", "10", "s", "1d", "99999999999999999h"] {
             assert!(duration(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn there_is_one_source_of_objects() {
+        let both = Config::try_parse_from(["weft-control-plane", "--kubernetes", "--source", "."]);
+        let error = both.expect_err("one or the other").to_string();
+        assert!(error.contains("--kubernetes") && error.contains("--source"), "{error}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use weft_wire::{SpiffeId, WorkloadId};
 use crate::ca::fingerprint;
 use crate::graph::{Certificate, Inventory, Mesh, Problem, Proxy, Timestamp};
 use crate::serve::Verified;
-use crate::sources::{self, Effect, Problems};
+use crate::sources::{self, Problems};
 use crate::world::{Live, Lookup};
 use crate::xds::{Kind, ProxyStatus, Status};
 
@@ -63,6 +63,10 @@ impl Mesh for CurrentMesh {
 
     fn problems(&self) -> Vec<Problem> {
         self.problems.borrow().problems.iter().map(problem).collect()
+    }
+
+    fn notices(&self) -> Vec<String> {
+        self.problems.borrow().notices.to_vec()
     }
 
     fn inventory(&self) -> Inventory {
@@ -121,10 +125,7 @@ fn problem(problem: &sources::Problem) -> Problem {
         object: problem.object.clone(),
         field: problem.field.clone(),
         message: problem.reason.clone(),
-        effect: match problem.effect {
-            Effect::FileKeptLastGood => "file_kept_last_good",
-            Effect::ObjectIgnored => "object_ignored",
-        },
+        effect: problem.effect.word(),
     }
 }
 

@@ -219,6 +219,12 @@ impl World {
         self.proxies.get(instance).map(|proxy| &proxy.metadata.workload)
     }
 
+    /// A pod, as its source says it is.
+    #[must_use]
+    pub fn pod(&self, name: &ObjectName) -> Option<&PodSpec> {
+        self.pods.get(name).map(|pod| &pod.spec)
+    }
+
     /// The pods that claim an address.
     pub fn pods_on(&self, address: IpAddr) -> impl Iterator<Item = &PodSpec> {
         self.pods.on(address).map(|pod| &pod.spec)

@@ -58,11 +58,12 @@ pub(super) async fn proxies(State(api): State<Api>) -> Response {
 #[derive(Serialize)]
 struct ConfigErrors {
     errors: Vec<Problem>,
+    notices: Vec<String>,
 }
 
 /// What is wrong in the configuration.
 pub(super) async fn problems(State(api): State<Api>) -> Response {
-    uncached(Json(ConfigErrors { errors: api.mesh.problems() }))
+    uncached(Json(ConfigErrors { errors: api.mesh.problems(), notices: api.mesh.notices() }))
 }
 
 #[derive(Serialize)]

@@ -31,6 +31,9 @@ pub trait Mesh: Send + Sync + 'static {
     /// What is wrong with the configuration now.
     fn problems(&self) -> Vec<Problem>;
 
+    /// What is worth knowing of where the configuration comes from, in sentences.
+    fn notices(&self) -> Vec<String>;
+
     /// How much configuration there is.
     fn inventory(&self) -> Inventory;
 }
@@ -96,7 +99,7 @@ fn workload_fields<S: serde::Serializer>(id: &Option<WorkloadId>, serializer: S)
 /// Something wrong in the configuration; the last good state is still in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// The file, relative to the source directory where it lies in one.
+    /// The file, relative to the source directory where it lies in one; `kubernetes` for what an API server says.
     pub file: String,
     /// Line, from 1.
     pub line: Option<usize>,
@@ -108,7 +111,7 @@ pub struct Problem {
     pub field: Option<String>,
     /// What is wrong, in one sentence.
     pub message: String,
-    /// What it means: `file_kept_last_good` or `object_ignored`.
+    /// What it means: `file_kept_last_good`, `object_ignored`, `object_kept_last_good` or `state_kept`.
     pub effect: &'static str,
 }
 
@@ -144,6 +147,9 @@ impl Mesh for EmptyMesh {
         Vec::new()
     }
     fn problems(&self) -> Vec<Problem> {
+        Vec::new()
+    }
+    fn notices(&self) -> Vec<String> {
         Vec::new()
     }
     fn inventory(&self) -> Inventory {

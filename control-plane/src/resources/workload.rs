@@ -159,12 +159,11 @@ mod tests {
             assert_eq!(named.as_deref(), Some(expected), "{kind} {owner}");
         }
         let bare = metadata(json!({ "name": "alone", "labels": { "app": "older" } }));
-        assert_eq!(name(&bare).as_deref(), Some("older"));
-        assert_eq!(
-            name(&metadata(json!({ "generateName": "orders-7d4b9c-" }))).as_deref(),
-            Some("orders-7d4b9c")
-        );
-        assert_eq!(name(&ObjectMeta::default()), None);
+        assert_eq!(workload_name(&bare).as_deref(), Some("older"));
+        let alone = metadata(json!({ "name": "alone" }));
+        assert_eq!(workload_name(&alone), None);
+        let called = of(&alone, &ObjectName { namespace: "shop".into(), name: "alone".into() });
+        assert_eq!(called.expect("a name").name(), "alone");
     }
 
     #[test]
