@@ -1,7 +1,7 @@
 //! The mesh in this process: the control plane and sidecars by their libraries, on loopback, without privileges.
 //!
-//! In: objects as YAML, and a sidecar's flags. Out: where each listens. Invariant: a [`Plane`] keeps its source in a
-//! directory of its own, which ends with it; a [`Sidecar`] ends with its value. Non-goal: interception, which needs a
+//! In: objects as YAML or an API server, and a sidecar's flags. Out: where each listens. Invariant: a [`Plane`] keeps its
+//! files in a directory of its own, which ends with it; a [`Sidecar`] ends with its value. Non-goal: interception, which needs a
 //! kernel; see [`crate::mesh`].
 
 use std::net::SocketAddr;
@@ -15,6 +15,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use weft_control_plane::app::App;
 
+use crate::apiserver::ApiServer;
 use crate::client::{self, Ask};
 use crate::poll;
 
@@ -30,10 +31,20 @@ enum Trust {
     Mutual(Vec<String>),
 }
 
-/// The control plane on free ports, reading a directory of its own.
+/// Where its objects come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Origin {
+    /// A directory of its own.
+    Directory,
+    /// The cluster of a kubeconfig.
+    Cluster(PathBuf),
+}
+
+/// The control plane on free ports.
 pub struct Plane {
     app: App,
     directory: tempfile::TempDir,
+    origin: Origin,
     trust: Trust,
     /// Where sidecars go.
     pub control: SocketAddr,
@@ -47,7 +58,17 @@ impl Plane {
     /// # Errors
     /// When it does not start.
     pub async fn start(objects: &str) -> anyhow::Result<Self> {
-        Self::run(directory(objects)?, Trust::Insecure, "127.0.0.1:0").await
+        Self::run(directory(objects)?, Origin::Directory, Trust::Insecure, "127.0.0.1:0").await
+    }
+
+    /// Starts it on the objects of an API server, for sidecars that speak plain text; waits until the server has listed all.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn follow(server: &ApiServer) -> anyhow::Result<Self> {
+        let directory = directory("")?;
+        let origin = Origin::Cluster(server.kubeconfig(directory.path())?);
+        Self::run(directory, origin, Trust::Insecure, "127.0.0.1:0").await
     }
 
     /// Starts it on `objects` for sidecars that have an identity, with more `flags` of its own.
@@ -56,18 +77,30 @@ impl Plane {
     /// When it does not start.
     pub async fn start_mutual(objects: &str, flags: &[&str]) -> anyhow::Result<Self> {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        Self::run(directory(objects)?, Trust::Mutual(flags), "127.0.0.1:0").await
+        Self::run(directory(objects)?, Origin::Directory, Trust::Mutual(flags), "127.0.0.1:0").await
     }
 
-    async fn run(directory: tempfile::TempDir, trust: Trust, control: &str) -> anyhow::Result<Self> {
+    async fn run(
+        directory: tempfile::TempDir,
+        origin: Origin,
+        trust: Trust,
+        control: &str,
+    ) -> anyhow::Result<Self> {
         let mut words = vec![
             "weft-control-plane".to_owned(),
-            format!("--source={}", directory.path().join("source").display()),
             "--api-listen=127.0.0.1:0".to_owned(),
             "--otlp-grpc-listen=off".to_owned(),
             "--otlp-http-listen=off".to_owned(),
             "--drain-deadline=1s".to_owned(),
         ];
+        match &origin {
+            Origin::Directory => {
+                words.push(format!("--source={}", directory.path().join("source").display()));
+            }
+            Origin::Cluster(kubeconfig) => {
+                words.extend(["--kubernetes".to_owned(), format!("--kubeconfig={}", kubeconfig.display())]);
+            }
+        }
         match &trust {
             Trust::Insecure => words.extend([
                 "--insecure".to_owned(),
@@ -90,7 +123,7 @@ impl Plane {
             Trust::Mutual(_) => bound.control_tls,
         };
         let (control, api) = (control.context("bound")?, bound.api.context("bound")?);
-        Ok(Self { app, directory, trust, control, api })
+        Ok(Self { app, directory, origin, trust, control, api })
     }
 
     /// Makes a join token for the workload `shop/<workload>`.
@@ -130,9 +163,9 @@ impl Plane {
 
     /// Drains it and says how it is started again: where sidecars know it, with the same objects and an empty memory.
     pub async fn pause(self) -> Paused {
-        let Self { app, directory, trust, control, api: _ } = self;
+        let Self { app, directory, origin, trust, control, api: _ } = self;
         app.stop(std::future::pending()).await;
-        Paused { directory, trust, control }
+        Paused { directory, origin, trust, control }
     }
 }
 
@@ -147,6 +180,7 @@ fn directory(objects: &str) -> anyhow::Result<tempfile::TempDir> {
 /// A control plane that is not there for a while.
 pub struct Paused {
     directory: tempfile::TempDir,
+    origin: Origin,
     trust: Trust,
     control: SocketAddr,
 }
@@ -157,7 +191,7 @@ impl Paused {
     /// # Errors
     /// When it does not start.
     pub async fn resume(self) -> anyhow::Result<Plane> {
-        Plane::run(self.directory, self.trust, &self.control.to_string()).await
+        Plane::run(self.directory, self.origin, self.trust, &self.control.to_string()).await
     }
 }
 
