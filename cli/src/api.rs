@@ -272,7 +272,7 @@ impl Api {
         let exchange = async {
             let uri: Uri = format!("{}{path}", self.base).parse().map_err(|_| Error::Address(path.into()))?;
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-            let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80)))
+            let stream = weft_dns::connect(host, uri.port_u16().unwrap_or(80))
                 .await
                 .map_err(|source| Error::Unreachable { url: url(), source })?;
             let authority = uri.authority().map_or("", |authority| authority.as_str());

@@ -161,8 +161,7 @@ async fn reachable(control_plane: &str) -> anyhow::Result<bool> {
         );
     };
     let usual = if scheme == "https" { port::CONTROL_TLS } else { port::CONTROL_PLAIN };
-    let address = (host.trim_matches(['[', ']']), uri.port_u16().unwrap_or(usual));
-    let connect = tokio::net::TcpStream::connect(address);
+    let connect = weft_dns::connect(host, uri.port_u16().unwrap_or(usual));
     Ok(matches!(tokio::time::timeout(REACH_PATIENCE, connect).await, Ok(Ok(_))))
 }
 

@@ -18,7 +18,6 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 /// How long a whole exchange may take.
@@ -111,7 +110,7 @@ impl Fetch {
 
     async fn exchange(&self, target: Target, question: Question) -> Result<(StatusCode, Bytes), Error> {
         let connect = |source| Error::Connect { host: target.host.clone(), source };
-        let stream = TcpStream::connect((&*target.host, target.port)).await.map_err(connect)?;
+        let stream = weft_dns::connect(&target.host, target.port).await.map_err(connect)?;
         if !target.tls {
             return converse(stream, &target, question).await;
         }

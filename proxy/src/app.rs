@@ -40,10 +40,10 @@ pub use log::LogLevel;
 /// count.
 const STACK_SIZE: usize = 1024 * 1024;
 
-/// Threads that tokio may start for name resolution, one set for each runtime; they end when idle.
-const BLOCKING_THREADS_MAX: usize = 4;
+/// Threads that tokio may start for what blocks, which is writing the access log: one at a time.
+const BLOCKING_THREADS_MAX: usize = 1;
 
-/// How long an idle thread of name resolution stays.
+/// How long such a thread stays when it is idle.
 const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 /// How long the control plane may take to accept a connection.

@@ -16,9 +16,6 @@ mod dialer;
 
 pub use dialer::{DialError, Dialer};
 
-/// Addresses of one name that are tried, at most.
-const RESOLVED_MAX: usize = 8;
-
 /// How to connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectOptions {
@@ -58,7 +55,7 @@ pub enum ConnectError {
     Unresolved {
         /// The name.
         host: Box<str>,
-        /// What the resolver said; `None` when it answered with an empty list or too late.
+        /// What the resolver said; `None` when it did not within the deadline.
         source: Option<io::Error>,
     },
 }
@@ -107,7 +104,7 @@ pub fn try_mark(mark: u32) -> io::Result<()> {
     SockRef::from(&std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?).set_mark(mark)
 }
 
-/// Resolves a name with the system's resolver: IPv4 first, at most eight addresses, within `timeout`.
+/// Resolves a name as the pod's files and name servers say: IPv4 first, at most eight addresses, within `timeout`.
 ///
 /// Only for destinations that the control plane does not know; services come as addresses.
 ///
@@ -115,20 +112,11 @@ pub fn try_mark(mark: u32) -> io::Result<()> {
 /// [`ConnectError::Unresolved`].
 pub async fn resolve(host: &str, port: u16, timeout: Duration) -> Result<Vec<SocketAddr>, ConnectError> {
     let unresolved = |source| ConnectError::Unresolved { host: host.into(), source };
-    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-    if let Ok(ip) = bare.parse() {
-        return Ok(vec![SocketAddr::new(ip, port)]);
+    match tokio::time::timeout(timeout, weft_dns::lookup(host)).await {
+        Ok(Ok(found)) => Ok(found.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()),
+        Ok(Err(error)) => Err(unresolved(Some(error))),
+        Err(_elapsed) => Err(unresolved(None)),
     }
-    let mut found: Vec<SocketAddr> =
-        match tokio::time::timeout(timeout, tokio::net::lookup_host((host, port))).await {
-            Ok(Ok(found)) => found.take(RESOLVED_MAX).collect(),
-            Ok(Err(error)) => return Err(unresolved(Some(error))),
-            Err(_elapsed) => return Err(unresolved(None)),
-        };
-    // Stable: keeps the resolver's order within a family. IPv4 first, because a pod without an IPv6 route is
-    // common and one without IPv4 rare.
-    found.sort_by_key(SocketAddr::is_ipv6);
-    if found.is_empty() { Err(unresolved(None)) } else { Ok(found) }
 }
 
 /// Connects to the first of a name's addresses that accepts.

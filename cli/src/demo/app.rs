@@ -79,7 +79,7 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
             "web" => serve(listen(8080).await?, storefront::web(client)).await,
             "catalog" => serve(listen(8080).await?, storefront::catalog(&places.version)).await,
             "recommendations" => serve(listen(8080).await?, storefront::recommendations()).await,
-            "cart" => serve(listen(8080).await?, basket::cart(&places.cache, places.frail)).await,
+            "cart" => serve(listen(8080).await?, basket::cart(&places.cache, places.frail)?).await,
             "cache" => until_told(basket::cache(listen(6379).await?)).await,
             "orders" => serve(listen(8080).await?, checkout::orders(client, &places.payments)?).await,
             "inventory" => serve(listen(8080).await?, checkout::inventory()).await,

@@ -19,7 +19,6 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenRe
 use kube::api::{Api, PostParams};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
@@ -148,7 +147,7 @@ impl Direct {
         let config = client(&roots).map_err(ReviewError::Roots)?;
         let name =
             ServerName::try_from(self.host.to_string()).map_err(|error| ReviewError::Roots(error.into()))?;
-        let stream = TcpStream::connect((&*self.host, self.port)).await.map_err(ReviewError::Connect)?;
+        let stream = weft_dns::connect(&self.host, self.port).await.map_err(ReviewError::Connect)?;
         let stream =
             TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(ReviewError::Connect)?;
         let request = Request::post(PATH)

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use axum::Json;
 use axum::Router;
 use axum::extract::{Path, Request, State};
@@ -43,17 +44,20 @@ const PERIOD: Duration = Duration::from_secs(45);
 
 #[derive(Debug)]
 struct Cache {
-    address: String,
+    host: String,
+    port: u16,
     connection: Mutex<Option<(BufReader<TcpStream>, Instant)>>,
 }
 
-pub(super) fn cart(cache: &str, frail: bool) -> Router {
-    let cache = Arc::new(Cache { address: cache.into(), connection: Mutex::default() });
+pub(super) fn cart(cache: &str, frail: bool) -> anyhow::Result<Router> {
+    let (host, port) = cache.rsplit_once(':').context("the cache's address is HOST:PORT")?;
+    let port = port.parse().context("the cache's port")?;
+    let cache = Arc::new(Cache { host: host.into(), port, connection: Mutex::default() });
     let router = Router::new()
         .route("/carts/{user}", get(show))
         .route("/carts/{user}/items", post(add))
         .with_state(cache);
-    if frail { router.layer(middleware::from_fn_with_state(Instant::now(), moods)) } else { router }
+    Ok(if frail { router.layer(middleware::from_fn_with_state(Instant::now(), moods)) } else { router })
 }
 
 async fn moods(State(started): State<Instant>, request: Request, next: Next) -> Response {
@@ -94,7 +98,7 @@ impl Cache {
         let (mut stream, opened) = match kept {
             Some(kept) => kept,
             None => {
-                let mut stream = BufReader::new(TcpStream::connect(&self.address).await?);
+                let mut stream = BufReader::new(weft_dns::connect(&self.host, self.port).await?);
                 stream.get_ref().set_nodelay(true)?;
                 let greeting = line(&mut stream).await?;
                 anyhow::ensure!(greeting.starts_with("+CACHE"), "unexpected greeting {greeting:?}");

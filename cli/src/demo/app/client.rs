@@ -134,7 +134,7 @@ impl Client {
             Some(proxy) => TcpStream::connect(proxy).await?,
             None => {
                 let host = uri.host().context("a URL with a host")?;
-                TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await?
+                weft_dns::connect(host, uri.port_u16().unwrap_or(80)).await?
             }
         };
         stream.set_nodelay(true)?;
