@@ -1,6 +1,6 @@
 # Each target is one command that does its own set-up.
 
-.PHONY: demo test bench lint setup
+.PHONY: demo test bench images lint setup
 
 # A whole mesh on this machine: control plane, a shop of small services with real sidecars, load.
 demo:
@@ -14,6 +14,10 @@ test: setup lint
 # weft-proxy beside Envoy, HAProxy and nginx in one run. ARGS="--rounds 3 --proto h1" narrows it.
 bench:
 	cargo bench --package weft-tests --bench sidecar -- $(ARGS)
+
+# weft-proxy, weft-control-plane and weft, static and FROM scratch. ARGS=weft-proxy builds one; ENGINE=docker uses BuildKit.
+images:
+	k8s/image/build.sh $(ARGS)
 
 lint:
 	cargo fmt --all --check
