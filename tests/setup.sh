@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 
 # program:package
 needed="curl:curl python3:python3 nft:nftables ip:iproute2 openssl:openssl redis-server:redis-server redis-cli:redis-tools
-h2load:nghttp2-client psql:postgresql chromium:chromium"
+h2load:nghttp2-client psql:postgresql chromium:chromium podman:podman buildah:buildah runc:runc iptables:iptables
+catatonit:catatonit"
 
 missing=()
 for pair in $needed; do
@@ -15,6 +16,10 @@ done
 if ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
     missing+=(postgresql)
 fi
+# Podman's helpers, which are in no PATH.
+for helper in netavark aardvark-dns; do
+    [ -e "/usr/lib/podman/$helper" ] || missing+=("$helper")
+done
 
 if [ "${#missing[@]}" -gt 0 ]; then
     command -v apt-get >/dev/null || {

@@ -49,6 +49,21 @@ pub fn build(package: &str, binary: &str, profile: Profile) -> PathBuf {
     target().join(if profile == Profile::Release { "release" } else { "debug" }).join(binary)
 }
 
+/// Builds the programs of these images as images hold them, but without optimization, and answers the directory that
+/// `k8s/image/build.sh` makes images of. It shares with other tests' builds all but the last step.
+///
+/// # Panics
+/// When one does not build.
+#[must_use]
+pub fn of_images(names: &[&str]) -> PathBuf {
+    let directory = target().join("images/dev");
+    let mut build = Command::new(workspace().join("k8s/image/build.sh"));
+    build.args(names).env("STEP", "programs").env("PROFILE", "dev").env("OUT", &directory);
+    let status = build.status().expect("a script of this workspace");
+    assert!(status.success(), "{names:?} do not build");
+    directory
+}
+
 /// The workspace's root.
 #[must_use]
 pub fn workspace() -> &'static Path {

@@ -13,5 +13,6 @@ pub mod envoy;
 pub mod member;
 pub mod mesh;
 pub mod package;
+pub mod podman;
 pub mod poll;
 pub mod process;

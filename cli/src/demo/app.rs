@@ -88,6 +88,7 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
             "bank" => serve(listen(80).await?, payments::bank()).await,
             "shopper" => until_told(callers::shopper(client)).await,
             "cron" => until_told(callers::cron(client)).await,
+            "report" => until_told(callers::report(client)).await,
             other => anyhow::bail!("the shop has no program named {other:?}"),
         }
     })

@@ -1,4 +1,5 @@
-//! Those who only call: the `shopper`s that make the demo move, and a `cron` job without a sidecar.
+//! Those who only call: the `shopper`s that make the demo move, a `cron` job without a sidecar, and `report`, which asks once
+//! and ends, as jobs in a cluster do.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::MissedTickBehavior;
 
 use super::Client;
+use crate::output;
 
 /// One visit each: 16 per second, which the shop turns into about 50 requests per second in total.
 const PACE: Duration = Duration::from_millis(60);
@@ -20,6 +22,8 @@ const PACE: Duration = Duration::from_millis(60);
 const VISITS_MAX: usize = 48;
 /// Shoppers, and with them carts.
 const SHOPPERS: u32 = 120;
+/// What jobs ask for.
+const REPORT: &str = "http://orders:8080/reports/daily";
 /// How long somebody watches the delivery page.
 const WATCH: Duration = Duration::from_secs(15);
 
@@ -97,6 +101,14 @@ pub(super) async fn cron(client: Client) -> anyhow::Result<()> {
     let mut pace = tokio::time::interval(Duration::from_secs(1));
     loop {
         pace.tick().await;
-        client.get("http://orders:8080/reports/daily", &HeaderMap::new()).await.ok();
+        client.get(REPORT, &HeaderMap::new()).await.ok();
     }
+}
+
+/// Asks once; no answer is a failure.
+pub(super) async fn report(client: Client) -> anyhow::Result<()> {
+    let (status, report) = client.get(REPORT, &HeaderMap::new()).await?;
+    anyhow::ensure!(status.is_success(), "{REPORT} answered {status}");
+    output::line(String::from_utf8_lossy(&report));
+    Ok(())
 }
