@@ -21,8 +21,11 @@ use crate::api::{Api, Gate, HostPolicy};
 use crate::audit::{Audit, Target};
 use crate::auth::Auth;
 use crate::ca::{self, Ca};
+use crate::cluster::bundle::Bundles;
+use crate::cluster::event::{self, Events};
 use crate::cluster::leader::Leader;
 use crate::cluster::secret::Secrets;
+use crate::cluster::status::Writer;
 use crate::cluster::{Cluster, lease};
 use crate::config::{Config, Listen};
 use crate::drain::{Drain, Signals};
@@ -126,12 +129,16 @@ impl App {
         let mesh = Arc::new(CurrentMesh::new(live.clone(), status.clone(), problems.clone()));
         let configuration = Configuration::new(live.clone(), status.clone(), problems.clone());
         let credentials = token_review_credentials.clone();
+        let events = cluster.as_ref().map(|cluster| tell(cluster, &registry, &drain));
+        let heard = events.clone();
         let options = ca::Options {
             domain: trust_domain,
             leaf_life: leaf_lifetime,
             store: ca_store(cluster.as_ref(), data_dir.as_deref(), &drain).await?,
             brought: ca_dir,
             accounts: accounts(token_review, token_review_credentials, cluster.as_ref(), &token_audience)?,
+            hears: heard
+                .map(|events| Box::new(move |step, text: &str| events.stepped(step, text)) as ca::Hears),
         };
         let ca = (control_tls_listen != Listen::Off).then(|| open_ca(options, live.clone(), &registry));
         let ca = match ca {
@@ -139,7 +146,7 @@ impl App {
             None => None,
         };
         let ingest = open_ingest(data_dir, &mesh, &registry).await?;
-        admin::show(&registry, live.clone(), problems);
+        admin::show(&registry, live.clone(), problems.clone());
 
         let listeners = Listeners {
             control: listen::open(&control_listen)?,
@@ -161,7 +168,16 @@ impl App {
         let statuses = status.clone();
         if let Some(ca) = &ca {
             let (ca, status, token) = (ca.clone(), status.clone(), drain.token.clone());
-            drain.tasks.spawn(ca.run(status, leads, token));
+            drain.tasks.spawn(ca.run(status, leads.clone(), token));
+        }
+        if let (Some(cluster), Some(events)) = (&cluster, events) {
+            let (world, status, token) = (live.clone(), status.clone(), drain.token.clone());
+            let writer = Writer::new(cluster, world, status, problems, events, &registry);
+            drain.tasks.spawn(writer.run(leads.clone(), token));
+            if let Some(ca) = &ca {
+                let bundles = Bundles::new(cluster, live.clone(), ca.clone(), &registry);
+                drain.tasks.spawn(bundles.run(leads, drain.token.clone()));
+            }
         }
         let known = ca.clone();
         let bindings: crate::admit::Bound =
@@ -289,6 +305,13 @@ fn ensure_guarded(auth: &Auth, insecure: bool, api: Option<SocketAddr>) -> anyho
     ensure!(insecure, NO_AUTHENTICATION);
     warn!(%address, "the API asks nobody who they are, and this address is not loopback");
     Ok(())
+}
+
+/// Where people hear of things.
+fn tell(cluster: &Cluster, registry: &Registry, drain: &Drain) -> Events {
+    let (events, publisher) = event::events(cluster, registry);
+    drain.tasks.spawn(publisher.run(drain.token.clone()));
+    events
 }
 
 /// Stands for election where there may be others.

@@ -46,7 +46,7 @@ use weft_wire::{SpiffeId, WorkloadId};
 
 use crate::serve::tls;
 use crate::world::{Event, Live, Trust};
-use authority::{Authority, Issued, Offer};
+use authority::{Authority, Issued, Offer, Step};
 pub use disk::Disk;
 use issue::{Key, Serial};
 pub use issue::{fingerprint, hex};
@@ -77,7 +77,12 @@ pub struct Options {
     pub brought: Option<PathBuf>,
     /// Who knows service account tokens.
     pub accounts: Option<Arc<dyn Proof>>,
+    /// Who hears of steps, beside the log.
+    pub hears: Option<Hears>,
 }
+
+/// Hears of a step, and in words what it was. Must not wait.
+pub type Hears = Box<dyn Fn(Step, &str) + Send + Sync>;
 
 /// The authority cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +135,7 @@ struct Inner {
     store: Option<Arc<dyn Store>>,
     brought: Option<PathBuf>,
     accounts: Option<Arc<dyn Proof>>,
+    hears: Option<Hears>,
     metrics: Metrics,
     /// Sidecars whose clock was found to differ, for people.
     clocks: Mutex<view::Clocks>,
@@ -152,7 +158,7 @@ impl Ca {
         registry: &Registry,
         now: SystemTime,
     ) -> Result<Self, OpenError> {
-        let Options { domain, leaf_life, store, brought, accounts } = options;
+        let Options { domain, leaf_life, store, brought, accounts, hears } = options;
         let own_id = SpiffeId::new(&domain, CONTROL_PLANE.0, CONTROL_PLANE.1)?;
         let offer = match brought.clone() {
             // Reads a disk.
@@ -180,6 +186,7 @@ impl Ca {
             store,
             brought,
             accounts,
+            hears,
             metrics: Metrics::new(registry),
             clocks: Mutex::default(),
         }));

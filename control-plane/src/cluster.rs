@@ -1,19 +1,26 @@
 //! What the control plane writes to the Kubernetes API server.
 //!
 //! In: the program's one client. Out: the authority's Secret (`secret`), who of several control planes leads (`lease`, pure, and
-//! `leader`).
+//! `leader`), how objects fare (`status`), what people should hear of (`event`), and whom to trust, for pods that are about to
+//! start (`bundle`).
 //!
 //! Invariants: every request has a deadline ([`ask`]); what is written names the version that it replaces or is owned by us
 //! alone; what others wrote beside it stays. Non-goal: reading the mesh's configuration, which is `sources`.
 
+pub mod bundle;
+pub mod event;
 pub mod leader;
 pub mod lease;
 pub mod secret;
+pub mod status;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
+use tokio_util::sync::CancellationToken;
+
+use crate::ca::Leads;
 
 use crate::sources::kubernetes::Connection;
 
@@ -43,9 +50,14 @@ impl Cluster {
     /// A name for this run of the program, which no other has or had: a pod's containers may start anew under its name.
     #[must_use]
     pub fn identity(&self) -> String {
+        format!("{}_{}", self.name(), random())
+    }
+
+    /// The name of the pod, or of the machine.
+    #[must_use]
+    pub fn name(&self) -> String {
         let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let name = self.pod.as_deref().map_or_else(host, str::to_owned);
-        format!("{name}_{}", random())
+        self.pod.as_deref().map_or_else(host, str::to_owned)
     }
 }
 
@@ -100,6 +112,28 @@ pub async fn ask<T>(asking: impl Future<Output = kube::Result<T>>) -> Result<T, 
     match tokio::time::timeout(REQUEST_TIMEOUT, asking).await {
         Ok(answer) => answer.map_err(ApiError::from),
         Err(_) => Err(ApiError::Timeout(REQUEST_TIMEOUT)),
+    }
+}
+
+/// What only whoever leads does.
+pub trait Leading: Sync {
+    /// Does it. May be dropped at any moment.
+    fn lead(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// Lets something be done while this control plane leads, until `shutdown`.
+pub async fn while_leading(mut leads: Leads, shutdown: CancellationToken, task: &impl Leading) {
+    loop {
+        let led = shutdown.run_until_cancelled(leads.wait_for(|leads| *leads)).await;
+        if led.is_none_or(|led| led.is_err()) {
+            return;
+        }
+        let mut ends = leads.clone();
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            ended = ends.wait_for(|leads| !*leads) => if ended.is_err() { return },
+            () = task.lead() => {}
+        }
     }
 }
 

@@ -558,6 +558,12 @@ impl World {
         }
     }
 
+    /// The namespaces of pods that the injector gave a sidecar.
+    #[must_use]
+    pub fn injected_namespaces(&self) -> BTreeSet<Arc<str>> {
+        self.pods.injected()
+    }
+
     // === who is at an address ===
 
     /// Who an endpoint is: the sidecar at the address, else the named pod, else the pod at the address.

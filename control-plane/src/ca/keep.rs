@@ -216,5 +216,8 @@ impl Ca {
             Step::Dropped => "the rotation of the root is done: the old root is no longer trusted",
         };
         info!(roots = roots.join(","), "{what}");
+        if let Some(hears) = &self.0.hears {
+            hears(step, &format!("{what}; trusted: {}", roots.join(", ")));
+        }
     }
 }

@@ -22,6 +22,7 @@ async fn open(directory: &Path) -> Ca {
         store: Some(Arc::new(Disk::open(directory.to_owned()).unwrap())),
         brought: None,
         accounts: None,
+        hears: None,
     };
     Ca::open(options, Live::default(), &Registry::new(), SystemTime::now()).await.unwrap()
 }
@@ -135,6 +136,7 @@ async fn open_shared(store: &Arc<Shared>) -> Ca {
         store: Some(Arc::<Shared>::clone(store)),
         brought: None,
         accounts: None,
+        hears: None,
     };
     Ca::open(options, Live::default(), &Registry::new(), SystemTime::now()).await.unwrap()
 }

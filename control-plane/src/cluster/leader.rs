@@ -19,14 +19,13 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+use weft_wire::annotation::LEADER as LABEL;
 
 use super::lease::{Act, Election, Record, Settings};
 use super::{ApiError, Cluster, MANAGER, ask, labels};
 
 /// The Lease.
 pub const LEASE: &str = "weft-control-plane";
-/// What the pod that leads is labelled with.
-pub const LABEL: &str = "weft.dev/leader";
 
 /// How often it is seen to that the label is where it belongs.
 const RELABEL: Duration = Duration::from_secs(30);

@@ -9,7 +9,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use weft_wire::tls::SERVICE_ACCOUNT_DEFAULT;
-use weft_wire::{ServiceId, WorkloadId};
+use weft_wire::{ServiceId, WorkloadId, annotation};
 
 use super::{Object, Refusal, Segment, protocol, workload};
 use crate::world::{
@@ -24,7 +24,7 @@ pub(super) const DEFAULT_NAMESPACE: &str = "default";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// The annotation by which a namespace says what happens where no AccessPolicy speaks.
-const DEFAULT_ACCESS: &str = weft_wire::annotation::DEFAULT_ACCESS;
+const DEFAULT_ACCESS: &str = annotation::DEFAULT_ACCESS;
 
 type Labels = BTreeMap<Box<str>, Box<str>>;
 
@@ -205,7 +205,10 @@ pub(super) fn pod(pod: Pod) -> Result<Option<Object>, Refusal> {
     let service_account = spec.service_account_name.filter(|name| !name.is_empty());
     let service_account = service_account.map_or_else(|| SERVICE_ACCOUNT_DEFAULT.into(), Arc::from);
     let labels = boxed(pod.metadata.labels);
-    let pod = PodSpec { name, workload, version, addresses, service_account, labels, ports, health };
+    let injected =
+        pod.metadata.annotations.is_some_and(|annotations| annotations.contains_key(annotation::STATUS));
+    let pod =
+        PodSpec { name, workload, version, addresses, service_account, labels, ports, health, injected };
     Ok(Some(Object::Pod(pod)))
 }
 

@@ -1,6 +1,6 @@
 //! The pods of the world, by name, by address and by label.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -96,6 +96,17 @@ impl Pods {
 
     pub(super) fn all(&self) -> impl Iterator<Item = &Pod> {
         self.pods.values()
+    }
+
+    /// The namespaces of pods that have a sidecar, or will have one when they start.
+    pub(super) fn injected(&self) -> BTreeSet<Arc<str>> {
+        let mut namespaces = BTreeSet::new();
+        for pod in self.pods.values().filter(|pod| pod.spec.injected) {
+            if !namespaces.contains(&pod.spec.name.namespace) {
+                namespaces.insert(Arc::clone(&pod.spec.name.namespace));
+            }
+        }
+        namespaces
     }
 
     /// Every address of a pod.

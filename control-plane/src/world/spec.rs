@@ -134,6 +134,8 @@ pub struct PodSpec {
     pub ports: BTreeMap<Box<str>, u16>,
     /// Whether it may be called where no EndpointSlice says it.
     pub health: Health,
+    /// Whether the injector gave it a sidecar: it waits for its namespace's trust bundle before it starts.
+    pub injected: bool,
 }
 
 impl PodSpec {

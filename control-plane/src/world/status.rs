@@ -42,6 +42,8 @@ pub struct ObjectStatus {
     pub generation: Option<i64>,
     /// What it is attached to, as the object says, in its order: `Service shop/orders`.
     pub targets: Vec<String>,
+    /// Of each of them, in this order, whether it is attached to it. Empty where the object names none.
+    pub attached: Vec<Condition>,
     /// The service ports whose configuration it has a part in, in order.
     pub services: BTreeSet<ServicePort>,
     /// Its conditions: `Accepted` always, `ResolvedRefs` for what refers, `Conflicted` for a policy that is overridden.
@@ -107,12 +109,14 @@ impl World {
         });
         let outcomes: Vec<_> = outcomes.collect();
         let note = if route.names_hosts { "hostnames have no meaning behind a Service" } else { "" };
+        let attached = attached(&outcomes, note);
         let conditions = vec![accepted(outcomes, note), self.resolved_refs(route)];
         let targets = route.parents.iter().map(ToString::to_string).collect();
         ObjectStatus {
             subject: Subject::Route(route.id.clone()),
             generation: route.generation,
             targets,
+            attached,
             services,
             conditions,
         }
@@ -173,7 +177,10 @@ impl World {
             let ports = self.target_ports(target);
             ports.map(|ports| services.extend(ports)).map_err(|rejection| (target.to_string(), rejection))
         });
-        let mut conditions = vec![accepted(outcomes.collect(), self.unlimited(policy).unwrap_or_default())];
+        let outcomes: Vec<_> = outcomes.collect();
+        let note = self.unlimited(policy).unwrap_or_default();
+        let attached = attached(&outcomes, note);
+        let mut conditions = vec![accepted(outcomes, note)];
         if let Some(mirror) = &policy.settings.mirror {
             let problem = self.resolve(&mirror.to, Referrer::Policy, &policy.id.name.namespace).err();
             conditions.push(resolved(problem.into_iter().collect()));
@@ -184,6 +191,7 @@ impl World {
             subject: Subject::Policy(policy.id.clone()),
             generation: policy.generation,
             targets,
+            attached,
             services,
             conditions,
         }
@@ -250,7 +258,22 @@ fn ports_of<'a>(id: &ServiceId, ports: impl Iterator<Item = &'a Port>) -> Vec<Se
     ports.map(|port| ServicePort { service: id.clone(), port: port.number }).collect()
 }
 
-pub(super) fn accepted(outcomes: Vec<Result<(), (String, Rejection)>>, note: &str) -> Condition {
+/// Whether an object is attached to one target: if not, which it is and why not.
+pub(super) type Outcome = Result<(), (String, Rejection)>;
+
+/// Each outcome by itself.
+pub(super) fn attached(outcomes: &[Outcome], note: &str) -> Vec<Condition> {
+    let one = |outcome: &Outcome| {
+        let outcome = outcome.clone().map_err(|(_, rejection)| (String::new(), rejection));
+        let mut condition = accepted(vec![outcome], note);
+        // Which target it is says the place where it stands.
+        condition.message = condition.message.trim_start_matches(": ").to_owned();
+        condition
+    };
+    outcomes.iter().map(one).collect()
+}
+
+pub(super) fn accepted(outcomes: Vec<Outcome>, note: &str) -> Condition {
     let mut reason = "Accepted";
     let mut messages = Vec::new();
     for (target, (why, message)) in outcomes.into_iter().filter_map(Result::err) {

@@ -8,7 +8,7 @@ use weft_wire::tls::Mode;
 use weft_wire::xds::Protocol;
 
 use super::super::World;
-use super::super::status::{Condition, ConditionKind, ObjectStatus, Subject, accepted};
+use super::super::status::{Condition, ConditionKind, ObjectStatus, Subject, accepted, attached};
 use super::{AccessSpec, Action};
 
 /// Places that one note names.
@@ -32,12 +32,15 @@ impl World {
                 service.ports.iter().map(move |one| port(one.number))
             }));
         }
-        let mut conditions = vec![accepted(outcomes, &self.notes(spec, &services).join("; "))];
+        let note = self.notes(spec, &services).join("; ");
+        let attached = attached(&outcomes, &note);
+        let mut conditions = vec![accepted(outcomes, &note)];
         conditions.extend(self.overruled(spec, &services));
         ObjectStatus {
             subject: Subject::Policy(spec.id.clone()),
             generation: spec.generation,
             targets,
+            attached,
             services,
             conditions,
         }
