@@ -45,6 +45,8 @@ pub struct Proxy {
     pub instance: String,
     /// What it is: `weft-proxy`, `envoy`, as it says.
     pub agent: String,
+    /// Which version of that, as it says.
+    pub agent_version: Option<String>,
     /// What it stands in front of, unless a foreign client did not say.
     #[serde(flatten, serialize_with = "workload_fields")]
     pub workload: Option<WorkloadId>,
@@ -69,6 +71,10 @@ pub struct Proxy {
     pub subscriptions: usize,
     /// Whether everything sent to it has been acknowledged.
     pub synced: bool,
+    /// Since when it owes an answer to what was sent; `None` when it owes none.
+    pub waiting_since: Option<Timestamp>,
+    /// When it last accepted or rejected something on this stream.
+    pub answered_at: Option<Timestamp>,
     /// What it said about the last resource it rejected, while that rejection stands.
     pub rejected: Option<String>,
 }

@@ -78,7 +78,10 @@ fn proxy(world: &World, name: &str, resources: &[(Kind, &str)], lacks: &[&str]) 
         pod: None,
         addresses: Vec::new(),
         agent: "weft-proxy".to_owned(),
+        agent_version: None,
         connected_since: SystemTime::UNIX_EPOCH,
+        waiting_since: None,
+        answered_at: None,
         kinds,
     }
 }

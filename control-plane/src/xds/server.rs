@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
@@ -218,7 +219,7 @@ impl Stream<'_> {
                     None => return Ok(()),
                     Some(request) => {
                         self.request(request)?;
-                        self.shared.status.update(id, self.session.status());
+                        self.shared.status.update(id, self.session.status(), SystemTime::now());
                         due = true;
                     }
                 },
@@ -250,13 +251,13 @@ impl Stream<'_> {
                                 self.shared.metrics.sent(kind, resources);
                             }
                             room.send(Ok(response));
-                            self.shared.status.update(id, self.session.status());
+                            self.shared.status.update(id, self.session.status(), SystemTime::now());
                         }
                         None => {
                             // What is left waits for an acknowledgement: any event wakes it. What the client has
                             // brought may have turned out to be current.
                             due = false;
-                            self.shared.status.update(id, self.session.status());
+                            self.shared.status.update(id, self.session.status(), SystemTime::now());
                         }
                     }
                 },
@@ -360,6 +361,7 @@ struct Client {
     workload: Option<WorkloadId>,
     metadata: Option<Arc<NodeMetadata>>,
     agent: String,
+    agent_version: Option<String>,
     is_sidecar: bool,
     /// Who it proved to be.
     verified: Option<Arc<Verified>>,
@@ -397,6 +399,7 @@ impl Client {
             workload: workload.or_else(|| node.cluster.parse().ok()),
             metadata: metadata.map(Arc::new),
             agent: node.user_agent_name.chars().take(INSTANCE_MAX).collect(),
+            agent_version: agent_version(node),
             is_sidecar,
             verified: None,
         })
@@ -434,11 +437,26 @@ impl Client {
             pod: metadata.and_then(|metadata| metadata.pod.clone()),
             addresses: metadata.map(|metadata| metadata.addresses.clone()).unwrap_or_default(),
             agent: self.agent.clone(),
+            agent_version: self.agent_version.clone(),
             verified: self.verified.clone(),
             connected_since: SystemTime::now(),
+            waiting_since: None,
+            answered_at: None,
             kinds: Default::default(),
         }
     }
+}
+
+/// The version that a program says it is; Envoy says it in numbers.
+fn agent_version(node: &Node) -> Option<String> {
+    let text = match node.user_agent_version_type.as_ref()? {
+        UserAgentVersionType::UserAgentVersion(text) => text.clone(),
+        UserAgentVersionType::UserAgentBuildVersion(build) => {
+            let number = build.version.as_ref()?;
+            format!("{}.{}.{}", number.major_number, number.minor_number, number.patch)
+        }
+    };
+    Some(text.chars().filter(|letter| !letter.is_control()).take(INSTANCE_MAX).collect())
 }
 
 /// Addresses as the rest of the world writes them: never IPv4 inside IPv6.

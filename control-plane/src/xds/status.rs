@@ -31,10 +31,16 @@ pub struct ProxyStatus {
     pub addresses: Vec<IpAddr>,
     /// What the proxy is: `weft-proxy`, `envoy`, …, as it says.
     pub agent: String,
+    /// Which version of that, as it says.
+    pub agent_version: Option<String>,
     /// Who it proved to be; `None` on a connection without proof.
     pub verified: Option<Arc<Verified>>,
     /// When the stream was opened.
     pub connected_since: SystemTime,
+    /// Since when it owes an answer to something that was sent; `None` when it owes none.
+    pub waiting_since: Option<SystemTime>,
+    /// When it last accepted or rejected something on this stream.
+    pub answered_at: Option<SystemTime>,
     /// Per kind of resource, what it asked for and how that went.
     pub kinds: BTreeMap<Kind, KindStatus>,
 }
@@ -72,6 +78,26 @@ pub struct Refusal {
     pub version: Arc<str>,
     /// Why, in the proxy's words.
     pub message: Arc<str>,
+}
+
+impl ProxyStatus {
+    /// Takes over what became of its resources.
+    fn update(&mut self, kinds: BTreeMap<Kind, KindStatus>, now: SystemTime) {
+        let answers = |kinds: &BTreeMap<Kind, KindStatus>| {
+            kinds.values().map(|kind| kind.acked.saturating_add(kind.nacked)).fold(0_u64, u64::saturating_add)
+        };
+        let answered = answers(&kinds) != answers(&self.kinds);
+        if answered {
+            self.answered_at = Some(now);
+        }
+        // Who answers and is sent the next thing at once is not late: every answer starts the clock anew.
+        let waits = kinds.values().any(|kind| kind.outstanding);
+        self.waiting_since = match self.waiting_since {
+            Some(since) if waits && !answered => Some(since),
+            _ => waits.then_some(now),
+        };
+        self.kinds = kinds;
+    }
 }
 
 impl KindStatus {
@@ -120,9 +146,9 @@ impl Status {
         self.version.send_modify(|version| *version += 1);
     }
 
-    pub(crate) fn update(&self, stream: StreamId, kinds: BTreeMap<Kind, KindStatus>) {
+    pub(crate) fn update(&self, stream: StreamId, kinds: BTreeMap<Kind, KindStatus>, now: SystemTime) {
         if let Some(proxy) = self.lock().get_mut(&stream) {
-            proxy.kinds = kinds;
+            proxy.update(kinds, now);
         }
         self.version.send_modify(|version| *version += 1);
     }
@@ -135,5 +161,44 @@ impl Status {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<StreamId, ProxyStatus>> {
         // Plain data: a poisoned lock still holds a list.
         self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    fn kinds(outstanding: bool, acked: u64) -> BTreeMap<Kind, KindStatus> {
+        [(Kind::Cluster, KindStatus { outstanding, acked, ..KindStatus::default() })].into()
+    }
+
+    #[test]
+    fn who_owes_an_answer_owes_it_since_what_was_sent_last() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let mut proxy = ProxyStatus {
+            instance: "a".into(),
+            workload: None,
+            version: None,
+            pod: None,
+            addresses: Vec::new(),
+            agent: String::new(),
+            agent_version: None,
+            verified: None,
+            connected_since: at(0),
+            waiting_since: None,
+            answered_at: None,
+            kinds: BTreeMap::new(),
+        };
+        proxy.update(kinds(true, 0), at(1));
+        proxy.update(kinds(true, 0), at(5));
+        assert_eq!((proxy.waiting_since, proxy.answered_at), (Some(at(1)), None));
+        proxy.update(kinds(true, 1), at(7));
+        assert_eq!((proxy.waiting_since, proxy.answered_at), (Some(at(7)), Some(at(7))));
+        proxy.update(kinds(false, 2), at(9));
+        assert_eq!((proxy.waiting_since, proxy.answered_at), (None, Some(at(9))));
+        proxy.update(kinds(false, 2), at(11));
+        assert_eq!((proxy.waiting_since, proxy.answered_at), (None, Some(at(9))));
     }
 }
