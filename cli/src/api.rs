@@ -4,22 +4,31 @@
 //! do. Invariant: every request has a deadline, every answer a size limit. The types here are the CLI's
 //! reading of the API's JSON: fields it does not show are ignored, fields that may be missing are optional.
 
+pub(crate) mod locate;
+
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::request::Builder;
 use http::{HeaderValue, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::kubernetes::find::ControlPlane;
+use crate::kubernetes::forward::{self, Forward, Forwarded};
 
 /// Where the API is unless somebody says otherwise.
 pub(crate) const DEFAULT: &str = "http://127.0.0.1:8080";
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same where the API server and a kubelet stand between.
+const PATIENCE_FORWARDED: Duration = Duration::from_secs(15);
 /// The largest answer accepted: a graph of 10,000 edges with 20 routes each is about 40 MB.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
 
@@ -32,8 +41,12 @@ pub(crate) enum Error {
         "no control plane answers at {url}\n  start one with `weft demo`, or say where it is: --api URL or WEFT_API=URL"
     )]
     Unreachable { url: String, source: std::io::Error },
-    #[error("no answer from {url} within {} s", PATIENCE.as_secs())]
-    Timeout { url: String },
+    #[error("no answer from {url} within {} s", .after.as_secs())]
+    Timeout { url: String, after: Duration },
+    #[error(transparent)]
+    Forward(#[from] forward::Error),
+    #[error("{url} cannot be reached: {why}")]
+    Forwarded { url: String, why: String },
     #[error("the conversation with {url} broke off")]
     Broken { url: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("a token is one word of printable characters, and this one is not")]
@@ -195,8 +208,20 @@ impl Node {
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
     base: String,
+    way: Way,
     /// `Bearer` and a token; marked, so that nobody prints it.
     authorization: Option<HeaderValue>,
+}
+
+/// How it is reached.
+#[derive(Debug, Clone)]
+enum Way {
+    /// At the address that `base` is.
+    Tcp,
+    /// Through a cluster, wherever the control plane is.
+    ControlPlane(Arc<ControlPlane>),
+    /// Through a cluster, to one pod.
+    Pod(Forward),
 }
 
 impl Api {
@@ -208,10 +233,20 @@ impl Api {
         };
         match base.parse::<Uri>() {
             Ok(uri) if uri.scheme_str() == Some("http") && uri.host().is_some() => {
-                Ok(Self { base, authorization: None })
+                Ok(Self { base, way: Way::Tcp, authorization: None })
             }
             _ => Err(Error::Address(address.into())),
         }
+    }
+
+    /// The control plane of a cluster.
+    pub(crate) fn of(plane: ControlPlane) -> Self {
+        Self { base: plane.words(), way: Way::ControlPlane(Arc::new(plane)), authorization: None }
+    }
+
+    /// Whatever answers at a port of a pod.
+    pub(crate) fn at(pod: Forward) -> Self {
+        Self { base: pod.words(), way: Way::Pod(pod), authorization: None }
     }
 
     /// The same API, asked by whoever has `token`.
@@ -221,10 +256,17 @@ impl Api {
             let value = usable.then(|| HeaderValue::from_str(&format!("Bearer {token}")).ok()).flatten();
             let mut value = value.ok_or(Error::Token)?;
             value.set_sensitive(true);
-            Ok(value)
+            Ok::<_, Error>(value)
         };
         self.authorization = token.map(bearer).transpose()?;
         Ok(self)
+    }
+
+    /// The other replicas of the same control plane, where there are any to be told apart.
+    pub(crate) async fn others(&self) -> Vec<Self> {
+        let Way::ControlPlane(plane) = &self.way else { return Vec::new() };
+        let at = |pod| Self { authorization: self.authorization.clone(), ..Self::at(pod) };
+        plane.others().await.into_iter().map(at).collect()
     }
 
     pub(crate) fn base(&self) -> &str {
@@ -269,21 +311,62 @@ impl Api {
 
     async fn ask(&self, path: &str, request: Builder, body: Bytes) -> Result<Bytes, Error> {
         let url = || self.base.clone();
-        let exchange = async {
-            let uri: Uri = format!("{}{path}", self.base).parse().map_err(|_| Error::Address(path.into()))?;
-            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-            let stream = weft_dns::connect(host, uri.port_u16().unwrap_or(80))
-                .await
-                .map_err(|source| Error::Unreachable { url: url(), source })?;
-            let authority = uri.authority().map_or("", |authority| authority.as_str());
-            self.exchange(stream, path, request.header(header::HOST, authority), body).await
+        let (after, exchange) = match &self.way {
+            Way::Tcp => (PATIENCE, self.ask_direct(path, request, body).boxed()),
+            Way::ControlPlane(plane) => {
+                let exchange = async move {
+                    self.ask_forwarded(
+                        path,
+                        request,
+                        body,
+                        plane.connect().await?,
+                        plane.forward().authority(),
+                    )
+                    .await
+                };
+                (PATIENCE_FORWARDED, exchange.boxed())
+            }
+            Way::Pod(pod) => {
+                let exchange = async move {
+                    self.ask_forwarded(path, request, body, pod.connect().await?, pod.authority()).await
+                };
+                (PATIENCE_FORWARDED, exchange.boxed())
+            }
         };
-        tokio::time::timeout(PATIENCE, exchange).await.map_err(|_| Error::Timeout { url: url() })?
+        tokio::time::timeout(after, exchange).await.map_err(|_| Error::Timeout { url: url(), after })?
+    }
+
+    async fn ask_direct(&self, path: &str, request: Builder, body: Bytes) -> Result<Bytes, Error> {
+        let uri: Uri = format!("{}{path}", self.base).parse().map_err(|_| Error::Address(path.into()))?;
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let stream = weft_dns::connect(host, uri.port_u16().unwrap_or(80))
+            .await
+            .map_err(|source| Error::Unreachable { url: self.base.clone(), source })?;
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        self.exchange(stream, path, request.header(header::HOST, authority), body).await
+    }
+
+    async fn ask_forwarded(
+        &self,
+        path: &str,
+        request: Builder,
+        body: Bytes,
+        forwarded: Forwarded,
+        authority: String,
+    ) -> Result<Bytes, Error> {
+        let (stream, complaint) = forwarded.split();
+        let answer = self.exchange(stream, path, request.header(header::HOST, authority), body).await;
+        let Err(Error::Broken { url, source }) = answer else { return answer };
+        // The stream only ends; why it was of no use comes beside it.
+        match complaint.words().await {
+            Some(why) => Err(Error::Forwarded { url, why }),
+            None => Err(Error::Broken { url, source }),
+        }
     }
 
     async fn exchange(
         &self,
-        stream: TcpStream,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         path: &str,
         request: Builder,
         body: Bytes,

@@ -113,7 +113,7 @@ pub(crate) async fn run(arguments: ApplyArgs) -> anyhow::Result<ExitCode> {
         ));
         return Ok(ExitCode::from(MISUSE));
     }
-    let api = api.open()?;
+    let api = api.open().await?;
     let input = Input::read(&files)?;
     let body = api.post("/api/dry-run", "application/yaml", input.text.clone()).await?;
     let plan: Plan = api.read(&body)?;

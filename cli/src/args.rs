@@ -15,8 +15,8 @@ use weft_control_plane::graph::Window;
 
 use crate::fabric::{holder, launch, launcher};
 use crate::{
-    api, apply, auth, authz, ca, circuits, demo, get, graph, identity, inject, inner, output, routes, run,
-    stat, token, version,
+    api, apply, auth, authz, ca, check, circuits, dashboard, demo, get, graph, identity, inject, inner,
+    output, proxy_config, routes, run, stat, status, token, version,
 };
 
 #[derive(Debug, Parser)]
@@ -49,6 +49,14 @@ enum Command {
     Graph(graph::GraphArgs),
     /// Show rate, success and latency of every call
     Stat(stat::StatArgs),
+    /// Say what is wrong with an installation, or would be, and what to do about it
+    Check(check::CheckArgs),
+    /// Show which sidecars run the configuration that they should
+    Status(status::StatusArgs),
+    /// Show what the sidecar of a pod runs, as it says itself
+    ProxyConfig(proxy_config::ProxyConfigArgs),
+    /// Open the control plane's web page, also of one in a cluster
+    Dashboard(dashboard::DashboardArgs),
     /// Show circuits: which are open, why, since when, and when they probe
     Circuits(circuits::CircuitsArgs),
     /// Show services with their routes and backends: shares, signals, timeouts, retries, breakers
@@ -106,33 +114,54 @@ enum Command {
 /// Where the control plane's API is, and who asks it; also behind a command's own subcommand, `weft ca status --api …`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ApiArgs {
-    /// The control plane's API
-    #[arg(long, global = true, env = "WEFT_API", value_name = "URL", default_value = api::DEFAULT)]
-    api: String,
+    /// The control plane's API. Without it: the one in the cluster of the kubeconfig, through its API server; without that,
+    /// the one on this machine, at `http://127.0.0.1:8080`
+    #[arg(long, global = true, env = "WEFT_API", value_name = "URL")]
+    pub(crate) api: Option<String>,
+    /// Which cluster of the kubeconfig, where it has several
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) context: Option<String>,
     /// Who asks, where the API wants to know: a token of `weft auth token`. Others on this machine can see a command line;
     /// prefer the variable, or a file
     #[arg(long, global = true, env = "WEFT_TOKEN", value_name = "TOKEN", hide_env_values = true)]
-    token: Option<String>,
+    pub(crate) token: Option<String>,
     /// File with the token
     #[arg(long, global = true, env = "WEFT_TOKEN_FILE", value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    pub(crate) token_file: Option<PathBuf>,
 }
 
 impl ApiArgs {
     /// The API that is meant.
-    pub(crate) fn open(self) -> anyhow::Result<api::Api> {
-        let Self { api, token, token_file } = self;
-        let token = match (token, token_file) {
-            (Some(token), _) => Some(token),
+    pub(crate) async fn open(self) -> anyhow::Result<api::Api> {
+        let found = match self.address() {
+            Some(url) => api::Api::new(url)?,
+            None => api::locate::locate(self.context.as_deref()).await?,
+        };
+        Ok(found.asking_as(self.token()?.as_deref())?)
+    }
+
+    /// The same for programs on this machine: no cluster is looked at.
+    pub(crate) fn open_here(self) -> anyhow::Result<api::Api> {
+        let found = api::Api::new(self.address().unwrap_or(api::DEFAULT))?;
+        Ok(found.asking_as(self.token()?.as_deref())?)
+    }
+
+    /// Where somebody said the API is. An empty variable says nothing: that is how shells and pods take one away.
+    pub(crate) fn address(&self) -> Option<&str> {
+        self.api.as_deref().map(str::trim).filter(|url| !url.is_empty())
+    }
+
+    /// Who asks.
+    pub(crate) fn token(&self) -> anyhow::Result<Option<String>> {
+        let token = match (&self.token, &self.token_file) {
+            (Some(token), _) => Some(token.clone()),
             (None, Some(file)) => Some(
-                std::fs::read_to_string(&file)
+                std::fs::read_to_string(file)
                     .with_context(|| format!("cannot read the token in {}", file.display()))?,
             ),
             (None, None) => None,
         };
-        // An empty variable is none: that is how shells and pods take one away.
-        let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
-        Ok(api::Api::new(&api)?.asking_as(token.as_deref())?)
+        Ok(token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()))
     }
 }
 
@@ -151,6 +180,10 @@ pub(crate) fn run() -> ExitCode {
         Command::Run(arguments) => run::run(arguments),
         Command::Graph(arguments) => answer(graph::run(arguments)),
         Command::Stat(arguments) => answer(stat::run(arguments)),
+        Command::Check(arguments) => wait_for(check::run(arguments)),
+        Command::Status(arguments) => wait_for(status::run(arguments)),
+        Command::ProxyConfig(arguments) => wait_for(proxy_config::run(arguments)),
+        Command::Dashboard(arguments) => wait_for(dashboard::run(arguments)),
         Command::Circuits(arguments) => wait_for(circuits::run(arguments)),
         Command::Routes(arguments) => answer(routes::run(arguments)),
         Command::Get(arguments) => answer(get::run(arguments)),
@@ -270,6 +303,10 @@ mod tests {
             "run",
             "graph",
             "stat",
+            "status",
+            "check",
+            "proxy-config",
+            "dashboard",
             "circuits",
             "routes",
             "get",

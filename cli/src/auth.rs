@@ -118,7 +118,7 @@ pub(crate) async fn run(arguments: AuthArgs) -> anyhow::Result<()> {
 
 async fn audit(arguments: AuditArgs) -> anyhow::Result<()> {
     let AuditArgs { output: format, api } = arguments;
-    let api = api.open()?;
+    let api = api.open().await?;
     let answer = api.get("/api/audit").await?;
     match format {
         Format::Json => output::line(String::from_utf8_lossy(&answer)),

@@ -141,7 +141,7 @@ pub(crate) async fn run(arguments: AuthzArgs) -> anyhow::Result<ExitCode> {
     let AuthzArgs { command, window, output: format, api } = arguments;
     match command {
         Some(Command::Check(check)) => self::check(check).await,
-        None => overview(&window.window, format, &api.open()?).await.map(|()| ExitCode::SUCCESS),
+        None => overview(&window.window, format, &api.open().await?).await.map(|()| ExitCode::SUCCESS),
     }
 }
 
@@ -213,7 +213,7 @@ fn row(policy: &str, action: &str, said: &Said) -> Vec<String> {
 
 async fn check(arguments: CheckArgs) -> anyhow::Result<ExitCode> {
     let CheckArgs { from, to, method, path, headers, output: format, api } = arguments;
-    let api = api.open()?;
+    let api = api.open().await?;
     let headers = (!headers.is_empty()).then(|| headers.join("\n"));
     let parameters = [
         ("from", Some(from.as_str())),

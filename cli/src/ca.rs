@@ -104,7 +104,7 @@ struct Clock {
 
 pub(crate) async fn run(arguments: CaArgs) -> anyhow::Result<ExitCode> {
     let CaArgs { action, api } = arguments;
-    let api = api.open()?;
+    let api = api.open().await?;
     match action {
         Action::Status { watch, output: format } => {
             let once = async || -> anyhow::Result<String> {

@@ -118,7 +118,7 @@ struct Endpoint {
 
 pub(crate) async fn run(arguments: CircuitsArgs) -> anyhow::Result<ExitCode> {
     let CircuitsArgs { name, mut state, watch, check, output: format, api } = arguments;
-    let api = api.open()?;
+    let api = api.open().await?;
     state.sort_unstable();
     let filter = Filter { name: name.map(|name| name.to_lowercase()), states: state };
     let once = async || -> anyhow::Result<(String, bool)> {

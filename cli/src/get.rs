@@ -129,7 +129,7 @@ struct Problem {
 
 pub(crate) async fn run(arguments: GetArgs) -> anyhow::Result<()> {
     let GetArgs { kind, name, namespace, output: format, api } = arguments;
-    let api = api.open()?;
+    let api = api.open().await?;
     let filter = Filter { kind, name, namespace };
     let mut body = api.get(&filter.path(filter.name.as_deref())).await?;
     let mut objects: Objects = api.read(&body)?;

@@ -41,7 +41,7 @@ enum Format {
 
 pub(crate) async fn run(arguments: GraphArgs) -> anyhow::Result<()> {
     let GraphArgs { window, output: format, api } = arguments;
-    let (api, window) = (api.open()?, window.window);
+    let (api, window) = (api.open().await?, window.window);
     match format {
         Format::Tree => output::text(&tree(&api.graph(&window).await?, &api)),
         Format::Dot => output::text(&dot(&api.graph(&window).await?)),

@@ -85,7 +85,7 @@ struct Failure {
 pub(crate) async fn run(arguments: IdentityArgs) -> anyhow::Result<ExitCode> {
     let IdentityArgs { sidecar, all, json, api } = arguments;
     if all {
-        return all::run(&api.open()?, json).await;
+        return all::run(&api.open().await?, json).await;
     }
     let admin = Api::new(&sidecar)?;
     let body = admin.get("/identity").await.map_err(|error| unanswered(&admin, error))?;

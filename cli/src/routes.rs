@@ -111,7 +111,7 @@ struct Circuits {
 
 pub(crate) async fn run(arguments: RoutesArgs) -> anyhow::Result<()> {
     let RoutesArgs { service, window, output: format, api } = arguments;
-    let api = api.open()?;
+    let api = api.open().await?;
     let path = |service: Option<&str>| {
         format!("/api/routes{}", query(&[("window", Some(&window.window)), ("service", service)]))
     };

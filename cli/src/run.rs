@@ -101,7 +101,7 @@ async fn accompany(arguments: RunArgs) -> anyhow::Result<u8> {
     let joins = control_plane.starts_with("https://")
         && PROOFS.iter().all(|name| std::env::var_os(name).is_none_or(|value| value.is_empty()));
     if joins {
-        join(arguments.api.clone().open()?, arguments.name.clone(), token.clone()).await?;
+        join(arguments.api.clone().open_here()?, arguments.name.clone(), token.clone()).await?;
     }
     let token = joins.then_some(&*token);
     let sidecar = start_sidecar(&launcher, &arguments, &control_plane, token, &log)?;

@@ -47,7 +47,7 @@ enum Format {
 
 pub(crate) async fn run(arguments: StatArgs) -> anyhow::Result<()> {
     let StatArgs { source, target, routes, window, output: format, api } = arguments;
-    let (api, window) = (api.open()?, window.window);
+    let (api, window) = (api.open().await?, window.window);
     let filter = Filter { source: named(source), target: named(target) };
     match format {
         Format::Table => {

@@ -112,7 +112,7 @@ struct Listed {
 
 pub(crate) async fn run(arguments: TokenArgs) -> anyhow::Result<ExitCode> {
     let TokenArgs { action, api } = arguments;
-    let api = api.open()?;
+    let api = api.open().await?;
     match action {
         Action::Create { name, namespace, service_account, ttl, output: format } => {
             let wanted = Wanted {

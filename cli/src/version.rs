@@ -35,7 +35,7 @@ pub(crate) async fn run(arguments: VersionArgs) -> anyhow::Result<()> {
     if client {
         return Ok(());
     }
-    let api = api.open()?;
+    let api = api.open().await?;
     match api.json::<Description>("/api/openapi.json").await {
         Ok(description) => {
             output::line(format_args!("server   {}   {}", description.info.version, style(api.base()).dim()))
