@@ -21,6 +21,7 @@ mod circuits;
 mod dashboard;
 mod dry_run;
 mod graph;
+mod injection;
 mod mesh;
 mod objects;
 mod routes;
@@ -44,6 +45,7 @@ use tower_http::compression::CompressionLayer;
 use crate::ca::Ca;
 use crate::graph::Mesh;
 use crate::ingest::Ingest;
+use crate::inject::reconcile::Latest;
 use crate::inspect::Configuration;
 use crate::xds::Status;
 pub use dry_run::BODY_MAX as DRY_RUN_BYTES_MAX;
@@ -63,6 +65,7 @@ pub struct Api {
     registry: prometheus::Registry,
     event_streams: prometheus::IntGauge,
     authority: Option<Arc<(Ca, Status)>>,
+    census: Latest,
 }
 
 impl Api {
@@ -83,13 +86,29 @@ impl Api {
         // Registered twice only in tests with several APIs on one registry; then it is only not exported.
         drop(registry.register(Box::new(event_streams.clone())));
         let dry_runs = Arc::new(Semaphore::new(dry_run::PLACES));
-        Self { mesh, ingest, configuration, dry_runs, live, registry, event_streams, authority: None }
+        Self {
+            mesh,
+            ingest,
+            configuration,
+            dry_runs,
+            live,
+            registry,
+            event_streams,
+            authority: None,
+            census: Latest::default(),
+        }
     }
 
     /// The same with a certificate authority; `status` tells which sidecars have what of it.
     #[must_use]
     pub fn with_authority(self, ca: Ca, status: Status) -> Self {
         Self { authority: Some(Arc::new((ca, status))), ..self }
+    }
+
+    /// The same with what is known of pods without sidecars.
+    #[must_use]
+    pub fn with_census(self, census: Latest) -> Self {
+        Self { census, ..self }
     }
 
     /// Whoever keeps the views fresh.
@@ -115,6 +134,7 @@ impl Api {
             .route("/api/proxies", get(mesh::proxies))
             .route("/api/config/errors", get(mesh::problems))
             .route("/api/dry-run", post(dry_run::plan))
+            .route("/api/injection", get(injection::census))
             .route("/api/objects", get(objects::list))
             .route("/api/routes", get(routes::tree))
             .route("/api/overview", get(mesh::overview))

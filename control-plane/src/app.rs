@@ -30,6 +30,8 @@ use crate::cluster::{Cluster, lease};
 use crate::config::{Config, Listen};
 use crate::drain::{Drain, Signals};
 use crate::ingest::{self, Guard, Ingest};
+use crate::inject::reconcile::Latest;
+use crate::inject::{self, Settings};
 use crate::inspect::Configuration;
 use crate::mesh::CurrentMesh;
 use crate::sources::kubernetes::{self, Connection};
@@ -53,6 +55,8 @@ pub struct Bound {
     pub otlp_http: Option<SocketAddr>,
     /// `/live`, `/ready`, `/metrics`.
     pub metrics: Option<SocketAddr>,
+    /// The injector's webhook.
+    pub inject: Option<SocketAddr>,
 }
 
 /// A running control plane.
@@ -107,6 +111,9 @@ impl App {
             otlp_grpc_listen,
             otlp_http_listen,
             metrics_listen,
+            inject_listen,
+            inject: injecting,
+            restart_uninjected,
             auth,
             ready_file,
             drain_deadline,
@@ -126,13 +133,15 @@ impl App {
             None => follow(source, &live, &drain).await?,
         };
         let status = Status::default();
-        let mesh = Arc::new(CurrentMesh::new(live.clone(), status.clone(), problems.clone()));
+        let census = Latest::default();
+        let mesh = CurrentMesh::new(live.clone(), status.clone(), problems.clone(), census.clone());
+        let mesh = Arc::new(mesh);
         let configuration = Configuration::new(live.clone(), status.clone(), problems.clone());
         let credentials = token_review_credentials.clone();
         let events = cluster.as_ref().map(|cluster| tell(cluster, &registry, &drain));
         let heard = events.clone();
         let options = ca::Options {
-            domain: trust_domain,
+            domain: trust_domain.clone(),
             leaf_life: leaf_lifetime,
             store: ca_store(cluster.as_ref(), data_dir.as_deref(), &drain).await?,
             brought: ca_dir,
@@ -148,13 +157,14 @@ impl App {
         let ingest = open_ingest(data_dir, &mesh, &registry).await?;
         admin::show(&registry, live.clone(), problems.clone());
 
-        let listeners = Listeners {
+        let mut listeners = Listeners {
             control: listen::open(&control_listen)?,
             control_tls: listen::open(&control_tls_listen)?,
             api: listen::open(&api_listen)?,
             otlp_grpc: listen::open(&otlp_grpc_listen)?,
             otlp_http: listen::open(&otlp_http_listen)?,
             metrics: listen::open(&metrics_listen)?,
+            inject: cluster.as_ref().map(|_| listen::open(&inject_listen)).transpose()?.flatten(),
         };
         let bound = listeners.bound()?;
         let audit = open_audit(&auth.audit_log, &registry)?;
@@ -176,7 +186,7 @@ impl App {
             drain.tasks.spawn(writer.run(leads.clone(), token));
             if let Some(ca) = &ca {
                 let bundles = Bundles::new(cluster, live.clone(), ca.clone(), &registry);
-                drain.tasks.spawn(bundles.run(leads, drain.token.clone()));
+                drain.tasks.spawn(bundles.run(leads.clone(), drain.token.clone()));
             }
         }
         let known = ca.clone();
@@ -184,15 +194,38 @@ impl App {
             Arc::new(move |id, workload| known.as_ref().is_some_and(|ca| ca.is_bound(id, workload)));
         let admission = Admission::new(bindings, &registry);
         let guard = Guard { admission: admission.clone(), live: live.clone() };
-        let xds =
-            xds::Server::new(live, status, admission, metrics, drain.token.clone(), drain.tasks.clone());
-        let api = Api::new(ingest.clone(), mesh, configuration, registry.clone(), drain.token.clone());
+        let xds = xds::Server::new(
+            live.clone(),
+            status,
+            admission,
+            metrics,
+            drain.token.clone(),
+            drain.tasks.clone(),
+        );
+        let api = Api::new(ingest.clone(), mesh, configuration, registry.clone(), drain.token.clone())
+            .with_census(census.clone());
         let api = match &ca {
             Some(ca) => api.with_authority(ca.clone(), statuses),
             None => api,
         };
         let secure = ca.as_ref().map(|ca| (ca, guard));
-        listeners.serve(xds, secure, &ingest, (api, auth, audit), &registry, &drain)?;
+        let metrics = serve::Metrics::new(&registry);
+        if let (Some(cluster), Some(listener)) = (&cluster, listeners.inject.take()) {
+            let program = inject::run::Program {
+                client: cluster.client.clone(),
+                namespace: &cluster.namespace,
+                pod: cluster.pod.as_deref(),
+                leads,
+                live: live.clone(),
+                latest: census.clone(),
+                restart_all: restart_uninjected,
+                metrics: &metrics,
+                registry: &registry,
+                drain: &drain,
+            };
+            inject::run::start(program, Settings::new(&injecting, &trust_domain), listener);
+        }
+        listeners.serve(xds, secure, &ingest, (api, auth, audit), (&registry, &metrics), &drain)?;
         announce(&bound, ready_file.as_deref())?;
         Ok(Self { bound, drain, ingest, deadline: drain_deadline })
     }
@@ -221,6 +254,7 @@ struct Listeners {
     otlp_grpc: Option<TcpListener>,
     otlp_http: Option<TcpListener>,
     metrics: Option<TcpListener>,
+    inject: Option<TcpListener>,
 }
 
 impl Listeners {
@@ -233,6 +267,7 @@ impl Listeners {
             otlp_grpc: at(&self.otlp_grpc)?,
             otlp_http: at(&self.otlp_http)?,
             metrics: at(&self.metrics)?,
+            inject: at(&self.inject)?,
         })
     }
 
@@ -243,16 +278,15 @@ impl Listeners {
         secure: Option<(&Ca, Guard)>,
         ingest: &Ingest,
         (api, auth, audit): (Api, Auth, Audit),
-        registry: &Registry,
+        (registry, metrics): (&Registry, &serve::Metrics),
         drain: &Drain,
     ) -> std::io::Result<()> {
-        let metrics = serve::Metrics::new(registry);
         if let Some(listener) = self.control {
             let router = serve::grpc_server()
                 .add_service(xds.clone().service())
                 .add_service(ingest.grpc_service())
                 .add_service(ingest.grpc_logs_service());
-            serve::grpc("control", listener, router, &metrics, drain);
+            serve::grpc("control", listener, router, metrics, drain);
         }
         if let (Some(listener), Some((ca, guard))) = (self.control_tls, secure) {
             let router = serve::grpc_server()
@@ -260,27 +294,27 @@ impl Listeners {
                 .add_service(xds.service())
                 .add_service(ingest.guarded_grpc_service(guard.clone()))
                 .add_service(ingest.guarded_grpc_logs_service(guard));
-            serve::grpc_tls("control_tls", listener, ca.listener().clone(), router, &metrics, drain);
+            serve::grpc_tls("control_tls", listener, ca.listener().clone(), router, metrics, drain);
         }
         if let Some(listener) = self.otlp_grpc {
             let router = serve::grpc_server().add_service(ingest.grpc_service());
-            serve::grpc("otlp_grpc", listener, router, &metrics, drain);
+            serve::grpc("otlp_grpc", listener, router, metrics, drain);
         }
         if let Some(listener) = self.otlp_http {
-            serve::http("otlp_http", listener, ingest.http_router(), &metrics, drain);
+            serve::http("otlp_http", listener, ingest.http_router(), metrics, drain);
         }
         if let Some(listener) = self.api {
             let views = api.live();
             drain.tasks.spawn(async move { views.run().await });
             let hosts = HostPolicy::for_listener(listener.local_addr()?);
             let router = api.router(Gate { hosts, auth, audit }).merge(admin::ready(drain.token.clone()));
-            serve::http("api", listener, router, &metrics, drain);
+            serve::http("api", listener, router, metrics, drain);
         }
         if let Some(listener) = self.metrics {
             let refreshed = ingest.clone();
             let refresh = Arc::new(move || refreshed.refresh_metrics());
             let router = admin::router(registry.clone(), refresh, drain.token.clone());
-            serve::http("metrics", listener, router, &metrics, drain);
+            serve::http("metrics", listener, router, metrics, drain);
         }
         Ok(())
     }
@@ -410,6 +444,7 @@ fn announce(bound: &Bound, ready_file: Option<&Path>) -> anyhow::Result<()> {
         otlp_grpc = shown(bound.otlp_grpc),
         otlp_http = shown(bound.otlp_http),
         metrics = shown(bound.metrics),
+        inject = shown(bound.inject),
         "serving"
     );
     let Some(path) = ready_file else { return Ok(()) };

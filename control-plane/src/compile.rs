@@ -18,6 +18,7 @@ mod inbound;
 mod listener;
 mod proto;
 mod route;
+mod runtime;
 mod secret;
 mod transport;
 
@@ -28,7 +29,7 @@ use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
 use sha2::{Digest, Sha256};
 use weft_wire::tls::TRUST_BUNDLE;
-use weft_wire::xds::{Destination, ListenerName, parse_endpoint_cluster};
+use weft_wire::xds::{Destination, ListenerName, parse_endpoint_cluster, parse_runtime_layer};
 use weft_wire::{ServiceId, ServicePort};
 
 use crate::world::{Key, Peer, Port, Service, World};
@@ -51,6 +52,7 @@ pub struct Resource {
 pub fn depends_on(kind: Kind, name: &str, namespace: &str) -> Option<Key> {
     match kind {
         Kind::Secret => (name == TRUST_BUNDLE).then_some(Key::Trust),
+        Kind::Runtime => parse_runtime_layer(name).map(|pod| Key::Address(pod.to_canonical())),
         Kind::Listener => match name.parse().ok()? {
             ListenerName::Inbound(address) => Some(Key::Inbound(address.ip().to_canonical())),
             ListenerName::Outbound(Destination::Address(address)) => {
@@ -64,7 +66,7 @@ pub fn depends_on(kind: Kind, name: &str, namespace: &str) -> Option<Key> {
             Target::Service(port) => Some(match kind {
                 Kind::Cluster => Key::Cluster(port.service),
                 Kind::Endpoint => Key::Endpoints(port.service),
-                Kind::Listener | Kind::Route | Kind::Secret => Key::Routes(port.service),
+                Kind::Listener | Kind::Route | Kind::Runtime | Kind::Secret => Key::Routes(port.service),
             }),
             Target::Direct(address) => Some(Key::Address(address.ip())),
             Target::App(address) => Some(Key::Inbound(address.ip())),
@@ -81,6 +83,7 @@ pub fn resource(world: &World, kind: Kind, name: &str, namespace: &str) -> Optio
         Kind::Endpoint => endpoint::compile(world, name),
         Kind::Listener => listener::compile(world, name, namespace),
         Kind::Route => route::compile(world, name, namespace),
+        Kind::Runtime => runtime::compile(world, name),
     }
 }
 
@@ -97,7 +100,7 @@ pub fn every_name(world: &World, kind: Kind) -> Vec<String> {
             .collect(),
         // Routes, endpoints and secrets have no wildcard in the protocol: clients ask for what clusters and listeners name.
         Kind::Cluster => ports.map(|(service, port)| service_port(service, port).to_string()).collect(),
-        Kind::Endpoint | Kind::Route | Kind::Secret => Vec::new(),
+        Kind::Endpoint | Kind::Route | Kind::Runtime | Kind::Secret => Vec::new(),
     };
     names.sort_unstable();
     names

@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::Parser;
 use weft_wire::tls::TRUST_DOMAIN_DEFAULT;
 
-use crate::auth;
+use crate::{auth, inject};
 
 /// Weft's control plane: configures the sidecars and draws the live call graph from what they report.
 #[derive(Debug, Clone, Parser)]
@@ -113,6 +113,18 @@ pub struct Config {
     /// Where /live, /ready and /metrics are served besides the API's address; `off` for nowhere else
     #[arg(long, env = "WEFT_METRICS_LISTEN", value_name = "ADDR", default_value = "off")]
     pub metrics_listen: Listen,
+
+    /// Where the API server asks about new pods, with --kubernetes; `off` for nowhere
+    #[arg(long, env = "WEFT_INJECT_LISTEN", value_name = "ADDR", default_value = "[::]:9443")]
+    pub inject_listen: Listen,
+
+    #[command(flatten)]
+    pub inject: inject::Options,
+
+    /// Restart the owners of pods that should have a sidecar and have none, one at a time, as `kubectl rollout restart` would.
+    /// Without it only where pod or namespace has the annotation `weft.dev/restart: enabled`
+    #[arg(long, env = "WEFT_RESTART_UNINJECTED")]
+    pub restart_uninjected: bool,
 
     #[command(flatten)]
     pub auth: auth::Options,

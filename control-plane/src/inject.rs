@@ -11,12 +11,14 @@
 //! stripped and injected anew, so there is no other path for upgrades. Non-goal: whether a pod that exists should have been
 //! injected; [`reconcile`] asks that.
 
+pub mod census;
 pub mod certificate;
 pub mod keeper;
 pub mod manifest;
 pub mod patch;
 mod probes;
 mod reason;
+pub mod reconcile;
 pub mod review;
 pub mod run;
 mod settings;

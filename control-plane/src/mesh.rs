@@ -1,9 +1,10 @@
-//! Who is in the mesh, for those who draw it: world, xDS status and source problems behind one read handle.
+//! Who is in the mesh, for those who draw it: world, xDS status, source problems and the injector's census behind one read
+//! handle.
 //!
-//! In: the handles of those three. Out: [`Mesh`], which ingest and API ask. This is the one place where the
+//! In: the handles of those four. Out: [`Mesh`], which ingest and API ask. This is the one place where the
 //! two flows of the control plane (what the mesh should do, what it does) touch; neither knows the other.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,6 +13,7 @@ use weft_wire::{SpiffeId, WorkloadId};
 
 use crate::ca::fingerprint;
 use crate::graph::{Certificate, Inventory, Mesh, Problem, Proxy, Timestamp};
+use crate::inject::reconcile::Latest;
 use crate::serve::Verified;
 use crate::sources::{self, Problems};
 use crate::world::{Live, Lookup};
@@ -23,13 +25,14 @@ pub struct CurrentMesh {
     world: Live,
     status: Status,
     problems: Problems,
+    census: Latest,
 }
 
 impl CurrentMesh {
-    /// Joins the three handles.
+    /// Joins the four handles.
     #[must_use]
-    pub fn new(world: Live, status: Status, problems: Problems) -> Self {
-        Self { world, status, problems }
+    pub fn new(world: Live, status: Status, problems: Problems, census: Latest) -> Self {
+        Self { world, status, problems, census }
     }
 }
 
@@ -83,6 +86,14 @@ impl Mesh for CurrentMesh {
         workloads.extend(self.status.proxies().into_iter().filter_map(|proxy| proxy.workload));
         inventory.workloads = workloads.len();
         inventory
+    }
+
+    fn uninjected(&self) -> BTreeMap<String, usize> {
+        let mut missing = BTreeMap::new();
+        for pod in self.census.get().pods.iter().filter(|pod| pod.sidecar.is_none()) {
+            *missing.entry(pod.workload.clone()).or_default() += 1;
+        }
+        missing
     }
 }
 

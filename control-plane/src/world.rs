@@ -47,8 +47,8 @@ pub use route::{
     RuleRetry, ValueMatch,
 };
 pub use spec::{
-    Event, Health, ObjectName, PodSpec, PortSpec, ServiceSpec, SliceEndpoint, SlicePort, SliceSpec, StreamId,
-    TargetPort, Trust,
+    ControllerRef, Event, Health, Injection, ObjectName, PodSpec, PortSpec, ServiceSpec, SliceEndpoint,
+    SlicePort, SliceSpec, StreamId, TargetPort, Trust,
 };
 pub use status::{Condition, ConditionKind, ObjectStatus, Subject};
 pub use touched::{Key, Touched};
@@ -223,6 +223,17 @@ impl World {
     #[must_use]
     pub fn pod(&self, name: &ObjectName) -> Option<&PodSpec> {
         self.pods.get(name).map(|pod| &pod.spec)
+    }
+
+    /// All pods, in no order.
+    pub fn pods(&self) -> impl Iterator<Item = &PodSpec> {
+        self.pods.all().map(|pod| &pod.spec)
+    }
+
+    /// What a namespace says, if there is an object of it.
+    #[must_use]
+    pub fn namespace(&self, name: &str) -> Option<&NamespaceSpec> {
+        self.access.namespace(name)
     }
 
     /// The pods that claim an address.

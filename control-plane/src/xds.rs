@@ -30,13 +30,16 @@ pub enum Kind {
     Listener,
     /// Route tables.
     Route,
+    /// What is said of a pod to its own sidecar. Nothing refers to it.
+    Runtime,
 }
 
 impl Kind {
     /// Every kind, in push order; `ALL[kind as usize] == kind`.
-    pub const ALL: [Self; 5] = [Self::Secret, Self::Cluster, Self::Endpoint, Self::Listener, Self::Route];
+    pub const ALL: [Self; 6] =
+        [Self::Secret, Self::Cluster, Self::Endpoint, Self::Listener, Self::Route, Self::Runtime];
 
-    /// The short name people use: `SDS`, `CDS`, `EDS`, `LDS`, `RDS`.
+    /// The short name people use: `SDS`, `CDS`, `EDS`, `LDS`, `RDS`, `RTDS`.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -45,6 +48,7 @@ impl Kind {
             Self::Endpoint => "EDS",
             Self::Listener => "LDS",
             Self::Route => "RDS",
+            Self::Runtime => "RTDS",
         }
     }
 
@@ -57,6 +61,7 @@ impl Kind {
             Self::Endpoint => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            Self::Runtime => "type.googleapis.com/envoy.service.runtime.v3.Runtime",
         }
     }
 

@@ -124,6 +124,7 @@ function node(id, edges, sidecars) {
     namespace: rest.includes('/') ? rest.split('/')[0] : null,
     versions: kind === 'workload' ? (rest.endsWith('orders') ? ['v1', 'v2'] : ['v1']) : [],
     sidecars: kind === 'workload' ? sidecars : 0,
+    uninjected: kind === 'unmeshed' ? 1 : 0,
     health: word === 'idle' && active ? 'healthy' : word,
     health_reason: word === 'healthy' ? 'no failure among 412 in the last minute' : word === 'idle' ? 'calls others, is not called' : `${round((1 - (incoming.success_rate ?? 1)) * 100, 1)} % of 412 failed in the last minute`,
     cause: rest === 'shop/web' || rest === 'shop/orders' ? 'workload:shop/payments' : null,

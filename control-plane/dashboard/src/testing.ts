@@ -11,6 +11,7 @@ export function node(id: string, change: Partial<GraphNode> = {}): GraphNode {
     namespace: namespace ?? null,
     versions: [],
     sidecars: 1,
+    uninjected: 0,
     health: 'healthy',
     healthReason: null,
     cause: null,

@@ -95,6 +95,12 @@ impl Live {
             let standings = ingest.circuits().with(|circuits| circuits.standings());
             let mut view = ingest.graph().with(|graph| graph.view(window, Timestamp::now(), &proxies));
             Standings::new(&standings).mark_view(&mut view);
+            let missing = mesh.uninjected();
+            for node in &mut view.nodes {
+                // `workload:shop/orders` or `unmeshed:shop/orders`: both are told of their pods.
+                let workload = node.id.split_once(':').map_or("", |(_, workload)| workload);
+                node.uninjected = missing.get(workload).copied().unwrap_or(0);
+            }
             view
         });
         // Only a panic or the end of the runtime fails it; the last good view is the best answer to both.

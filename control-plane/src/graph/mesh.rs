@@ -4,6 +4,7 @@
 //! whether that one reports for itself, the API shows its sidecars and the problems of its configuration.
 //! Invariant: every method is a cheap read of the current state; none waits.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::Serialize;
@@ -36,6 +37,9 @@ pub trait Mesh: Send + Sync + 'static {
 
     /// How much configuration there is.
     fn inventory(&self) -> Inventory;
+
+    /// Workloads with pods that should have a sidecar and have none, and how many.
+    fn uninjected(&self) -> BTreeMap<String, usize>;
 }
 
 /// A connected sidecar.
@@ -160,5 +164,8 @@ impl Mesh for EmptyMesh {
     }
     fn inventory(&self) -> Inventory {
         Inventory::default()
+    }
+    fn uninjected(&self) -> BTreeMap<String, usize> {
+        BTreeMap::new()
     }
 }

@@ -57,6 +57,8 @@ pub struct Node {
     pub versions: Vec<String>,
     /// Number of connected sidecars.
     pub sidecars: usize,
+    /// Pods of it that should have a sidecar and have none.
+    pub uninjected: usize,
     /// How its callers find it.
     pub health: Health,
     /// Why, in words.

@@ -9,6 +9,7 @@
 //! configuration is not made here but by the installation, so that uninstalling leaves nothing; without it nobody asks.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -43,13 +44,26 @@ const SPREAD: Duration = Duration::from_secs(3);
 
 /// What the listener serves with. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Served(Arc<ArcSwapOption<ServerConfig>>);
+pub struct Served(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    config: ArcSwapOption<ServerConfig>,
+    /// Whether the API server asks here and trusts what is served, as far as we saw.
+    trusted: AtomicBool,
+}
 
 impl Served {
     /// For the next connection; `None` as long as there is no certificate.
     #[must_use]
     pub fn current(&self) -> Option<Arc<ServerConfig>> {
-        self.0.load_full()
+        self.0.config.load_full()
+    }
+
+    /// Whether a pod that is made now would be injected, as far as this control plane can tell.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        self.0.config.load().is_some() && self.0.trusted.load(Ordering::Relaxed)
     }
 
     /// Serves with `material` from the next connection on.
@@ -65,7 +79,7 @@ impl Served {
             .with_no_client_auth()
             .with_single_cert(chain, key)?;
         config.alpn_protocols = vec![weft_wire::tls::ALPN_HTTP11.to_vec()];
-        self.0.store(Some(Arc::new(config)));
+        self.0.config.store(Some(Arc::new(config)));
         Ok(())
     }
 }
@@ -227,6 +241,7 @@ impl Keeper {
     async fn tell(&self, material: &Material) -> Result<(), Error> {
         let Some(mut configuration) = within(self.configurations.get_opt(CONFIGURATION)).await? else {
             // Not installed, or not any more.
+            self.served.0.trusted.store(false, Ordering::Relaxed);
             return Ok(());
         };
         let mut is_new = false;
@@ -244,6 +259,7 @@ impl Keeper {
                 .await?;
             info!(configuration = CONFIGURATION, "the API server trusts the webhook");
         }
+        self.served.0.trusted.store(true, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use weft_wire::{pod as names, port};
 
 use super::wishes::Wish;
-use super::{Settings, Subject};
+use super::{Namespace, Settings, Subject};
 
 /// Namespaces of Kubernetes itself: what runs there must not wait for a mesh.
 const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
@@ -139,7 +139,7 @@ impl Refusal {
 /// The first reason that holds.
 pub(super) fn why_not(pod: &Pod, subject: &Subject<'_>, wish: Wish, settings: &Settings) -> Option<Reason> {
     let namespace = subject.namespace.name.as_str();
-    if namespace == settings.namespace || SYSTEM_NAMESPACES.contains(&namespace) {
+    if is_never_injected(namespace, &settings.namespace) {
         return Some(Reason::Namespace(namespace.to_owned()));
     }
     match wish {
@@ -150,6 +150,16 @@ pub(super) fn why_not(pod: &Pod, subject: &Subject<'_>, wish: Wish, settings: &S
         Wish::OfNamespace(false) => return Some(Reason::NotAsked),
         Wish::OfPod(true) | Wish::OfNamespace(true) | Wish::Silent => {}
     }
+    blocked(pod, Some(subject.namespace))
+}
+
+/// Whether a namespace's pods are left alone whatever they say; `own` is the control plane's.
+pub(super) fn is_never_injected(namespace: &str, own: &str) -> bool {
+    namespace == own || SYSTEM_NAMESPACES.contains(&namespace)
+}
+
+/// Why a pod cannot have a sidecar, however much it wishes for one.
+pub(super) fn blocked(pod: &Pod, namespace: Option<&Namespace>) -> Option<Reason> {
     let spec = pod.spec.as_ref()?;
     if spec.host_network == Some(true) {
         return Some(Reason::HostNetwork);
@@ -157,7 +167,7 @@ pub(super) fn why_not(pod: &Pod, subject: &Subject<'_>, wish: Wish, settings: &S
     if is_windows(spec) {
         return Some(Reason::Windows);
     }
-    foreign(pod, spec, subject).map(Reason::Foreign).or_else(|| taken(spec))
+    foreign(pod, spec, namespace).map(Reason::Foreign).or_else(|| taken(spec))
 }
 
 fn is_windows(spec: &PodSpec) -> bool {
@@ -186,7 +196,7 @@ fn is_windows(spec: &PodSpec) -> bool {
     })
 }
 
-fn foreign(pod: &Pod, spec: &PodSpec, subject: &Subject<'_>) -> Option<&'static str> {
+fn foreign(pod: &Pod, spec: &PodSpec, namespace: Option<&Namespace>) -> Option<&'static str> {
     let mut found = containers(spec).filter_map(|container| {
         FOREIGN_SIDECARS.iter().find(|(name, _)| *name == container.name).map(|(_, mesh)| *mesh)
     });
@@ -202,7 +212,7 @@ fn foreign(pod: &Pod, spec: &PodSpec, subject: &Subject<'_>) -> Option<&'static 
     // Ambient mode adds nothing to the pod: its node captures the connections.
     const AMBIENT: &str = "istio.io/dataplane-mode";
     let own = pod.metadata.labels.as_ref().and_then(|labels| labels.get(AMBIENT));
-    let mode = own.or_else(|| subject.namespace.labels.get(AMBIENT));
+    let mode = own.or_else(|| namespace?.labels.get(AMBIENT));
     mode.is_some_and(|mode| mode == "ambient").then_some("Istio")
 }
 

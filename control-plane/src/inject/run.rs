@@ -1,8 +1,11 @@
 //! The injector as it runs in a control plane: everything started, in order.
 //!
 //! In: the API server's client, who leads, settings, an open listener. Out: tasks in the [`Drain`]: the watch of namespaces, the
-//! keeper of the certificate, the webhook's listener.
+//! keeper of the certificate, the webhook's listener, the reconciler.
 
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Namespace as NamespaceObject;
 use kube::api::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt as _, reflector, watcher};
@@ -11,13 +14,13 @@ use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use futures_util::StreamExt as _;
-
 use super::Settings;
 use super::keeper::{Keeper, Served};
+use super::reconcile::{Latest, Needs, Reconciler};
 use super::webhook::{Namespaces, Webhook};
 use crate::drain::Drain;
 use crate::serve;
+use crate::world::Live;
 
 /// What the injector needs of the program.
 pub struct Program<'a> {
@@ -25,8 +28,16 @@ pub struct Program<'a> {
     pub client: Client,
     /// The control plane's namespace.
     pub namespace: &'a str,
+    /// The control plane's pod.
+    pub pod: Option<&'a str>,
     /// Whether this control plane writes.
     pub leads: watch::Receiver<bool>,
+    /// All pods.
+    pub live: Live,
+    /// Where the census is read.
+    pub latest: Latest,
+    /// Whether owners of pods without a sidecar may be restarted, all of them.
+    pub restart_all: bool,
     /// What listeners count.
     pub metrics: &'a serve::Metrics,
     /// Where numbers are shown.
@@ -35,9 +46,10 @@ pub struct Program<'a> {
     pub drain: &'a Drain,
 }
 
-/// Serves the webhook on `listener`.
+/// Serves the webhook on `listener`, and looks after pods that it missed.
 pub fn start(program: Program<'_>, settings: Settings, listener: TcpListener) {
-    let Program { client, namespace, leads, metrics, registry, drain } = program;
+    let Program { client, namespace, pod, leads, live, latest, restart_all, metrics, registry, drain } =
+        program;
     let (seen, writer) = reflector::store();
     let api: Api<PartialObjectMeta<NamespaceObject>> = Api::all(client.clone());
     let watching = watcher(api, watcher::Config::default()).default_backoff();
@@ -54,8 +66,12 @@ pub fn start(program: Program<'_>, settings: Settings, listener: TcpListener) {
         token.run_until_cancelled(following).await
     });
     let served = Served::default();
-    let keeper = Keeper::new(&client, namespace, leads, served.clone(), registry);
+    let keeper = Keeper::new(&client, namespace, leads.clone(), served.clone(), registry);
     drain.tasks.spawn(keeper.run(drain.token.clone()));
+    let in_use = served.clone();
+    let webhook = Arc::new(move || in_use.is_in_use());
+    let needs = Needs { live, client: client.clone(), namespace, pod, leads, webhook, restart_all, latest };
+    drain.tasks.spawn(Reconciler::new(needs, registry).run(drain.token.clone()));
     let webhook = Webhook::new(Namespaces::new(seen, Some(client)), settings, registry);
     serve::https("injector", listener, move || served.current(), webhook.router(), metrics, drain);
 }

@@ -11,6 +11,7 @@ const MEMORY_REQUEST: &str = "32Mi";
 
 /// How injected sidecars are, as the operator says it.
 #[derive(Debug, Clone, clap::Args)]
+#[group(id = "injected")]
 pub struct Options {
     /// The sidecar's image; by default weft-proxy of this program's version
     #[arg(long, env = "WEFT_PROXY_IMAGE", value_name = "IMAGE", value_parser = checked(keys::IMAGE))]

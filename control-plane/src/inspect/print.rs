@@ -44,6 +44,7 @@ pub const fn word(kind: Kind) -> &'static str {
         Kind::Endpoint => "Endpoint",
         Kind::Listener => "Listener",
         Kind::Route => "Route",
+        Kind::Runtime => "Runtime",
         Kind::Secret => "Secret",
     }
 }

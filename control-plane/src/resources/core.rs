@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, Namespace, Pod, Service, ServicePort};
+use k8s_openapi::api::core::v1::{
+    Container, Namespace, Pod, PodSpec as PodSpecObject, PodStatus, Service, ServicePort,
+};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use weft_wire::pod::PROXY;
 use weft_wire::tls::SERVICE_ACCOUNT_DEFAULT;
 use weft_wire::{ServiceId, WorkloadId, annotation};
 
 use super::{Object, Refusal, Segment, protocol, workload};
+use crate::inject::{self, census};
 use crate::world::{
     Created, Health, NamespaceSpec, ObjectName, PodSpec, PortSpec, Posture, ServiceSpec, SliceEndpoint,
     SlicePort, SliceSpec, TargetPort,
@@ -41,7 +45,15 @@ pub(super) fn namespace(namespace: Namespace) -> Result<Option<Object>, Refusal>
             known.ok_or_else(|| (at(), format!("{word:?} is not one of allow, deny")))?
         }
     };
-    Ok(Some(Object::Namespace(NamespaceSpec { name: name.into(), posture })))
+    let said = inject::Namespace {
+        name: name.to_owned(),
+        labels: namespace.metadata.labels.clone().unwrap_or_default(),
+        annotations: annotations.cloned().unwrap_or_default(),
+    };
+    let inject = census::of_namespace(&said);
+    let restart = annotations.and_then(|annotations| annotations.get(annotation::RESTART));
+    let restart = restart.and_then(|text| annotation::switch(text).ok());
+    Ok(Some(Object::Namespace(NamespaceSpec { name: name.into(), posture, inject, restart })))
 }
 
 pub(super) fn service(service: Service) -> Result<Option<Object>, Refusal> {
@@ -163,6 +175,7 @@ pub(super) fn pod(pod: Pod) -> Result<Option<Object>, Refusal> {
     let name = object_name(&pod.metadata)?;
     let workload = workload::of(&pod.metadata, &name)?;
     let label = |key: &str| pod.metadata.labels.as_ref()?.get(key);
+    let injection = census::of(&pod);
     let version = label("app.kubernetes.io/version").or_else(|| label("version"));
     let version = version.map(|version| Arc::from(version.as_str()));
     let spec = pod.spec.unwrap_or_default();
@@ -172,14 +185,14 @@ pub(super) fn pod(pod: Pod) -> Result<Option<Object>, Refusal> {
     let own_address = !finished && spec.host_network != Some(true);
     let mut addresses = Vec::new();
     if own_address {
-        for (index, ip) in status.pod_ips.into_iter().flatten().enumerate() {
+        for (index, ip) in status.pod_ips.iter().flatten().enumerate() {
             addresses.push(address(&ip.ip, path!["status", "podIPs", index, "ip"])?);
         }
-        if let (true, Some(ip)) = (addresses.is_empty(), status.pod_ip) {
-            addresses.push(address(&ip, path!["status", "podIP"])?);
+        if let (true, Some(ip)) = (addresses.is_empty(), &status.pod_ip) {
+            addresses.push(address(ip, path!["status", "podIP"])?);
         }
     }
-    let mut conditions = status.conditions.into_iter().flatten();
+    let mut conditions = status.conditions.iter().flatten();
     // A pod written by hand has no conditions, and its author means it to run.
     let ready = conditions.find(|condition| condition.type_ == "Ready").is_none_or(|c| c.status == "True");
     let health = match (ready && !finished, pod.metadata.deletion_timestamp.is_some()) {
@@ -187,6 +200,7 @@ pub(super) fn pod(pod: Pod) -> Result<Option<Object>, Refusal> {
         (true, true) => Health::Draining,
         (false, _) => Health::NotReady,
     };
+    let app_ended = !finished && app_ended(&spec, &status, pod.metadata.deletion_timestamp.is_some());
     let mut ports = BTreeMap::new();
     // An init container that goes on running serves as well; where two have a port of one name, the first counts.
     let goes_on = |(_, container): &(usize, Container)| container.restart_policy.as_deref() == Some("Always");
@@ -205,11 +219,40 @@ pub(super) fn pod(pod: Pod) -> Result<Option<Object>, Refusal> {
     let service_account = spec.service_account_name.filter(|name| !name.is_empty());
     let service_account = service_account.map_or_else(|| SERVICE_ACCOUNT_DEFAULT.into(), Arc::from);
     let labels = boxed(pod.metadata.labels);
-    let injected =
-        pod.metadata.annotations.is_some_and(|annotations| annotations.contains_key(annotation::STATUS));
-    let pod =
-        PodSpec { name, workload, version, addresses, service_account, labels, ports, health, injected };
+    let pod = PodSpec {
+        name,
+        workload,
+        version,
+        addresses,
+        service_account,
+        labels,
+        ports,
+        health,
+        app_ended,
+        injection,
+    };
     Ok(Some(Object::Pod(pod)))
+}
+
+/// Whether everything but a classic sidecar has ended and nobody will start it again.
+fn app_ended(spec: &PodSpecObject, status: &PodStatus, deleted: bool) -> bool {
+    if !spec.containers.iter().any(|container| container.name == PROXY) {
+        return false;
+    }
+    let policy = spec.restart_policy.as_deref().unwrap_or("Always");
+    let ended = |name: &str| {
+        let mut statuses = status.container_statuses.iter().flatten();
+        let state = statuses.find(|status| status.name == name).and_then(|status| status.state.as_ref());
+        let ended = state.and_then(|state| state.terminated.as_ref());
+        ended.is_some_and(|ended| match policy {
+            _ if deleted => true,
+            "Never" => true,
+            "OnFailure" => ended.exit_code == 0,
+            _ => false,
+        })
+    };
+    let mut app = spec.containers.iter().filter(|container| container.name != PROXY).peekable();
+    app.peek().is_some() && app.all(|container| ended(&container.name))
 }
 
 fn service_id(metadata: &ObjectMeta, path: Vec<Segment>) -> Result<ServiceId, Refusal> {

@@ -189,6 +189,10 @@ pub struct NamespaceSpec {
     pub name: Arc<str>,
     /// What happens in it where no policy speaks.
     pub posture: Posture,
+    /// Whether its pods get sidecars, as far as it says.
+    pub inject: Option<bool>,
+    /// Whether owners of pods that lack one may be restarted, as far as it says.
+    pub restart: Option<bool>,
 }
 
 /// One rule of a policy, as xDS and telemetry call it: `AccessPolicy/shop/orders/0`.

@@ -101,7 +101,7 @@ impl Pods {
     /// The namespaces of pods that have a sidecar, or will have one when they start.
     pub(super) fn injected(&self) -> BTreeSet<Arc<str>> {
         let mut namespaces = BTreeSet::new();
-        for pod in self.pods.values().filter(|pod| pod.spec.injected) {
+        for pod in self.pods.values().filter(|pod| pod.spec.injection.sidecar.is_some()) {
             if !namespaces.contains(&pod.spec.name.namespace) {
                 namespaces.insert(Arc::clone(&pod.spec.name.namespace));
             }

@@ -134,8 +134,34 @@ pub struct PodSpec {
     pub ports: BTreeMap<Box<str>, u16>,
     /// Whether it may be called where no EndpointSlice says it.
     pub health: Health,
-    /// Whether the injector gave it a sidecar: it waits for its namespace's trust bundle before it starts.
-    pub injected: bool,
+    /// Of a pod with a classic sidecar: whether everything else in it has ended and will not start again.
+    pub app_ended: bool,
+    /// What is known of its sidecar.
+    pub injection: Injection,
+}
+
+/// What a pod says of its sidecar.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Injection {
+    /// The version that was injected.
+    pub sidecar: Option<Arc<str>>,
+    /// Whether the pod itself asks for one, or asks for none.
+    pub wish: Option<bool>,
+    /// Why it cannot have one, in a word.
+    pub blocked: Option<&'static str>,
+    /// What made the pod, where it has none.
+    pub controller: Option<Arc<ControllerRef>>,
+    /// Whether the pod itself allows that it be made anew.
+    pub restart: Option<bool>,
+}
+
+/// What made a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControllerRef {
+    /// `ReplicaSet`.
+    pub kind: Box<str>,
+    /// Its name.
+    pub name: Box<str>,
 }
 
 impl PodSpec {

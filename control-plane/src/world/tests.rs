@@ -58,7 +58,8 @@ fn pod(name: &str, app: &str, address: &str) -> PodSpec {
         labels: BTreeMap::from([("app".into(), app.into())]),
         ports: BTreeMap::from([("web".into(), 9000)]),
         health: Health::Ready,
-        injected: false,
+        app_ended: false,
+        injection: Default::default(),
     }
 }
 

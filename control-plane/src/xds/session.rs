@@ -46,7 +46,9 @@ const WILDCARD: &str = "*";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Violation {
     /// A type of resource that is not served here.
-    #[error("type_url {0:?} is not served here: only listeners, routes, clusters, endpoints and secrets are")]
+    #[error(
+        "type_url {0:?} is not served here: only listeners, routes, clusters, endpoints, secrets and runtime layers are"
+    )]
     UnknownType(String),
     /// A name that is too long to be one.
     #[error("a {kind} resource name of {length} bytes: at most {NAME_MAX} are allowed")]
@@ -123,7 +125,7 @@ struct KindState {
 
 /// One stream.
 pub(super) struct Session {
-    kinds: [KindState; 5],
+    kinds: [KindState; 6],
     nonce: u64,
     /// Whether a first request without names means "everything", as the protocol has it for listeners and
     /// clusters. Our own sidecars are lazy and say `*` if they ever mean it.

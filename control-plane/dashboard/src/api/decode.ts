@@ -57,6 +57,7 @@ function node(value: unknown): GraphNode {
     namespace: text(json.namespace),
     versions: texts(json.versions),
     sidecars: number(json.sidecars),
+    uninjected: number(json.uninjected) ?? 0,
     health: HEALTH.find((health) => health === json.health) ?? 'idle',
     healthReason: text(json.health_reason),
     cause: text(json.cause),

@@ -47,6 +47,8 @@ export interface GraphNode {
   readonly versions: readonly string[];
   /** Connected sidecars; null when the server does not say. */
   readonly sidecars: number | null;
+  /** Pods that should have a sidecar and have none. */
+  readonly uninjected: number;
   readonly health: Health;
   /** Why, in the server's words. */
   readonly healthReason: string | null;

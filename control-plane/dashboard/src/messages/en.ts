@@ -207,6 +207,7 @@ export const en = {
   'panel.outbound.none': 'It called nobody in this window.',
   'panel.versions': 'Versions',
   'panel.proxies': 'Sidecars',
+  'panel.uninjected': '{count,# pod should have a sidecar and has none,# pods should have a sidecar and have none}: made while the injector was away. Make them anew with `kubectl rollout restart`.',
   'panel.proxies.none': 'No connected sidecar.',
   'panel.loading': 'Loading…',
   'panel.error': 'No details: {problem}',
@@ -315,6 +316,7 @@ export const en = {
   'panel.retries.amplification': 'Amplification',
   'panel.retries.amplification.explain': 'Attempts per request: what the callee gets for each request of the caller.',
   'badge.open': '{count,# circuit open,# circuits open}',
+  'badge.uninjected': '{count,# pod without its sidecar,# pods without their sidecar}',
   'badge.half_open': '{count,# circuit half-open,# circuits half-open}',
   'badge.amplification': '{factor} attempts per request',
 

@@ -209,6 +209,7 @@ export const ko: Record<Key, string> = {
   'panel.outbound.none': '이 시간 범위에 호출하지 않았습니다.',
   'panel.versions': '버전',
   'panel.proxies': '사이드카',
+  'panel.uninjected': '사이드카가 있어야 하는 파드 {count}개에 사이드카가 없습니다. 인젝터가 없는 동안 만들어졌습니다. `kubectl rollout restart`로 다시 만드세요.',
   'panel.proxies.none': '연결된 사이드카가 없습니다.',
   'panel.loading': '불러오는 중…',
   'panel.error': '상세 정보 없음: {problem}',
@@ -317,6 +318,7 @@ export const ko: Record<Key, string> = {
   'panel.retries.amplification': '증폭',
   'panel.retries.amplification.explain': '요청당 시도 수: 호출한 쪽의 요청 하나에 호출받는 쪽이 받는 수입니다.',
   'badge.open': '열린 서킷 {count}개',
+  'badge.uninjected': '사이드카가 없는 파드 {count}개',
   'badge.half_open': '반열린 서킷 {count}개',
   'badge.amplification': '요청당 시도 {factor}회',
 

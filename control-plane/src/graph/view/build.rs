@@ -331,6 +331,8 @@ fn node_view(
         namespace: key.namespace().map(ToOwned::to_owned),
         versions: proxies.iter().filter_map(|proxy| proxy.version.clone()).collect(),
         sidecars: proxies.len(),
+        // Only who sees all pods knows.
+        uninjected: 0,
         health,
         health_reason: analysis::reason(incoming.outcomes, calls, window.seconds()),
         cause: None,
