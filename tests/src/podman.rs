@@ -160,15 +160,16 @@ impl Podman {
         Ok(())
     }
 
-    /// Plays a manifest: its pod gets this address.
+    /// Plays a manifest: its pod gets this address. Unless `start`, its containers are made and none is started.
     ///
     /// # Errors
     /// When podman does not take it.
-    pub fn play(&mut self, name: &str, manifest: &str, address: &str) -> anyhow::Result<()> {
+    pub fn play(&mut self, name: &str, manifest: &str, address: &str, start: bool) -> anyhow::Result<()> {
         let file = self.directory.path().join(format!("{name}.yaml"));
         fs::write(&file, manifest)?;
         let mut play = self.command("podman");
-        play.args(["kube", "play", "--network", NETWORK, "--ip", address]).arg(&file);
+        play.args(["kube", "play", "--network", NETWORK, "--ip", address, &format!("--start={start}")])
+            .arg(&file);
         let played = output(&mut play).with_context(|| format!("play {name}"));
         let id = self.run("podman", ["pod", "inspect", "--format", "{{.ID}}", name]);
         self.groups.extend(id.map(|id| id.trim().to_owned()));

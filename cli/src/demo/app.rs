@@ -87,7 +87,7 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
             "payments" => payments::serve(listen(50051).await?, client, places.bank.clone()).await,
             "bank" => serve(listen(80).await?, payments::bank()).await,
             "shopper" => until_told(callers::shopper(client)).await,
-            "cron" => until_told(callers::cron(client)).await,
+            "cron" => callers::cron(client).await,
             "report" => until_told(callers::report(client)).await,
             other => anyhow::bail!("the shop has no program named {other:?}"),
         }

@@ -2,11 +2,12 @@
 //! weft-tests --test pods`.
 //!
 //! There is no API server: the control plane reads Services, EndpointSlices and Pods from a ConfigMap, and sidecars join by
-//! tokens from Secrets.
+//! tokens. Podman knows classic sidecars; for native ones, and for all that the kubelet does in order, `kubelet` stands in.
 
+mod kubelet;
 mod manifest;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -14,26 +15,34 @@ use serde_json::Value;
 use weft_tests::podman::Podman;
 use weft_tests::{binary, poll};
 
-use manifest::{CONTROL_PLANE, Member};
+use kubelet::Kubelet;
+use manifest::{CONTROL_PLANE, GRACE_SECONDS, Member};
 
 /// What takes part, as images name it.
 const IMAGES: [&str; 3] = ["weft-proxy", "weft-control-plane", "weft"];
 /// How long pods may take until they do what they should, in debug builds on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(90);
+
+const ORDERS: Member = Member { name: "orders", program: "orders", first: None, address: "10.89.77.11" };
+/// Asks `orders` every second, and once more when it is told to end.
+const CRON: Member = Member { name: "cron", program: "cron", first: None, address: "10.89.77.12" };
+/// Asks `orders` before it starts, and once; then it has done its job.
+const REPORT: Member =
+    Member { name: "report", program: "report", first: Some("report"), address: "10.89.77.13" };
 
 /// A node with a control plane on it.
 struct Node {
     podman: Podman,
-    curl: PathBuf,
 }
 
 impl Node {
     /// `None` where this machine runs no pods; that is said.
-    fn start(members: &[&Member]) -> anyhow::Result<Option<Self>> {
+    fn start() -> anyhow::Result<Option<Self>> {
         let Some(mut podman) = Podman::start() else { return Ok(None) };
-        podman.images(&binary::of_images(&IMAGES), &IMAGES)?;
-        podman.play("weft-control-plane", &manifest::control_plane(members)?, manifest::CONTROL_ADDRESS)?;
-        let node = Self { podman, curl: "/usr/bin/curl".into() };
+        podman.images(binary::of_images(&IMAGES), &IMAGES)?;
+        let manifest = manifest::control_plane(&[&ORDERS, &CRON, &REPORT])?;
+        podman.play("weft-control-plane", &manifest, manifest::CONTROL_ADDRESS, true)?;
+        let node = Self { podman };
         poll::until_blocking("the control plane is ready", DEADLINE, || {
             node.ask(CONTROL_PLANE, "http://127.0.0.1:15020/ready")
         })
@@ -43,51 +52,116 @@ impl Node {
 
     /// Asks inside a container's pod.
     fn ask(&self, container: &str, url: &str) -> anyhow::Result<String> {
-        self.podman.beside(container, &self.curl, ["-sSf", "--max-time", "5", url])
+        self.podman.beside(container, Path::new("curl"), ["-sSf", "--max-time", "5", url])
     }
 
-    /// Makes a token for `member`, and plays its manifest.
-    fn play(&mut self, member: &Member) -> anyhow::Result<()> {
+    /// Plays a member with a sidecar, and a token for it; answers the pod. With a native sidecar nothing of it is started.
+    fn play(&mut self, member: &Member, sidecar: &str) -> anyhow::Result<Value> {
         let name = ["token", "create", "--namespace", manifest::NAMESPACE, "--name", member.name];
         let token = self.podman.beside(CONTROL_PLANE, binary::weft(), name)?;
-        self.podman.play(member.name, &manifest::member(member, token.trim())?, member.address)
+        let pod = manifest::injected(&manifest::app(member), sidecar)?;
+        let text = manifest::for_podman(pod.clone(), member, token.trim())?;
+        self.podman.play(member.name, &text, member.address, sidecar == "classic")?;
+        Ok(pod)
     }
 
-    fn edge(&self, source: &str, target: &str) -> anyhow::Result<Value> {
-        let graph = self.ask(CONTROL_PLANE, "http://127.0.0.1:8080/api/graph?window=1m")?;
-        let graph: Value = serde_json::from_str(&graph)?;
-        let edges = graph["edges"].as_array().context("no edges")?;
-        let edge = edges.iter().find(|edge| edge["source"] == source && edge["target"] == target);
-        edge.cloned().with_context(|| format!("no edge {source} -> {target} in {edges:?}"))
+    fn kubelet<'a>(&'a self, member: &'a Member, pod: &'a Value) -> Kubelet<'a> {
+        Kubelet { podman: &self.podman, pod, address: member.address }
+    }
+
+    /// Waits for the edge from `source` to `orders` that `holds`.
+    fn edge(&self, source: &str, holds: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
+        let wanted = (format!("workload:shop/{source}"), "workload:shop/orders");
+        poll::until_blocking("an edge", DEADLINE, || {
+            let graph = self.ask(CONTROL_PLANE, "http://127.0.0.1:8080/api/graph?window=5m")?;
+            let graph: Value = serde_json::from_str(&graph)?;
+            let edges = graph["edges"].as_array().context("no edges")?;
+            let edge = edges
+                .iter()
+                .find(|edge| edge["source"] == *wanted.0 && edge["target"] == *wanted.1 && holds(edge));
+            edge.cloned().with_context(|| format!("no such edge {wanted:?} in {edges:#?}"))
+        })
+        .with_context(|| self.podman.account())
+    }
+
+    /// As who the callers of `orders` proved themselves, if all did.
+    fn callers(&self) -> anyhow::Result<Vec<String>> {
+        let metrics = self.ask("orders-weft-proxy", "http://127.0.0.1:15020/metrics")?;
+        let requests =
+            metrics.lines().filter(|line| line.starts_with("http_server_request_duration_seconds_count"));
+        let callers = requests.map(|line| {
+            ensure!(line.contains(r#"weft_tls="mutual""#), "{line}");
+            let (_, rest) = line.split_once(r#"weft_peer_identity=""#).context(line.to_owned())?;
+            Ok(rest.split('"').next().unwrap_or_default().to_owned())
+        });
+        callers.collect()
     }
 }
 
-const ORDERS: Member = Member { name: "orders", program: "orders", address: "10.89.77.11", once: false };
-const CRON: Member = Member { name: "cron", program: "cron", address: "10.89.77.12", once: false };
+fn identity(account: &str) -> String {
+    format!("spiffe://cluster.local/ns/shop/sa/{account}")
+}
 
 #[test]
 fn two_pods_speak_mutual_tls_and_the_graph_shows_who_called() -> anyhow::Result<()> {
-    let Some(mut node) = Node::start(&[&ORDERS, &CRON])? else { return Ok(()) };
-    node.play(&ORDERS)?;
-    node.play(&CRON)?;
-    let edge = poll::until_blocking("the edge has its lock", DEADLINE, || {
-        let edge = node.edge("workload:shop/cron", "workload:shop/orders")?;
-        ensure!(edge["tls"] == "mutual", "{edge:#}");
-        anyhow::Ok(edge)
-    })
-    .with_context(|| node.podman.account())?;
-    ensure!(edge["requests_total"].as_u64() > Some(0), "{edge:#}");
-
+    let Some(mut node) = Node::start()? else { return Ok(()) };
+    node.play(&ORDERS, "classic")?;
+    node.play(&CRON, "classic")?;
+    node.edge("cron", |edge| edge["tls"] == "mutual" && edge["requests_total"].as_u64() > Some(0))?;
     // The callee's sidecar saw the caller's certificate, with every request that reached the app.
-    let metrics = node.ask("orders-weft-proxy", "http://127.0.0.1:15020/metrics")?;
-    let requests: Vec<&str> = metrics
-        .lines()
-        .filter(|line| line.starts_with("http_server_request_duration_seconds_count"))
-        .collect();
-    ensure!(!requests.is_empty(), "{metrics}");
-    for line in requests {
-        let verified = line.contains(r#"weft_peer_identity="spiffe://cluster.local/ns/shop/sa/cron""#);
-        ensure!(verified && line.contains(r#"weft_tls="mutual""#), "{line}");
+    let callers = node.callers()?;
+    ensure!(!callers.is_empty() && callers.iter().all(|caller| *caller == identity("cron")), "{callers:?}");
+
+    // A classic sidecar is told to end together with its app, which has one more call to make.
+    let grace = GRACE_SECONDS.to_string();
+    node.podman.run("podman", ["pod", "stop", "--time", &grace, "cron"])?;
+    let (app, sidecar) = (node.podman.log("cron-app")?, node.podman.log("cron-weft-proxy")?);
+    ensure!(app.contains(r#"{"orders":0}"#), "no last call: {app}\n{sidecar}");
+    for container in ["cron-app", "cron-weft-proxy"] {
+        let code = node.podman.inspect(container)?["State"]["ExitCode"].take();
+        ensure!(code == 0, "{container} ended with {code}: {}", node.podman.log(container)?);
     }
+    Ok(())
+}
+
+#[test]
+fn native_sidecars_begin_before_and_end_after_all_that_needs_them() -> anyhow::Result<()> {
+    let Some(mut node) = Node::start()? else { return Ok(()) };
+    let orders = node.play(&ORDERS, "native")?;
+    node.kubelet(&ORDERS, &orders).start().with_context(|| node.podman.account())?;
+
+    // A job whose init container and app each have one call to make, at once: the sidecar was there before them.
+    let job = node.play(&REPORT, "native")?;
+    let kubelet = node.kubelet(&REPORT, &job);
+    kubelet.start().with_context(|| node.podman.account())?;
+    ensure!(kubelet.ended("report-app")? == 0, "{}", node.podman.account());
+    // When its app has ended, a job's sidecars are ended, and it is complete.
+    let codes = kubelet.end(GRACE_SECONDS)?;
+    ensure!(
+        codes.len() == 4 && codes.iter().all(|(_, code)| *code == 0),
+        "{codes:?} {}",
+        node.podman.account()
+    );
+    for container in ["report-first", "report-app"] {
+        let said = node.podman.log(container)?;
+        ensure!(said.contains(r#"{"orders":0}"#), "{container}: {said}");
+    }
+    // What the sidecar saw it told, although it lived for a moment only.
+    node.edge("report", |edge| edge["tls"] == "mutual" && edge["requests_total"] == 2)?;
+
+    // The app of a pod that is to end makes one more call, and its sidecar is there.
+    let cron = node.play(&CRON, "native")?;
+    let kubelet = node.kubelet(&CRON, &cron);
+    kubelet.start().with_context(|| node.podman.account())?;
+    node.edge("cron", |edge| edge["tls"] == "mutual" && edge["requests_total"].as_u64() > Some(0))?;
+    let codes = kubelet.end(GRACE_SECONDS)?;
+    ensure!(codes.iter().all(|(_, code)| *code == 0), "{codes:?} {}", node.podman.account());
+    let said = node.podman.log("cron-app")?;
+    ensure!(said.contains(r#"{"orders":0}"#), "no last call: {said}");
+
+    let mut callers = node.callers()?;
+    callers.sort();
+    callers.dedup();
+    ensure!(callers == [identity("cron"), identity("report")], "{callers:?}");
     Ok(())
 }

@@ -1,6 +1,11 @@
-//! What is played: pods as people write them, their sidecars, and what the control plane reads of them.
+//! What is played: pods as people write them, with sidecars from `weft inject`, and what the control plane reads of them.
 
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, ensure};
+use serde::Deserialize as _;
 use serde_json::{Value, json};
+use weft_tests::binary;
 
 /// The namespace of the members. Podman has none; the control plane is told.
 pub(super) const NAMESPACE: &str = "shop";
@@ -11,19 +16,23 @@ pub(super) const CONTROL_ADDRESS: &str = "10.89.77.10";
 /// The cluster address of `orders`: routed nowhere, because every call to it is intercepted.
 const ORDERS_ADDRESS: &str = "10.96.0.10";
 const PORT: u16 = 8080;
-/// The user of all that is Weft's.
-const OURS: u32 = 2102;
 /// The user of apps.
 const APPS: u32 = 65532;
+/// How long a pod has to end. A classic sidecar, which nobody tells here that its app has ended, waits almost as long.
+pub(super) const GRACE_SECONDS: u64 = 10;
+
+const IMAGE: &str = concat!("localhost/weft:", env!("CARGO_PKG_VERSION"));
+const PROXY_IMAGE: &str = concat!("localhost/weft-proxy:", env!("CARGO_PKG_VERSION"));
+const CONTROL_IMAGE: &str = concat!("localhost/weft-control-plane:", env!("CARGO_PKG_VERSION"));
 
 /// A pod with a program of the demo's shop.
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) name: &'static str,
     pub(super) program: &'static str,
+    /// A program that runs to its end before.
+    pub(super) first: Option<&'static str>,
     pub(super) address: &'static str,
-    /// Whether it is a job's: ends, and is not started again.
-    pub(super) once: bool,
 }
 
 /// The control plane, as `k8s/control-plane.yaml` has it, but with a source of files, and history that ends with the pod.
@@ -42,9 +51,9 @@ pub(super) fn control_plane(members: &[&Member]) -> anyhow::Result<String> {
         "spec": {
             "containers": [{
                 "name": "control-plane",
-                "image": concat!("localhost/weft-control-plane:", env!("CARGO_PKG_VERSION")),
+                "image": CONTROL_IMAGE,
                 "args": ["--source=/etc/weft/source", "--data-dir=/var/lib/weft", "--metrics-listen=[::]:15020"],
-                "securityContext": restricted(OURS),
+                "securityContext": restricted(2102),
                 "volumeMounts": [
                     { "name": "source", "mountPath": "/etc/weft/source", "readOnly": true },
                     { "name": "data", "mountPath": "/var/lib/weft" },
@@ -56,86 +65,106 @@ pub(super) fn control_plane(members: &[&Member]) -> anyhow::Result<String> {
             ],
         },
     });
-    let source = json!({
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": { "name": "weft-source" },
-        "data": { "shop.yaml": documents(&objects)? },
-    });
+    let source = config_map("weft-source", "shop.yaml", &documents(&objects)?);
     documents(&[source, pod])
 }
 
-/// A member's pod with its sidecar, and its token.
-pub(super) fn member(member: &Member, token: &str) -> anyhow::Result<String> {
-    // Would be a Secret, but podman 4.3 puts a Secret's values into files as they stand in the manifest, in base64.
-    let token = json!({
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": { "name": format!("{}-token", member.name) },
-        "data": { "token": token },
-    });
-    documents(&[token, meshed(app(member), member)])
-}
-
-fn app(member: &Member) -> Value {
-    json!({
+/// A member's pod as people write it.
+pub(super) fn app(member: &Member) -> Value {
+    let run = |name: &str, program: &str| {
+        json!({
+            "name": name,
+            "image": IMAGE,
+            "args": ["demo-app", program],
+            "securityContext": restricted(APPS),
+        })
+    };
+    let mut pod = json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {
-            "name": member.name,
-            // Else podman removes init containers, and with them what they said.
-            "annotations": { "io.podman.annotations.init.container.type": "always" },
-        },
+        "metadata": { "name": member.name, "namespace": NAMESPACE },
         "spec": {
-            // With `Always`, podman also starts init containers again and again.
-            "restartPolicy": if member.once { "Never" } else { "OnFailure" },
+            "serviceAccountName": member.name,
+            "terminationGracePeriodSeconds": GRACE_SECONDS,
             "hostAliases": [
                 { "ip": CONTROL_ADDRESS, "hostnames": ["weft-control-plane.weft-system.svc"] },
                 { "ip": ORDERS_ADDRESS, "hostnames": ["orders"] },
             ],
-            "containers": [{
-                "name": "app",
-                "image": concat!("localhost/weft:", env!("CARGO_PKG_VERSION")),
-                "args": ["demo-app", member.program],
-                "securityContext": restricted(APPS),
-            }],
+            "containers": [run("app", member.program)],
         },
-    })
-}
-
-/// The pod with a sidecar.
-fn meshed(mut pod: Value, member: &Member) -> Value {
-    let sidecar = json!({
-        "name": "weft-proxy",
-        "image": concat!("localhost/weft-proxy:", env!("CARGO_PKG_VERSION")),
-        "env": [
-            { "name": "WEFT_CONTROL_PLANE", "value": "https://weft-control-plane.weft-system.svc:15012" },
-            { "name": "WEFT_JOIN_TOKEN_FILE", "value": "/var/run/secrets/weft/token/token" },
-            { "name": "WEFT_WORKLOAD", "value": member.name },
-            { "name": "WEFT_NAMESPACE", "value": NAMESPACE },
-            { "name": "WEFT_POD", "value": member.name },
-            { "name": "WEFT_POD_IPS", "value": member.address },
-        ],
-        "securityContext": restricted(OURS),
-        "volumeMounts": [{ "name": "weft-token", "mountPath": "/var/run/secrets/weft/token", "readOnly": true }],
     });
-    let mut capable = restricted(0);
-    capable["runAsNonRoot"] = false.into();
-    capable["capabilities"]["add"] = json!(["NET_ADMIN"]);
-    let intercept = json!({
-        "name": "weft-intercept",
-        "image": concat!("localhost/weft-proxy:", env!("CARGO_PKG_VERSION")),
-        "args": ["intercept"],
-        "securityContext": capable,
-    });
-    let spec = &mut pod["spec"];
-    spec["initContainers"] = json!([intercept]);
-    spec["volumes"] =
-        json!([{ "name": "weft-token", "configMap": { "name": format!("{}-token", member.name) } }]);
-    if let Some(containers) = spec["containers"].as_array_mut() {
-        containers.insert(0, sidecar);
+    if let Some(first) = member.first {
+        pod["spec"]["initContainers"] = json!([run("first", first)]);
     }
     pod
+}
+
+/// What `weft inject` makes of a pod.
+pub(super) fn injected(pod: &Value, sidecar: &str) -> anyhow::Result<Value> {
+    let mut weft = Command::new(binary::weft());
+    weft.args(["inject", "-f", "-", "--sidecar", sidecar, "--proxy-image", PROXY_IMAGE]);
+    let mut weft = weft.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    serde_yaml::to_writer(weft.stdin.take().context("its input")?, pod)?;
+    let done = weft.wait_with_output()?;
+    ensure!(done.status.success(), "weft inject: {}", String::from_utf8_lossy(&done.stderr));
+    let document = serde_yaml::Deserializer::from_slice(&done.stdout).next().context("no document")?;
+    Ok(Value::deserialize(document)?)
+}
+
+/// The same for podman 4.3, which lacks an API server and some of the kubelet: who the sidecar is, is proved by a join token, which
+/// also says whom to trust, and what the kubelet would fill in is filled in.
+pub(super) fn for_podman(mut pod: Value, member: &Member, token: &str) -> anyhow::Result<String> {
+    // Would be a Secret, but podman puts a Secret's values into files as they stand in the manifest, in base64.
+    let name = format!("{}-token", member.name);
+    let token = config_map(&name, "token", token);
+    // Podman takes no value longer than 63 characters, which is the limit of labels. And unless told so by one, it removes init
+    // containers, and with them what they said.
+    pod["metadata"]["annotations"] = json!({ "io.podman.annotations.init.container.type": "always" });
+    let spec = &mut pod["spec"];
+    // With `Always`, which is the default, it also starts init containers again and again.
+    spec["restartPolicy"] = "Never".into();
+    for volume in spec["volumes"].as_array_mut().into_iter().flatten() {
+        if volume["name"] == "weft-token" {
+            *volume = json!({ "name": "weft-token", "configMap": { "name": name } });
+        }
+    }
+    keep(&mut spec["volumes"], |volume| volume["name"] != "weft-trust");
+    for list in ["initContainers", "containers"] {
+        for container in spec[list].as_array_mut().into_iter().flatten() {
+            // Ports would be published on the node, and probes be asked by curl in the image; init containers may have none.
+            if let Some(fields) = container.as_object_mut() {
+                fields.retain(|name, _| name != "ports" && name != "lifecycle" && !name.ends_with("Probe"));
+            }
+            keep(&mut container["volumeMounts"], |mount| mount["name"] != "weft-trust");
+            keep(&mut container["env"], |variable| variable["name"] != "WEFT_TRUST_BUNDLE");
+            for variable in container["env"].as_array_mut().into_iter().flatten() {
+                if variable["name"] == "WEFT_IDENTITY_TOKEN_FILE" {
+                    variable["name"] = "WEFT_JOIN_TOKEN_FILE".into();
+                }
+                if let Some(path) = variable["valueFrom"]["fieldRef"]["fieldPath"].as_str() {
+                    let value = match path {
+                        "metadata.namespace" => NAMESPACE,
+                        "metadata.name" => member.name,
+                        "status.podIPs" => member.address,
+                        // Of a label that the pod does not bear.
+                        _ => "",
+                    };
+                    *variable = json!({ "name": variable["name"], "value": value });
+                }
+            }
+        }
+    }
+    documents(&[token, pod])
+}
+
+fn keep(list: &mut Value, wanted: impl Fn(&Value) -> bool) {
+    if let Some(list) = list.as_array_mut() {
+        list.retain(wanted);
+    }
+}
+
+fn config_map(name: &str, key: &str, text: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name }, "data": { key: text } })
 }
 
 /// What the restricted Pod Security standard asks for, and a root that nobody writes to.
@@ -184,17 +213,9 @@ fn endpoint_slice(member: &Member) -> Value {
 }
 
 fn pod_object(member: &Member) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": member.name,
-            "namespace": NAMESPACE,
-            "labels": { "app.kubernetes.io/name": member.name },
-        },
-        "spec": { "serviceAccountName": member.name, "containers": [{ "name": "app" }] },
-        "status": { "podIP": member.address, "podIPs": [{ "ip": member.address }] },
-    })
+    let mut pod = app(member);
+    pod["status"] = json!({ "podIP": member.address, "podIPs": [{ "ip": member.address }] });
+    pod
 }
 
 fn documents(all: &[Value]) -> anyhow::Result<String> {

@@ -13,7 +13,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::sync::Semaphore;
 use tokio::time::MissedTickBehavior;
 
-use super::Client;
+use super::{Client, told_to_end};
 use crate::output;
 
 /// One visit each: 16 per second, which the shop turns into about 50 requests per second in total.
@@ -97,11 +97,16 @@ async fn watch(client: Client) {
     }
 }
 
+/// Asks again and again; and once more when it is told to end, as programs do that hand in what they have.
 pub(super) async fn cron(client: Client) -> anyhow::Result<()> {
     let mut pace = tokio::time::interval(Duration::from_secs(1));
+    let end = told_to_end();
+    tokio::pin!(end);
     loop {
-        pace.tick().await;
-        client.get(REPORT, &HeaderMap::new()).await.ok();
+        tokio::select! {
+            _ = pace.tick() => drop(client.get(REPORT, &HeaderMap::new()).await),
+            () = &mut end => return report(client).await,
+        }
     }
 }
 
