@@ -204,6 +204,8 @@ fn prepare(connection: &Connection, bytes_max: u64) -> rusqlite::Result<i64> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    // In an image there is no /tmp, and nothing but the data directory can be written.
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
     let page: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
     let pages = i64::try_from(bytes_max).unwrap_or(i64::MAX) / page.max(1);
     // Beyond this, writes fail as they do on a full disk.
