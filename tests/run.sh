@@ -7,6 +7,8 @@ trap 'rm -f "$log"' EXIT
 
 # All binaries are built before the first test runs.
 export WEFT_TEST_BINARIES_BUILT=1
+# They are linked as images hold them, so that the tests of images need no build of their own.
+export RUSTC_WRAPPER=${RUSTC_WRAPPER:-$PWD/k8s/image/static.sh}
 cargo test --workspace --no-fail-fast 2>&1 | tee "$log"
 status=${PIPESTATUS[0]}
 if [ "$status" -ne 0 ]; then

@@ -5,11 +5,11 @@
 #   k8s/image/build.sh weft-proxy               this one only
 #   PROFILE=dev k8s/image/build.sh              quickly, for tests
 #   STEP=programs k8s/image/build.sh            only the programs; STEP=images: only the images, of programs made before
+#   FROM=target/debug k8s/image/build.sh        of the programs there, as far as they are static (see static.sh)
 #   ENGINE=docker k8s/image/build.sh            with BuildKit; the default is buildah
 #
-# Static, and yet no other target: `+crt-static` is given for the program itself and not for what it is made of, so that a
-# build for images and one for tests share everything but the last step. (For all crates it cannot be had without a
-# target of its own: procedural macros are libraries that the compiler loads.)
+# Static, and yet no other target: `+crt-static` is given for the program itself and not for what it is made of. For all
+# crates it cannot be had without a target of its own, because procedural macros are libraries that the compiler loads.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -22,20 +22,23 @@ time=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 declare -A package=([weft-proxy]=weft-proxy [weft-control-plane]=weft-control-plane [weft]=weft-cli)
 declare -A recipe=([weft-proxy]=proxy [weft-control-plane]=control-plane [weft]=weft)
 
+is_static() {
+    [ -x "$1" ] && ! readelf --dynamic "$1" | grep -q NEEDED
+}
+
 program() {
-    local name=$1 made
-    # Symbols stay, so that a backtrace has names; lines would double the size.
-    made=$(cargo rustc --quiet --locked --profile "$profile" --package "${package[$name]}" --bin "$name" \
-        --message-format json-render-diagnostics -- -C target-feature=+crt-static -C strip=debuginfo |
-        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
-    mkdir -p "$out/$name"
-    # Into a new file: the old one may be running.
-    install -m 0555 "$made" "$out/$name/$name.new"
-    mv "$out/$name/$name.new" "$out/$name/$name"
-    if readelf -d "$out/$name/$name" | grep -q NEEDED; then
-        echo "$name is not static" >&2
-        exit 1
+    local name=$1 made=${FROM:-}/$1
+    if ! is_static "$made"; then
+        made=$(cargo rustc --quiet --locked --profile "$profile" --package "${package[$name]}" --bin "$name" \
+            --message-format json-render-diagnostics -- -C target-feature=+crt-static |
+            sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
+        is_static "$made" || { echo "build.sh: $name is not static" >&2; exit 1; }
     fi
+    mkdir -p "$out/$name"
+    # Symbols stay, so that a backtrace has names; lines would double the size. Into a new file: the old one may be running.
+    strip --strip-debug -o "$out/$name/$name.new" "$made"
+    chmod 0555 "$out/$name/$name.new"
+    mv "$out/$name/$name.new" "$out/$name/$name"
 }
 
 image() {

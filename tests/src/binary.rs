@@ -55,13 +55,19 @@ pub fn build(package: &str, binary: &str, profile: Profile) -> PathBuf {
 /// # Panics
 /// When one does not build.
 #[must_use]
-pub fn of_images(names: &[&str]) -> PathBuf {
-    let directory = target().join("images/dev");
-    let mut build = Command::new(workspace().join("k8s/image/build.sh"));
-    build.args(names).env("STEP", "programs").env("PROFILE", "dev").env("OUT", &directory);
-    let status = build.status().expect("a script of this workspace");
-    assert!(status.success(), "{names:?} do not build");
-    directory
+pub fn of_images(names: &[&str]) -> &'static Path {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    DIRECTORY.get_or_init(|| {
+        let directory = target().join("images/dev");
+        let mut build = Command::new(workspace().join("k8s/image/build.sh"));
+        build.args(names).env("STEP", "programs").env("PROFILE", "dev").env("OUT", &directory);
+        if std::env::var_os(BUILT).is_some() {
+            build.env("FROM", target().join("debug"));
+        }
+        let status = build.status().expect("a script of this workspace");
+        assert!(status.success(), "{names:?} do not build");
+        directory
+    })
 }
 
 /// The workspace's root.
