@@ -286,6 +286,12 @@ impl ApiServer {
         lock(&self.shared.faults).push(fault);
     }
 
+    /// How many kinds of trouble are not used up.
+    #[must_use]
+    pub fn faults(&self) -> usize {
+        lock(&self.shared.faults).iter().filter(|fault| fault.times > 0).count()
+    }
+
     /// Refuses nothing any more.
     pub fn forgive(&self) {
         lock(&self.shared.faults).clear();

@@ -42,6 +42,7 @@ impl Ca {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let started = tokio::time::Instant::now();
         let (mut read_at, mut followed_at, mut is_behind) = (started, started, false);
+        let (mut has_led, mut led_since) = (*leads.borrow(), started);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -59,11 +60,16 @@ impl Ca {
             let now = SystemTime::now();
             let adoption = self.adoption(&status);
             let (is_leading, rotates) = (*leads.borrow(), self.authority().rotation().is_some());
+            if is_leading && !has_led {
+                // Sidecars of whoever led before are coming over.
+                led_since = tokio::time::Instant::now();
+            }
+            has_led = is_leading;
             if self.0.brought.is_some() && read_at.elapsed() >= BROUGHT_PERIOD {
                 read_at = tokio::time::Instant::now();
                 self.adopt(is_leading, now).await;
             }
-            if is_leading && (started.elapsed() >= WARM_UP || adoption.connected > 0 && !rotates) {
+            if is_leading && (led_since.elapsed() >= WARM_UP || adoption.connected > 0 && !rotates) {
                 self.step(adoption, now).await;
             }
             self.renew_own(now);

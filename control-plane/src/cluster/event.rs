@@ -27,6 +27,8 @@ const REPORTER: &str = "weft.dev/control-plane";
 const QUEUE_MAX: usize = 256;
 /// Between two Events.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long the last Events may take when the program ends.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Longest note, by the API.
 const NOTE_BYTES_MAX: usize = 1_000;
 
@@ -125,23 +127,33 @@ impl Events {
 }
 
 impl Publisher {
-    /// Publishes until `shutdown`.
+    /// Publishes until `shutdown`, and then what is in the queue yet: it would not be news again after the next start.
     pub async fn run(mut self, shutdown: CancellationToken) {
         while let Some(Some((event, about))) = shutdown.run_until_cancelled(self.queue.recv()).await {
-            let outcome = match ask(self.recorder.publish(&event, &about)).await {
-                Ok(()) => "published",
-                Err(error) => {
-                    warn!(
-                        error = &error as &dyn std::error::Error,
-                        reason = event.reason,
-                        "an Event was not published"
-                    );
-                    "error"
-                }
-            };
-            self.counted.with_label_values(&[outcome]).inc();
-            tokio::time::sleep(PAUSE).await;
+            self.publish(&event, &about).await;
+            // One who waits for the end need not wait here.
+            shutdown.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
         }
+        let last = async {
+            while let Ok((event, about)) = self.queue.try_recv() {
+                self.publish(&event, &about).await;
+            }
+        };
+        if tokio::time::timeout(LAST_WORDS, last).await.is_err() {
+            warn!(left = self.queue.len(), "Events were not published before the end");
+        }
+    }
+
+    async fn publish(&self, event: &Event, about: &ObjectReference) {
+        let outcome = match ask(self.recorder.publish(event, about)).await {
+            Ok(()) => "published",
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                warn!(error, reason = event.reason, "an Event was not published");
+                "error"
+            }
+        };
+        self.counted.with_label_values(&[outcome]).inc();
     }
 }
 

@@ -92,7 +92,8 @@ impl Leading for Writer {
             // Looking costs at most a tenth of a core.
             tokio::time::sleep(GATHER.max(took * 10)).await;
             if all_written {
-                let deadline = Instant::now() + LOOK;
+                let look = Instant::now() + LOOK;
+                let deadline = known.again().map_or(look, |again| again.min(look));
                 tokio::select! {
                     () = tokio::time::sleep_until(deadline) => {}
                     changed = changes.recv() => if changed == Err(RecvError::Closed) { tokio::time::sleep_until(deadline).await },

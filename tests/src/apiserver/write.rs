@@ -148,7 +148,12 @@ fn token(shared: &Shared, review: &Value) -> Value {
             if audiences.is_empty() {
                 return json!({ "authenticated": false, "error": "the token was made for somebody else" });
             }
-            json!({ "authenticated": true, "user": { "username": account.user }, "audiences": audiences })
+            let mut groups = vec!["system:authenticated".to_owned()];
+            let named =
+                account.user.strip_prefix("system:serviceaccount:").and_then(|name| name.split_once(':'));
+            groups.extend(named.map(|(namespace, _)| format!("system:serviceaccounts:{namespace}")));
+            let user = json!({ "username": account.user, "groups": groups });
+            json!({ "authenticated": true, "user": user, "audiences": audiences })
         }
         None => json!({ "authenticated": false, "error": "invalid bearer token" }),
     }

@@ -114,6 +114,12 @@ impl Known {
         first
     }
 
+    /// When the first of those is to be tried again that could not be written.
+    pub(super) fn again(&self) -> Option<Instant> {
+        let now = Instant::now();
+        self.entries.values().filter_map(|entry| entry.again).filter(|again| *again > now).min()
+    }
+
     /// What was said of an object last.
     pub(super) fn said(&self, key: &Key) -> Option<&Wanted> {
         self.entries.get(key)?.said.as_ref()
