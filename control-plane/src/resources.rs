@@ -339,7 +339,7 @@ where
     let flaw = |path: Vec<Segment>| Flaw {
         line: line(&path),
         field: locate::display(&path),
-        reason: match policy::access_policy::instead_of(&path) {
+        reason: match policy::instead_of(&path) {
             Some(advice) => format!("unknown field: {advice}"),
             None => "unknown field".into(),
         },

@@ -36,9 +36,8 @@ pub(super) fn manifests(copies: &[Copy]) -> Result<Vec<(String, String)>, serde_
 
 /// A service for each version, and the route of the common name that splits traffic between them.
 fn canary(role: &Role, copies: &[&Copy]) -> Vec<Value> {
-    let port = role.port.map(|port| port.number);
-    let (mut documents, mut backends) = (Vec::new(), Vec::new());
-    for (version, weight) in role.versions {
+    let mut documents = Vec::new();
+    for (version, _) in role.versions {
         let name = format!("{}-{version}", role.name);
         let of_version: Vec<&Copy> = copies.iter().copied().filter(|copy| copy.version == *version).collect();
         let mut service = service(&of_version);
@@ -48,9 +47,19 @@ fn canary(role: &Role, copies: &[&Copy]) -> Vec<Value> {
         service["spec"]["clusterIPs"] = json!(["None"]);
         service["spec"]["selector"]["app.kubernetes.io/version"] = (*version).into();
         documents.extend([service, endpoint_slice(&name, &of_version)]);
-        backends.push(json!({ "name": name, "port": port, "weight": weight }));
     }
-    documents.push(json!({
+    documents.push(route(role));
+    documents
+}
+
+/// The route of a name that splits traffic between the versions behind it.
+pub(super) fn route(role: &Role) -> Value {
+    let port = role.port.map(|port| port.number);
+    let backends = role.versions.iter().map(|(version, weight)| {
+        json!({ "name": format!("{}-{version}", role.name), "port": port, "weight": weight })
+    });
+    let backends: Vec<Value> = backends.collect();
+    json!({
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "HTTPRoute",
         "metadata": { "name": role.name, "namespace": NAMESPACE },
@@ -58,13 +67,12 @@ fn canary(role: &Role, copies: &[&Copy]) -> Vec<Value> {
             "parentRefs": [{ "group": "", "kind": "Service", "name": role.name, "port": port }],
             "rules": [{ "backendRefs": backends }],
         },
-    }));
-    documents
+    })
 }
 
 /// What callers of a service that fails at times should do. An ejection is shorter than by default, so that its end can
 /// be watched.
-fn protection(role: &Role) -> [Value; 2] {
+pub(super) fn protection(role: &Role) -> [Value; 2] {
     let target = json!([{ "group": "", "kind": "Service", "name": role.name }]);
     let breaker = json!({
         "apiVersion": "weft.dev/v1alpha1",
@@ -83,7 +91,7 @@ fn protection(role: &Role) -> [Value; 2] {
         "spec": {
             "targetRefs": target,
             "timeouts": { "request": "3s" },
-            "retry": { "attempts": 2, "on": ["gateway-error"] },
+            "retry": { "attempts": 2, "retryOn": ["gateway-error"] },
         },
     });
     [breaker, policy]

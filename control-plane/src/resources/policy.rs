@@ -85,6 +85,11 @@ const TARGETS: &[schema::Rule] = &[(
     "has an entry twice",
 )];
 
+/// What to write instead of a field that one might expect and that there cannot be.
+pub(super) fn instead_of(path: &[Segment]) -> Option<&'static str> {
+    access_policy::instead_of(path).or_else(|| traffic_policy::instead_of(path))
+}
+
 pub(super) fn access_policy(
     manifest: Manifest<access_policy::AccessPolicySpec>,
 ) -> Result<Option<Object>, Refusal> {

@@ -288,7 +288,7 @@ fn inline(mut below: Effective, rule: &Rule) -> Effective {
         let on = BTreeSet::from([RetryOn::ConnectFailure, RetryOn::Reset, RetryOn::RetriableStatusCodes]);
         settings.retry.on = Some(on);
         settings.retry.statuses = Some(retry.statuses.iter().copied().collect());
-        origins.remove("retry.on");
+        origins.remove("retry.retryOn");
         origins.remove("retry.statusCodes");
         if let Some(attempts) = retry.attempts {
             settings.retry.attempts = Some(attempts);

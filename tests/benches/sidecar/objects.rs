@@ -133,7 +133,7 @@ metadata: {{name: {name}, namespace: bench}}
 spec:
   targetRefs: [{{group: \"\", kind: Service, name: {name}}}]
   timeouts: {{request: 30s, connect: 2s}}
-  retry: {{attempts: 2, on: [5xx, connect-failure, reset], perTryTimeout: 10s}}
+  retry: {{attempts: 2, retryOn: [5xx, connect-failure, reset], perTryTimeout: 10s}}
   retryBudget: {{percent: 20, minConcurrency: 3}}
   loadBalancer: {{type: PeakEwma, panicThreshold: 50}}
   fault:

@@ -31,7 +31,7 @@ kind: TrafficPolicy
 metadata: {name: dead, namespace: shop}
 spec:
   targetRefs: [{kind: Service, name: dead}]
-  retry: {attempts: 5, on: [5xx, reset, connect-failure]}
+  retry: {attempts: 5, retryOn: [5xx, reset, connect-failure]}
 ";
 
 /// The worst moment: attempts that had arrived for each request that had been sent, after the first [`SOME`] of them.

@@ -310,7 +310,7 @@ fn retries_are_compiled_only_where_they_are_asked_for() {
     };
     assert_eq!(retry("timeouts: {request: 5s}"), (None, 5));
     assert_eq!(retry("timeouts: {request: 5s, backendRequest: 2s}"), (None, 2), "one try is all there is");
-    assert_eq!(retry("retry: {attempts: 0, on: [5xx]}").0, None);
+    assert_eq!(retry("retry: {attempts: 0, retryOn: [5xx]}").0, None);
     let policy =
         retry("timeouts: {request: 5s, backendRequest: 2s}\n  retry: {statusCodes: [429]}").0.unwrap();
     assert_eq!(policy.retry_on, "gateway-error,connect-failure,reset,retriable-status-codes");

@@ -93,7 +93,7 @@ pub struct SourceSpec {
 }
 
 /// What to write instead of a field that one might expect and that there cannot be.
-pub(in crate::resources) fn instead_of(path: &[Segment]) -> Option<&'static str> {
+pub(super) fn instead_of(path: &[Segment]) -> Option<&'static str> {
     let [.., Segment::Key(from), Segment::Index(_), Segment::Key(field)] = path else { return None };
     (from == "from" && field == "workload").then_some(
         "a certificate names a service account and no workload; write serviceAccount, with a service account that only \

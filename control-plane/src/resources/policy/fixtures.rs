@@ -33,7 +33,7 @@ metadata: {name: orders, namespace: shop}
 spec:
   targetRefs: [{kind: Service, name: orders}]
   timeouts: {request: 3s, backendRequest: 1s, connect: 500ms}
-  retry: {attempts: 2, on: [5xx, unavailable], statusCodes: [429], backoff: 25ms, backoffMax: 250ms}
+  retry: {attempts: 2, retryOn: [5xx, unavailable], statusCodes: [429], backoff: 25ms, backoffMax: 250ms}
   retryBudget: {percent: 10, minConcurrency: 1}
   loadBalancer:
     type: RingHash
@@ -100,7 +100,8 @@ pub(crate) const POLICY_MISTAKES: &[Mistake] = &[
     ("connect: 500ms", "conect: 500ms", "spec.timeouts.conect", "unknown field"),
     ("request: 3s", "request: 100ms", "spec.timeouts.request", "shorter than backendRequest"),
     ("attempts: 2", "attempts: 11", "spec.retry.attempts", "between 0 and 10"),
-    ("unavailable", "unavailible", "spec.retry.on[1]", "is not one of 5xx"),
+    ("retryOn", "on", "spec.retry.on", "it is called retryOn"),
+    ("unavailable", "unavailible", "spec.retry.retryOn[1]", "is not one of 5xx"),
     ("[429]", "[200]", "spec.retry.statusCodes[0]", "not an error status"),
     ("backoffMax: 250ms", "backoffMax: 1ms", "spec.retry.backoffMax", "shorter than backoff"),
     (

@@ -30,6 +30,13 @@ const RATE_KEYS_MAX: usize = 3;
 /// Headers that select requests for a fault.
 const FAULT_HEADERS_MAX: usize = 16;
 
+/// See [`super::instead_of`].
+pub(super) fn instead_of(path: &[Segment]) -> Option<&'static str> {
+    let [.., Segment::Key(retry), Segment::Key(field)] = path else { return None };
+    (retry == "retry" && matches!(field.as_str(), "on" | "true"))
+        .then_some("it is called retryOn, because YAML's `on` is a truth value to kubectl")
+}
+
 pub(super) fn settings(
     spec: &TrafficPolicySpec,
     namespace: &str,
@@ -106,15 +113,15 @@ fn timeouts(spec: &TimeoutsSpec, path: &[Segment]) -> Result<Timeouts, Refusal> 
 fn retry(spec: &RetrySpec, path: &[Segment]) -> Result<Retry, Refusal> {
     let at = At(path);
     let mut on = None;
-    for (index, word) in spec.on.iter().flatten().enumerate() {
+    for (index, word) in spec.retry_on.iter().flatten().enumerate() {
         let known = RetryOn::ALL.into_iter().find(|one| one.word() == word);
         let words = || RetryOn::ALL.map(RetryOn::word).join(", ");
         let known = known
-            .ok_or_else(|| (path![@path; "on", index], format!("{word:?} is not one of {}", words())))?;
+            .ok_or_else(|| (path![@path; "retryOn", index], format!("{word:?} is not one of {}", words())))?;
         on.get_or_insert_with(BTreeSet::new).insert(known);
     }
-    if spec.on.as_ref().is_some_and(Vec::is_empty) {
-        return Err((at.field("on"), "is empty: set attempts to 0 for no retries".into()));
+    if spec.retry_on.as_ref().is_some_and(Vec::is_empty) {
+        return Err((at.field("retryOn"), "is empty: set attempts to 0 for no retries".into()));
     }
     let mut statuses = BTreeSet::new();
     for (index, code) in spec.status_codes.iter().flatten().enumerate() {

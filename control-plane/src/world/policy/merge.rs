@@ -107,7 +107,7 @@ impl<'a> Merger<'a> {
             "timeouts.backendRequest" timeouts.backend_request,
             "timeouts.connect" timeouts.connect,
             "retry.attempts" retry.attempts,
-            "retry.on" retry.on,
+            "retry.retryOn" retry.on,
             "retry.statusCodes" retry.statuses,
             "retry.backoff" retry.backoff,
             "retry.backoffMax" retry.backoff_max,

@@ -275,7 +275,7 @@ async fn the_next_attempts_find_the_same_endpoints() -> anyhow::Result<()> {
     let backends = cast.backends(ENDPOINTS);
     let mut cases = Vec::new();
     for kind in ["RingHash", "Maglev"] {
-        let retry = "retry: {attempts: 3, on: [5xx], backoff: 1ms}";
+        let retry = "retry: {attempts: 3, retryOn: [5xx], backoff: 1ms}";
         let spec = format!("{{loadBalancer: {{type: {kind}, {BY_HEADER}}}, {retry}}}");
         cases.push((cast.service(&backends, &spec)?, kind));
     }

@@ -72,7 +72,7 @@ fn cases() -> Vec<Case> {
         ),
         // A failure made here is not tried again, and a hold-up costs the request's own time nothing.
         (
-            "{fault: {abort: {httpStatus: 503, percent: 100}}, retry: {attempts: 3, on: [5xx], backoff: 1ms}}",
+            "{fault: {abort: {httpStatus: 503, percent: 100}}, retry: {attempts: 3, retryOn: [5xx], backoff: 1ms}}",
             post("200"),
             false,
             0,

@@ -45,7 +45,7 @@ pub(super) fn retry(random: &mut Rng) -> String {
         fields.push(format!("attempts: {}", random.u8(..5)));
     }
     if random.u8(..4) > 0 {
-        fields.push(format!("on: [{}]", some(random, &ON, 3).join(", ")));
+        fields.push(format!("retryOn: [{}]", some(random, &ON, 3).join(", ")));
     }
     if random.bool() {
         let statuses: Vec<String> = some(random, &STATUSES, 3).iter().map(ToString::to_string).collect();

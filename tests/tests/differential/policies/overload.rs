@@ -147,7 +147,7 @@ async fn retries_have_a_bound() -> anyhow::Result<()> {
     let Some(binary) = envoy::available() else { return Ok(()) };
     let mut cast = Cast::new(1)?;
     let endpoint = cast.backends(1);
-    let traffic = "retry: {attempts: 2, on: [5xx], backoff: 1ms}";
+    let traffic = "retry: {attempts: 2, retryOn: [5xx], backoff: 1ms}";
     let mut cases = Vec::new();
     for max in [0, 1, 3] {
         let breaker = format!("{{limits: {{maxRetries: {max}}}, {NO_EJECTION}}}");
@@ -189,7 +189,7 @@ async fn retries_are_a_share_of_what_is_under_way() -> anyhow::Result<()> {
     for (percent, min) in [(0, 0), (0, 2), (20, 0), (50, 0), (50, 3), (100, 0), (100, 1)] {
         for others in [0, 1, 4] {
             let budget = format!("retryBudget: {{percent: {percent}, minConcurrency: {min}}}");
-            let retry = "retry: {attempts: 1, on: [5xx], backoff: 1ms}";
+            let retry = "retry: {attempts: 1, retryOn: [5xx], backoff: 1ms}";
             let service = cast.service(&endpoint, &format!("{{{budget}, {retry}}}"))?;
             cases.push((service, (percent, min, others)));
         }

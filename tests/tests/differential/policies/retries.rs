@@ -14,18 +14,18 @@ use super::scene::{Cast, compare, get, grpc, post};
 /// Conditions and the words that a policy has for them.
 const CONDITIONS: [&str; 13] = [
     "",
-    "on: [5xx], ",
-    "on: [gateway-error], ",
-    "on: [connect-failure], ",
-    "on: [reset], ",
-    "on: [retriable-status-codes], statusCodes: [409, 425, 500], ",
-    "on: [connect-failure], statusCodes: [503], ",
-    "on: [cancelled], ",
-    "on: [deadline-exceeded], ",
-    "on: [internal], ",
-    "on: [resource-exhausted], ",
-    "on: [unavailable], ",
-    "on: [unavailable, reset, 5xx], ",
+    "retryOn: [5xx], ",
+    "retryOn: [gateway-error], ",
+    "retryOn: [connect-failure], ",
+    "retryOn: [reset], ",
+    "retryOn: [retriable-status-codes], statusCodes: [409, 425, 500], ",
+    "retryOn: [connect-failure], statusCodes: [503], ",
+    "retryOn: [cancelled], ",
+    "retryOn: [deadline-exceeded], ",
+    "retryOn: [internal], ",
+    "retryOn: [resource-exhausted], ",
+    "retryOn: [unavailable], ",
+    "retryOn: [unavailable, reset, 5xx], ",
 ];
 
 /// What a backend does at first, before it recovers.
@@ -126,7 +126,9 @@ async fn endpoints_that_do_not_accept_are_passed_over() -> anyhow::Result<()> {
     let (_bound, dead) = nobody()?;
     let alive = cast.backends(1)[0];
     let spec = |on: &str| {
-        format!("{{loadBalancer: {{type: RoundRobin}}, retry: {{attempts: 2, on: [{on}], backoff: 1ms}}}}")
+        format!(
+            "{{loadBalancer: {{type: RoundRobin}}, retry: {{attempts: 2, retryOn: [{on}], backoff: 1ms}}}}"
+        )
     };
     let mut cases = Vec::new();
     for on in ["connect-failure", "5xx", "gateway-error", "reset"] {
@@ -156,7 +158,7 @@ async fn bodies_are_sent_again_whole_or_not_at_all() -> anyhow::Result<()> {
     let Some(binary) = envoy::available() else { return Ok(()) };
     let mut cast = Cast::new(2)?;
     let endpoints = cast.backends(2);
-    let service = cast.service(&endpoints, "retry: {attempts: 2, on: [5xx], backoff: 1ms}")?;
+    let service = cast.service(&endpoints, "retry: {attempts: 2, retryOn: [5xx], backoff: 1ms}")?;
     let mut cases = Vec::new();
     // Above and below what is kept, 64 KiB, by more than what keeping costs.
     for (size, attempts) in [(1, 3), (20_000, 3), (60_000, 3), (70_000, 1), (300_000, 1)] {
@@ -203,7 +205,7 @@ async fn pauses_are_drawn_below_a_growing_bound() -> anyhow::Result<()> {
     let mut cast = Cast::new(1)?;
     let endpoint = cast.backends(1);
     let (base, max, requests) = PAUSES;
-    let spec = format!("retry: {{attempts: 3, on: [5xx], backoff: {base}ms, backoffMax: {max}ms}}");
+    let spec = format!("retry: {{attempts: 3, retryOn: [5xx], backoff: {base}ms, backoffMax: {max}ms}}");
     // Side by side, and each within its own retry budget.
     let services: Vec<usize> =
         (0..PAUSED_SERVICES).map(|_| cast.service(&endpoint, &spec)).collect::<anyhow::Result<_>>()?;

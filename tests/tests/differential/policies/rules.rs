@@ -27,7 +27,15 @@ const HTTP: [Case; 13] = [
     // A policy on the rule.
     ("policy", "", "timeouts: {request: 600ms}", "hang", 1, 504, 600),
     ("both", "timeouts: {request: 5s}", "timeouts: {request: 600ms}", "hang", 1, 504, 600),
-    ("more", "", "retry: {attempts: 4, on: [retriable-status-codes], statusCodes: [404]}", "404", 5, 404, 0),
+    (
+        "more",
+        "",
+        "retry: {attempts: 4, retryOn: [retriable-status-codes], statusCodes: [404]}",
+        "404",
+        5,
+        404,
+        0,
+    ),
     ("fault", "", "fault: {abort: {httpStatus: 418, percent: 100}}", "200", 0, 418, 0),
     ("delay", "", "fault: {delay: {fixed: 500ms, percent: 100}}", "503,200", 2, 200, 500),
 ];
@@ -41,7 +49,7 @@ async fn each_rule_has_what_is_said_of_it() -> anyhow::Result<()> {
     let Some(binary) = envoy::available() else { return Ok(()) };
     let mut cast = Cast::new(1)?;
     let endpoint = cast.backends(1);
-    let own = "{timeouts: {request: 3s}, retry: {attempts: 2, on: [gateway-error], backoff: 1ms}}";
+    let own = "{timeouts: {request: 3s}, retry: {attempts: 2, retryOn: [gateway-error], backoff: 1ms}}";
     let service = cast.service(&endpoint, own)?;
     let mut rules = String::new();
     for (name, fields, spec, ..) in HTTP {
@@ -76,10 +84,10 @@ async fn each_rule_has_what_is_said_of_it() -> anyhow::Result<()> {
 /// A method, what a policy says of its rule, a plan, attempts, and the gRPC status.
 const GRPC: [(&str, &str, &str, usize, &str); 5] = [
     ("Plain", "", "grpc=14,200", 1, "14"),
-    ("Again", "retry: {attempts: 2, on: [unavailable], backoff: 1ms}", "grpc=14,grpc=14,200", 3, "0"),
-    ("Other", "retry: {attempts: 2, on: [unavailable], backoff: 1ms}", "grpc=13,200", 1, "13"),
+    ("Again", "retry: {attempts: 2, retryOn: [unavailable], backoff: 1ms}", "grpc=14,grpc=14,200", 3, "0"),
+    ("Other", "retry: {attempts: 2, retryOn: [unavailable], backoff: 1ms}", "grpc=13,200", 1, "13"),
     ("Abort", "fault: {abort: {grpcStatus: 9, percent: 100}}", "200", 0, "9"),
-    ("Try", "retry: {attempts: 1, on: [5xx], perTryTimeout: 600ms, backoff: 1ms}", "hang,200", 2, "0"),
+    ("Try", "retry: {attempts: 1, retryOn: [5xx], perTryTimeout: 600ms, backoff: 1ms}", "hang,200", 2, "0"),
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

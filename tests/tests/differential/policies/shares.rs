@@ -238,7 +238,7 @@ async fn a_request_is_copied_once_however_often_it_is_tried() -> anyhow::Result<
     let mirror = cast.service(&mirror, "")?;
     let copies = format!("mirror: {{backendRef: {{name: s{mirror}, port: 80}}}}");
     let service =
-        cast.service(&app, &format!("{{{copies}, retry: {{attempts: 3, on: [5xx], backoff: 1ms}}}}"))?;
+        cast.service(&app, &format!("{{{copies}, retry: {{attempts: 3, retryOn: [5xx], backoff: 1ms}}}}"))?;
     let scene = cast.enter(binary).await?;
     for ask in [post(""), get(""), Ask { h2: true, ..post("") }] {
         for side in Side::BOTH {

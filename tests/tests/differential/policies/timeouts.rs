@@ -44,13 +44,13 @@ fn cases() -> Vec<Case> {
         ("retry: {attempts: 2, perTryTimeout: 700ms, backoff: 1ms}", post("hang,hang,200"), 3, 1400),
         ("retry: {attempts: 2, perTryTimeout: 700ms, backoff: 1ms}", grpc("hang,hang,200"), 3, 1400),
         (
-            "retry: {attempts: 2, perTryTimeout: 700ms, backoff: 1ms, on: [connect-failure]}",
+            "retry: {attempts: 2, perTryTimeout: 700ms, backoff: 1ms, retryOn: [connect-failure]}",
             post("hang"),
             1,
             700,
         ),
         (
-            "retry: {attempts: 2, perTryTimeout: 700ms, backoff: 1ms, on: [retriable-status-codes], statusCodes: [504]}",
+            "retry: {attempts: 2, perTryTimeout: 700ms, backoff: 1ms, retryOn: [retriable-status-codes], statusCodes: [504]}",
             post("hang"),
             1,
             700,

@@ -90,7 +90,7 @@ pub struct RetrySpec {
     /// `cancelled`, `deadline-exceeded`, `internal`, `resource-exhausted`, `unavailable`.
     #[serde(default)]
     #[schemars(with = "Option<Vec<schema::Failure>>", length(min = 1))]
-    pub on: Option<Vec<String>>,
+    pub retry_on: Option<Vec<String>>,
     /// For these statuses too.
     #[serde(default)]
     #[schemars(inner(range(min = 400, max = 599)))]
