@@ -16,7 +16,7 @@ use weft_control_plane::graph::Window;
 use crate::fabric::{holder, launch, launcher};
 use crate::{
     api, apply, auth, authz, ca, check, circuits, dashboard, demo, get, graph, identity, inject, inner,
-    output, proxy_config, routes, run, stat, status, token, version,
+    install, output, proxy_config, routes, run, stat, status, token, version,
 };
 
 #[derive(Debug, Parser)]
@@ -69,6 +69,12 @@ enum Command {
     Inject(Box<inject::InjectArgs>),
     /// Take sidecars out of manifests
     Uninject(inject::UninjectArgs),
+    /// Print what to give a cluster: control plane, kinds, rights, webhook
+    Install(install::InstallArgs),
+    /// Print the same for a cluster that has it, and say what differs
+    Upgrade(install::UpgradeArgs),
+    /// Print what to take from a cluster
+    Uninstall(install::UninstallArgs),
     /// Show who may call what and what rules said, or what would become of one call
     Authz(authz::AuthzArgs),
     /// Make tokens for people and programs that use the API; show who did what
@@ -190,6 +196,9 @@ pub(crate) fn run() -> ExitCode {
         Command::Apply(arguments) => wait_for(apply::run(arguments)),
         Command::Inject(arguments) => inject::inject(*arguments),
         Command::Uninject(arguments) => inject::uninject(arguments),
+        Command::Install(arguments) => install::install(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Upgrade(arguments) => answer(install::upgrade(arguments)),
+        Command::Uninstall(arguments) => answer(install::uninstall(arguments)),
         Command::Auth(arguments) => answer(auth::run(arguments)),
         Command::Authz(arguments) => wait_for(authz::run(arguments)),
         Command::Identity(arguments) => wait_for(identity::run(arguments)),
@@ -315,6 +324,9 @@ mod tests {
             "identity",
             "inject",
             "uninject",
+            "install",
+            "upgrade",
+            "uninstall",
             "token",
             "ca",
             "version",

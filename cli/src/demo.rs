@@ -10,6 +10,8 @@ pub(crate) mod app;
 mod cast;
 mod manifest;
 mod news;
+#[cfg(test)]
+mod shop;
 mod stage;
 
 use std::collections::HashSet;

@@ -24,6 +24,7 @@ mod graph;
 mod identity;
 mod inject;
 mod inner;
+mod install;
 mod join;
 mod kubernetes;
 mod output;

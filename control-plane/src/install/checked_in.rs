@@ -6,17 +6,25 @@ use std::path::{Path, PathBuf};
 /// Asks for the files to be written.
 const RENEW: &str = "WEFT_RENEW";
 
+/// What writes the files that this crate makes.
+#[cfg(test)]
+pub(crate) const OURS: &str = "cargo test -p weft-control-plane --lib install";
+
 /// `k8s/` of the repository.
 pub(crate) fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../k8s")
 }
 
-/// Panics unless the files are what they should be; writes them instead if that is asked for.
-pub(crate) fn compare(files: &[(&str, String)]) {
+/// Writes the files if that is asked for. For tests.
+///
+/// # Panics
+/// Unless the files are what they should be. `command` is what writes them again.
+pub fn compare(files: &[(&str, String)], command: &str) {
+    let renew = std::env::var_os(RENEW).is_some();
     let mut stale = Vec::new();
     for (name, text) in files {
         let path = directory().join(name);
-        if std::env::var_os(RENEW).is_some() {
+        if renew {
             let parent = path.parent().expect("a file is in a directory");
             fs::create_dir_all(parent).expect("the directory can be made");
             fs::write(&path, text).expect("the file can be written");
@@ -27,6 +35,6 @@ pub(crate) fn compare(files: &[(&str, String)]) {
     }
     assert!(
         stale.is_empty(),
-        "not what the types say: {stale:?} in k8s/; write them again with\n    {RENEW}=1 cargo test -p weft-control-plane --lib install"
+        "not what the types say: {stale:?} in k8s/; write them again with\n    {RENEW}=1 {command}"
     );
 }

@@ -15,6 +15,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
+use super::PART_OF;
+
 use crate::resources::policy::access_policy::AccessPolicySpec;
 use crate::resources::policy::circuit_breaker::CircuitBreakerSpec;
 use crate::resources::policy::traffic_policy::TrafficPolicySpec;
@@ -76,7 +78,7 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
 
 fn definition(kind: &Kind) -> CustomResourceDefinition {
     let name = format!("{}.{GROUP}", kind.plural);
-    let labels = [("gateway.networking.k8s.io/policy", kind.reach)];
+    let labels = [("gateway.networking.k8s.io/policy", kind.reach), PART_OF];
     CustomResourceDefinition {
         metadata: ObjectMeta {
             name: Some(name),
@@ -156,33 +158,6 @@ fn status() -> Value {
         "type": "object",
         "properties": {
             "conditions": conditions("Whether it is accepted, whether what it refers to is there, whether another policy overrides it, and how many sidecars have it."),
-            "ancestors": {
-                "description": "The same for each of its targets.",
-                "type": "array",
-                "x-kubernetes-list-type": "atomic",
-                "maxItems": 16,
-                "items": {
-                    "type": "object",
-                    "required": ["ancestorRef", "controllerName"],
-                    "properties": {
-                        "ancestorRef": {
-                            "description": "The target.",
-                            "type": "object",
-                            "required": ["name"],
-                            "properties": {
-                                "group": { "type": "string", "maxLength": 253 },
-                                "kind": { "type": "string", "maxLength": 63 },
-                                "namespace": { "type": "string", "maxLength": 63 },
-                                "name": { "type": "string", "maxLength": 253 },
-                                "sectionName": { "type": "string", "maxLength": 253 },
-                                "port": { "type": "integer", "format": "int32", "minimum": 1, "maximum": 65535 },
-                            },
-                        },
-                        "controllerName": { "description": "Who says so.", "type": "string", "maxLength": 253 },
-                        "conditions": conditions("What it says."),
-                    },
-                },
-            },
         },
     })
 }

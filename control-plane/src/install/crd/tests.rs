@@ -2,6 +2,9 @@ mod verdict;
 
 use std::path::Path;
 
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
 use super::*;
 use crate::install::{checked_in, yaml};
 use crate::resources::policy::fixtures::*;
@@ -14,7 +17,7 @@ fn the_files_are_what_the_types_say() {
         .map(|one| (format!("crds/{}.yaml", one.spec.names.plural), yaml::document(one)))
         .collect();
     let files: Vec<_> = texts.iter().map(|(name, text)| (name.as_str(), text.clone())).collect();
-    checked_in::compare(&files);
+    checked_in::compare(&files, checked_in::OURS);
 }
 
 /// The schema of a kind, as an API server has it.
@@ -137,4 +140,155 @@ fn examples_in_the_documentation_are_taken_by_both() {
         }
     }
     assert!(seen > 0, "the documentation shows no policy");
+}
+
+/// What only a program can tell, in words of the reader's reasons.
+const BEYOND_SCHEMAS: [&str; 3] = ["is not a regular expression", "is not a host", "would take more than"];
+
+/// Values that are right somewhere, and wrong elsewhere.
+fn anything() -> impl Strategy<Value = Value> {
+    let texts = [
+        "",
+        "0s",
+        "1ms",
+        "10ms",
+        "1s",
+        "5m",
+        "2h",
+        "9000h",
+        "1h1h",
+        "10",
+        "-1s",
+        "soon",
+        "/",
+        "/a",
+        "/a/../b",
+        "//",
+        "a b",
+        "/a?b",
+        "GET",
+        "x-team",
+        "X Team",
+        "orders",
+        "Orders",
+        "shop.Orders",
+        "GRPC",
+        "HTTP",
+        "TCP",
+        "HTTPRoute",
+        "Service",
+        "gateway.networking.k8s.io",
+        "RingHash",
+        "Random",
+        "PeakEwma",
+        "5xx",
+        "service",
+        "caller",
+        "strict",
+        "Deny",
+        "Audit",
+        "Allow",
+        "RegularExpression",
+        "Exact",
+        "a(",
+    ];
+    prop_oneof![
+        select(texts.map(Value::from).to_vec()),
+        select(
+            [-1i64, 0, 1, 2, 16, 63, 64, 99, 100, 101, 200, 404, 503, 600, 8080, 65535, 65536, 1 << 32]
+                .map(Value::from)
+                .to_vec()
+        ),
+        select([0.0001f64, 0.5, 99.9, 100.5].map(Value::from).to_vec()),
+        select(vec![json!(true), json!(false), json!([]), json!({})]),
+    ]
+}
+
+/// Places of a value: every field and every item.
+fn places(value: &Value, at: &str, found: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (field, value) in fields {
+                let at = format!("{at}/{}", field.replace('/', "~1"));
+                found.push(at.clone());
+                places(value, &at, found);
+            }
+        }
+        Value::Array(items) => items.iter().enumerate().for_each(|(index, item)| {
+            let at = format!("{at}/{index}");
+            found.push(at.clone());
+            places(item, &at, found);
+        }),
+        _ => {}
+    }
+}
+
+/// Something else at a place, something twice, or nothing.
+#[derive(Debug, Clone)]
+enum Change {
+    Replace(Value),
+    Remove,
+    Again,
+}
+
+fn change() -> impl Strategy<Value = (Index, Change)> {
+    let change = prop_oneof![
+        5 => anything().prop_map(Change::Replace),
+        2 => Just(Change::Remove),
+        1 => Just(Change::Again),
+    ];
+    (any::<Index>(), change)
+}
+
+fn changed(mut document: Value, changes: &[(Index, Change)]) -> Value {
+    for (index, change) in changes {
+        let mut all = Vec::new();
+        places(&document["spec"], "/spec", &mut all);
+        if all.is_empty() {
+            break;
+        }
+        let place = index.get(&all);
+        let (parent, key) = place.rsplit_once('/').expect("below the document");
+        let parent = document.pointer_mut(parent).expect("it was found");
+        match (parent, change) {
+            (Value::Object(fields), Change::Replace(value)) => {
+                fields.insert(key.replace("~1", "/"), value.clone());
+            }
+            (Value::Object(fields), Change::Remove) => drop(fields.remove(&key.replace("~1", "/"))),
+            (Value::Array(items), change) => {
+                let at: usize = key.parse().expect("a number");
+                match change {
+                    Change::Replace(value) => items[at] = value.clone(),
+                    Change::Remove => drop(items.remove(at)),
+                    Change::Again => items.push(items[at].clone()),
+                }
+            }
+            _ => {}
+        }
+    }
+    document
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn reader_and_schema_agree(
+        base in select(vec![BREAKER, POLICY, ACCESS]),
+        changes in prop::collection::vec(change(), 1..4),
+    ) {
+        let document = changed(json_of(base), &changes);
+        let reader = reader_refuses(&serde_json::to_string(&document).expect("JSON"));
+        let schema = schema_refuses(&document);
+        match (&reader, schema.is_empty()) {
+            (None, true) | (Some(_), false) => {}
+            (Some(reason), true) => {
+                let excused = BEYOND_SCHEMAS.iter().any(|words| reason.contains(words));
+                prop_assert!(excused, "only the reader refuses: {reason}: {document}");
+            }
+            // In YAML what has no quotes may be a text, and the reader knows what it wants; JSON has types.
+            (None, false) if schema.iter().all(|one| one.ends_with("has the wrong type")) => {}
+            (None, false) => prop_assert!(false, "only the schema refuses: {schema:?}: {document}"),
+        }
+    }
 }

@@ -3,6 +3,10 @@
 //! In: a schema and a value. Out: every refusal with its place; none if the object is taken. As an API server does it,
 //! rules are asked only of what has the right shape, and unknown fields are refused (`kubectl` asks for that).
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
 use cel::{Context, Program};
 use regex::Regex;
 use serde_json::{Map, Value, json};
@@ -104,7 +108,7 @@ fn children<'a>(
 fn rules(schema: &Value, value: &Value, at: &str, refusals: &mut Vec<String>) {
     for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
         let text = rule["rule"].as_str().expect("a rule says what must hold");
-        let program = Program::compile(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        let program = compiled(text);
         let mut context = Context::default();
         context.add_variable("self", escaped(value)).expect("JSON is something in CEL");
         match program.execute(&context) {
@@ -119,6 +123,17 @@ fn rules(schema: &Value, value: &Value, at: &str, refusals: &mut Vec<String>) {
     for (schema, value, at) in children(schema, value, at) {
         rules(schema, value, &at, refusals);
     }
+}
+
+/// A rule's program. Each is compiled once: that takes longer than all the rest.
+fn compiled(text: &str) -> Rc<Program> {
+    thread_local! {
+        static PROGRAMS: RefCell<HashMap<String, Rc<Program>>> = RefCell::default();
+    }
+    PROGRAMS.with_borrow_mut(|programs| {
+        let compile = || Rc::new(Program::compile(text).unwrap_or_else(|error| panic!("{text}: {error}")));
+        Rc::clone(programs.entry(text.to_owned()).or_insert_with(compile))
+    })
 }
 
 /// A value with the names that its fields have in CEL.

@@ -1,0 +1,94 @@
+//! What a cluster has of an installation.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, PartialObjectMeta};
+use kube::{Api, Client};
+use serde_json::Value;
+use tokio::time::timeout;
+use weft_control_plane::cluster::MANAGER;
+use weft_control_plane::install::change::Named;
+use weft_wire::annotation::STATUS;
+
+/// How long one answer may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Pods in one answer.
+const PAGE: u32 = 500;
+
+/// A cluster. Only asks.
+pub(super) struct Cluster(Client);
+
+/// Pods with a sidecar, by namespace and the sidecar's version.
+pub(super) type Injected = BTreeMap<(String, String), usize>;
+
+impl Cluster {
+    /// Finds it as `kubectl` would.
+    pub(super) async fn find() -> anyhow::Result<Self> {
+        let config = kube::Config::infer().await;
+        let config =
+            config.context("cannot find a cluster: KUBECONFIG or ~/.kube/config says where it is")?;
+        Ok(Self(Client::try_from(config).context("cannot use the credentials for the cluster")?))
+    }
+
+    /// An object; `None` if it is not there, or its kind is not.
+    pub(super) async fn get(&self, named: &Named) -> anyhow::Result<Option<Value>> {
+        let (group, version) = named.api_version.split_once('/').unwrap_or(("", &named.api_version));
+        let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &named.kind));
+        let api: Api<DynamicObject> = match &named.namespace {
+            Some(namespace) => Api::namespaced_with(self.0.clone(), namespace, &kind),
+            None => Api::all_with(self.0.clone(), &kind),
+        };
+        let found =
+            timeout(PATIENCE, api.get_opt(&named.name)).await.context("the cluster does not answer")?;
+        match found.with_context(|| format!("cannot look at {named}"))? {
+            Some(object) => Ok(Some(serde_json::to_value(object)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The trust bundles that the control plane has written beside injected pods.
+    pub(super) async fn bundles(&self) -> anyhow::Result<Vec<Named>> {
+        let api: Api<PartialObjectMeta<ConfigMap>> = Api::all(self.0.clone());
+        let ours = ListParams::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
+        let found = timeout(PATIENCE, api.list(&ours)).await.context("the cluster does not answer")?;
+        let found = found.context("cannot look for trust bundles")?;
+        Ok(found
+            .items
+            .into_iter()
+            .map(|one| Named {
+                api_version: "v1".to_owned(),
+                kind: "ConfigMap".to_owned(),
+                namespace: one.metadata.namespace,
+                name: one.metadata.name.unwrap_or_default(),
+            })
+            .collect())
+    }
+
+    /// Pods that have a sidecar.
+    pub(super) async fn injected(&self) -> anyhow::Result<Injected> {
+        let api: Api<PartialObjectMeta<Pod>> = Api::all(self.0.clone());
+        // What has ended needs no restart.
+        let mut page =
+            ListParams::default().fields("status.phase!=Succeeded,status.phase!=Failed").limit(PAGE);
+        let mut injected = Injected::new();
+        loop {
+            let found = timeout(PATIENCE, api.list(&page)).await.context("the cluster does not answer")?;
+            let found = found.context("cannot look for pods with sidecars")?;
+            for pod in found.items {
+                let annotations = pod.metadata.annotations.unwrap_or_default();
+                let Some(status) = annotations.get(STATUS) else { continue };
+                let status: Value = serde_json::from_str(status).unwrap_or_default();
+                let version = status["version"].as_str().unwrap_or("?").to_owned();
+                let namespace = pod.metadata.namespace.unwrap_or_default();
+                *injected.entry((namespace, version)).or_default() += 1;
+            }
+            match found.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(injected),
+            }
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! What an operator may wish of an installation: the chart's values, and the options of `weft install`.
+//!
+//! In: YAML, or `path=value`. Out: [`Values`], every one of them usable. Invariant: a value that no object uses does not
+//! exist; an unknown one is an error that names it. What goes into a command line or a name of an image has no character
+//! that YAML or Kubernetes could take for something else, so that a template needs no quotes.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, bail, ensure};
+use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use weft_wire::tls::TRUST_DOMAIN_DEFAULT;
+
+/// Everything that may be wished.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Values {
+    /// Three control planes on different nodes instead of one
+    pub ha: bool,
+    /// Where the programs come from
+    pub image: Image,
+    /// The mesh's name in every identity: spiffe://NAME/ns/…/sa/…
+    #[schemars(regex(pattern = r"^[a-z0-9._-]+$"))]
+    pub trust_domain: String,
+    /// What the control plane logs
+    #[schemars(regex(pattern = r"^[A-Za-z0-9_:=,./-]+$"))]
+    pub log: String,
+    /// The control plane's pods
+    pub control_plane: ControlPlane,
+    /// How sidecars come into pods
+    pub injector: Injector,
+    /// Who may reach the control plane
+    pub network_policy: Toggle,
+    /// Namespace weft-system with its Pod Security labels. Without it, make it before
+    pub namespace: Create,
+    /// The kinds AccessPolicy, CircuitBreaker and TrafficPolicy. Without them, install them before
+    pub crds: Create,
+}
+
+/// Where the programs come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Image {
+    /// Registry and path before weft-control-plane and weft-proxy, for instance registry.example.org/mesh; empty for none
+    #[schemars(regex(pattern = r"^([A-Za-z0-9][A-Za-z0-9._:/-]*[A-Za-z0-9])?$"))]
+    pub registry: String,
+    /// Tag of both images
+    #[schemars(regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"))]
+    pub tag: String,
+    /// When images are pulled: Always, IfNotPresent or Never
+    #[schemars(extend("enum" = ["Always", "IfNotPresent", "Never"]))]
+    pub pull_policy: String,
+    /// Secrets in weft-system with which the control plane's image is pulled, as {name: …}
+    pub pull_secrets: Vec<SecretName>,
+}
+
+/// The name of a Secret.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretName {
+    /// The name
+    pub name: String,
+}
+
+/// The control plane's pods.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ControlPlane {
+    /// What a pod asks for and may use, as in a container
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
+    pub resources: ResourceRequirements,
+    /// Labels of the nodes that it may run on
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints that it bears, as in a pod
+    #[schemars(with = "Vec<BTreeMap<String, serde_json::Value>>")]
+    pub tolerations: Vec<Toleration>,
+    /// Priority class of its pods; empty for none
+    #[schemars(regex(pattern = r"^[a-z0-9.-]*$"))]
+    pub priority_class_name: String,
+}
+
+/// How sidecars come into pods.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Injector {
+    /// What becomes of new pods while no control plane answers: Ignore (they start without a sidecar, and are found later) or
+    /// Fail (they are not made)
+    #[schemars(extend("enum" = ["Ignore", "Fail"]))]
+    pub failure_policy: String,
+}
+
+/// On or off.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Toggle {
+    /// Whether it is there
+    pub enabled: bool,
+}
+
+/// Whether something is made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Create {
+    /// Whether it is made
+    pub create: bool,
+}
+
+impl Default for Toggle {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
+}
+
+impl Default for Create {
+    fn default() -> Self {
+        Self { create: true }
+    }
+}
+
+impl Default for Injector {
+    fn default() -> Self {
+        Self { failure_policy: "Ignore".into() }
+    }
+}
+
+impl Default for Image {
+    fn default() -> Self {
+        Self {
+            registry: String::new(),
+            tag: env!("CARGO_PKG_VERSION").into(),
+            pull_policy: "IfNotPresent".into(),
+            pull_secrets: Vec::new(),
+        }
+    }
+}
+
+impl Default for ControlPlane {
+    fn default() -> Self {
+        let resources =
+            json!({ "requests": { "cpu": "50m", "memory": "64Mi" }, "limits": { "memory": "1Gi" } });
+        Self {
+            resources: serde_json::from_value(resources).unwrap_or_default(),
+            node_selector: BTreeMap::new(),
+            tolerations: Vec::new(),
+            priority_class_name: String::new(),
+        }
+    }
+}
+
+impl Default for Values {
+    fn default() -> Self {
+        Self {
+            ha: false,
+            image: Image::default(),
+            trust_domain: TRUST_DOMAIN_DEFAULT.into(),
+            log: "info".into(),
+            control_plane: ControlPlane::default(),
+            injector: Injector::default(),
+            network_policy: Toggle::default(),
+            namespace: Create::default(),
+            crds: Create::default(),
+        }
+    }
+}
+
+impl Values {
+    /// The defaults with `layers` over them, one after the other.
+    ///
+    /// # Errors
+    /// When a layer has a value that does not exist or cannot be.
+    pub fn layered(layers: impl IntoIterator<Item = Value>) -> anyhow::Result<Self> {
+        let mut values = serde_json::to_value(Self::default())?;
+        for layer in layers {
+            merge(&mut values, layer);
+        }
+        let values: Self = serde_path_to_error::deserialize(values)
+            .map_err(|error| anyhow::anyhow!("{}: {}", error.path(), error.inner()))?;
+        values.check()?;
+        Ok(values)
+    }
+
+    /// Whether every value can be used.
+    fn check(&self) -> anyhow::Result<()> {
+        let Self { image, trust_domain, log, control_plane, injector, .. } = self;
+        let text = |path: &str, text: &str, more: &str, empty: bool| {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || more.contains(c);
+            ensure!(
+                text.chars().all(allowed) && (empty || !text.is_empty()),
+                "{path}: {text:?} has other characters than letters, digits and {more}{}",
+                if empty { "" } else { ", or none" }
+            );
+            Ok(())
+        };
+        text("image.registry", &image.registry, "._:/-", true)?;
+        ensure!(!image.registry.ends_with('/'), "image.registry: {:?} ends with a slash", image.registry);
+        text("image.tag", &image.tag, "_.-", false)?;
+        text("trustDomain", trust_domain, "._-", false)?;
+        text("log", log, "_:=,./-", false)?;
+        text("controlPlane.priorityClassName", &control_plane.priority_class_name, ".-", true)?;
+        for (path, word, words) in [
+            ("image.pullPolicy", &image.pull_policy, &["Always", "IfNotPresent", "Never"][..]),
+            ("injector.failurePolicy", &injector.failure_policy, &["Ignore", "Fail"][..]),
+        ] {
+            ensure!(words.contains(&word.as_str()), "{path}: {word:?} is not one of {}", words.join(", "));
+        }
+        Ok(())
+    }
+
+    /// The name of an image.
+    #[must_use]
+    pub fn image_of(&self, program: &str) -> String {
+        let slash = if self.image.registry.is_empty() { "" } else { "/" };
+        format!("{}{slash}{program}:{}", self.image.registry, self.image.tag)
+    }
+}
+
+/// Reads `a.b=value`, the value as YAML, into what it stands for.
+///
+/// # Errors
+/// When it is not of that form.
+pub fn assignment(text: &str) -> anyhow::Result<Value> {
+    let (path, value) = text.split_once('=').context("it should look like path=value")?;
+    if path.is_empty() || path.split('.').any(str::is_empty) {
+        bail!("it should look like path=value, with a path such as image.tag");
+    }
+    let value: Value = serde_yaml::from_str(value).context("what stands behind = is not YAML")?;
+    // Nothing behind `=` is an empty text: who wants to take a value away means that.
+    let value = if value.is_null() { "".into() } else { value };
+    Ok(path.rsplit('.').fold(value, |value, key| json!({ key: value })))
+}
+
+/// Lays one value over another: objects field by field, everything else as a whole.
+fn merge(under: &mut Value, over: Value) {
+    match (under, over) {
+        (Value::Object(under), Value::Object(over)) => {
+            for (field, value) in over {
+                merge(under.entry(field).or_insert(Value::Null), value);
+            }
+        }
+        (under, over) => *under = over,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(text: &str) -> anyhow::Result<Values> {
+        Values::layered([assignment(text)?])
+    }
+
+    #[test]
+    fn a_wish_is_laid_over_the_defaults() {
+        let values = set("image.tag=1.2").expect_err("a number is no tag").to_string();
+        assert!(values.contains("image.tag"), "{values}");
+        assert_eq!(set("image.tag='1.2'").expect("valid").image.tag, "1.2");
+        assert_eq!(
+            set("image.registry=a.example/b").expect("valid").image_of("x"),
+            format!("a.example/b/x:{}", env!("CARGO_PKG_VERSION"))
+        );
+        assert!(set("ha=true").expect("valid").ha);
+        let values = set("controlPlane.resources={limits: {memory: 2Gi}}").expect("valid");
+        let resources = serde_json::to_value(values.control_plane.resources).expect("JSON");
+        assert_eq!(resources["limits"]["memory"], "2Gi");
+        assert_eq!(resources["requests"]["cpu"], "50m", "what is not said stays");
+        assert_eq!(set("image.registry=").expect("valid"), Values::default());
+    }
+
+    #[test]
+    fn a_wish_that_cannot_be_is_named() {
+        for (text, path) in [
+            ("ha=perhaps", "ha"),
+            ("image.tags=1", "image.tags"),
+            ("image.tag=a b", "image.tag"),
+            ("image.registry=a/", "image.registry"),
+            ("image.pullPolicy=Sometimes", "image.pullPolicy"),
+            ("trustDomain=a/b", "trustDomain"),
+            ("log='info: x'", "log"),
+            ("injector.failurePolicy=Ask", "injector.failurePolicy"),
+        ] {
+            let error = format!("{:#}", set(text).expect_err(text));
+            assert!(error.contains(path), "{text}: {error}");
+        }
+        for text in ["", "=1", "a", "a..b=1", "a=[1"] {
+            assert!(assignment(text).is_err(), "{text:?}");
+        }
+    }
+}

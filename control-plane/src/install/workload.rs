@@ -1,0 +1,278 @@
+//! What runs and how it is reached: Deployment, Services, NetworkPolicy, PodDisruptionBudget, webhook configuration.
+
+use serde_json::{Value, json};
+use weft_wire::annotation::{INJECT, LEADER};
+use weft_wire::port;
+
+use crate::inject::{keeper, webhook};
+
+use super::values::{ControlPlane, Values};
+use super::{INSTALLED_WITH, NAME, NAMESPACE, Object, labels, selector};
+
+/// Of the webhook's listener.
+const WEBHOOK_PORT: u16 = 9443;
+/// The uid and gid of both images.
+const UID: u32 = port::PROXY_UID;
+/// What the journal and its write-ahead log may take.
+const HISTORY: &str = "3Gi";
+/// Namespaces whose pods never get a sidecar: what a cluster needs to run at all must not wait for anybody.
+const SYSTEM_NAMESPACES: [&str; 4] = ["kube-node-lease", "kube-public", "kube-system", NAMESPACE];
+
+pub(super) fn service_account(values: &Values) -> Object {
+    let mut account = json!({
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": { "name": NAME, "namespace": NAMESPACE, "labels": labels() },
+        "automountServiceAccountToken": false,
+    });
+    if !values.image.pull_secrets.is_empty() {
+        account["imagePullSecrets"] = json!(values.image.pull_secrets);
+    }
+    Object::new("serviceaccount", "", account)
+}
+
+pub(super) fn services() -> [Object; 2] {
+    let service = |name: &str, selector: Value, ports: Value| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": { "name": name, "namespace": NAMESPACE, "labels": labels() },
+            "spec": { "ipFamilyPolicy": "PreferDualStack", "selector": selector, "ports": ports },
+        })
+    };
+    let of = |name: &str, port: u16, protocol: &str| json!({ "name": name, "port": port, "targetPort": name, "appProtocol": protocol });
+    let all = service(
+        NAME,
+        selector(),
+        json!([
+            of("grpc-control", port::CONTROL_TLS, "grpc"),
+            of("grpc-otlp", port::OTLP_GRPC, "grpc"),
+            of("http-otlp", port::OTLP_HTTP, "http"),
+            { "name": "https-webhook", "port": 443, "targetPort": "https-webhook", "appProtocol": "https" },
+        ]),
+    );
+    let mut leads = selector();
+    leads[LEADER] = "true".into();
+    let leader = service(
+        &format!("{NAME}-leader"),
+        leads,
+        json!([of("grpc-control", port::CONTROL_TLS, "grpc"), of("http-api", port::API, "http")]),
+    );
+    [
+        Object::new(
+            "service",
+            "Sidecars, apps that report by themselves, and the API server's webhook calls.",
+            all,
+        ),
+        Object::new(
+            "service",
+            "The one that leads and has the live graph. The API listens on its pod's loopback, where it asks nobody for a password:\n\
+             kubectl -n weft-system port-forward service/weft-control-plane-leader 8080",
+            leader,
+        ),
+    ]
+}
+
+pub(super) fn network_policy() -> Object {
+    let ports = |names: &[&str]| names.iter().map(|name| json!({ "port": name })).collect::<Value>();
+    let policy = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": { "name": NAME, "namespace": NAMESPACE, "labels": labels() },
+        "spec": {
+            "podSelector": { "matchLabels": selector() },
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                { "from": [{ "namespaceSelector": {} }], "ports": ports(&["grpc-control", "grpc-otlp", "http-otlp"]) },
+                { "ports": ports(&["https-webhook", "http-metrics"]) },
+            ],
+        },
+    });
+    let about = "Pods of the cluster reach what is for them. The API server and the kubelet, who call the webhook and the probes, are \
+                 no pods and have addresses that nobody knows beforehand.";
+    Object::new("networkpolicy", about, policy).when("networkPolicy.enabled")
+}
+
+pub(super) fn disruption_budget() -> Object {
+    let budget = json!({
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": { "name": NAME, "namespace": NAMESPACE, "labels": labels() },
+        "spec": {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": { "matchLabels": selector() },
+        },
+    });
+    Object::new("poddisruptionbudget", "Nodes are drained one after the other.", budget).when("ha")
+}
+
+pub(super) fn deployment(values: &Values) -> Object {
+    let replicas = if values.ha { 3 } else { 1 };
+    // One more comes before the old one goes, so that there is always somebody to inject new pods.
+    let strategy = match values.ha {
+        true => json!({ "maxSurge": 1, "maxUnavailable": 1 }),
+        false => json!({ "maxSurge": 1, "maxUnavailable": 0 }),
+    };
+    let wishes = serde_json::to_string(values).expect("values are JSON");
+    let deployment = json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": NAME,
+            "namespace": NAMESPACE,
+            "labels": labels(),
+            "annotations": { INSTALLED_WITH: wishes },
+        },
+        "spec": {
+            "replicas": replicas,
+            "revisionHistoryLimit": 3,
+            "strategy": { "type": "RollingUpdate", "rollingUpdate": strategy },
+            "selector": { "matchLabels": selector() },
+            "template": {
+                "metadata": { "labels": labels() },
+                "spec": pod(values),
+            },
+        },
+    });
+    Object::new("deployment", "", deployment)
+}
+
+fn pod(values: &Values) -> Value {
+    let ControlPlane { node_selector, tolerations, priority_class_name, .. } = &values.control_plane;
+    let mut pod = json!({
+        "serviceAccountName": NAME,
+        "automountServiceAccountToken": true,
+        // The drain deadline and a little.
+        "terminationGracePeriodSeconds": 15,
+        "securityContext": {
+            "runAsNonRoot": true,
+            "runAsUser": UID,
+            "runAsGroup": UID,
+            "fsGroup": UID,
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "containers": [container(values)],
+        "volumes": [{ "name": "history", "emptyDir": { "sizeLimit": HISTORY } }],
+    });
+    // What is not wished is not there.
+    if values.ha {
+        pod["affinity"] = affinity();
+    }
+    if !node_selector.is_empty() {
+        pod["nodeSelector"] = json!(node_selector);
+    }
+    if !priority_class_name.is_empty() {
+        pod["priorityClassName"] = json!(priority_class_name);
+    }
+    if !tolerations.is_empty() {
+        pod["tolerations"] = json!(tolerations);
+    }
+    pod
+}
+
+/// Pods of it on different nodes, in different zones, where there are such.
+fn affinity() -> Value {
+    let apart = |weight: u8, topology: &str| {
+        json!({
+            "weight": weight,
+            "podAffinityTerm": { "topologyKey": topology, "labelSelector": { "matchLabels": selector() } },
+        })
+    };
+    json!({
+        "podAntiAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [
+                apart(100, "kubernetes.io/hostname"),
+                apart(50, "topology.kubernetes.io/zone"),
+            ],
+        },
+    })
+}
+
+fn container(values: &Values) -> Value {
+    let field =
+        |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    let port = |name: &str, port: u16| json!({ "name": name, "containerPort": port });
+    let probe = |path: &str, seconds: u8| json!({ "httpGet": { "path": path, "port": "http-metrics" }, "periodSeconds": seconds });
+    // Listing a large cluster takes a while, and is no reason to begin again.
+    let mut startup = probe("/live", 2);
+    startup["failureThreshold"] = 60.into();
+    json!({
+        "name": "control-plane",
+        "image": values.image_of(NAME),
+        "imagePullPolicy": values.image.pull_policy,
+        "args": arguments(values),
+        "env": [field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace")],
+        "ports": [
+            port("grpc-control", port::CONTROL_TLS),
+            port("grpc-otlp", port::OTLP_GRPC),
+            port("http-otlp", port::OTLP_HTTP),
+            port("http-metrics", port::METRICS),
+            port("https-webhook", WEBHOOK_PORT),
+            port("http-api", port::API),
+        ],
+        "startupProbe": startup,
+        "readinessProbe": probe("/ready", 2),
+        "livenessProbe": probe("/live", 10),
+        "resources": values.control_plane.resources,
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"] },
+        },
+        "volumeMounts": [{ "name": "history", "mountPath": "/var/lib/weft" }],
+    })
+}
+
+/// The control plane's command line.
+pub(super) fn arguments(values: &Values) -> Vec<String> {
+    vec![
+        "--kubernetes".into(),
+        "--data-dir=/var/lib/weft".into(),
+        format!("--trust-domain={}", values.trust_domain),
+        format!("--control-tls-listen=[::]:{}", port::CONTROL_TLS),
+        format!("--api-listen=127.0.0.1:{}", port::API),
+        format!("--metrics-listen=[::]:{}", port::METRICS),
+        format!("--log={}", values.log),
+    ]
+}
+
+pub(super) fn injector(values: &Values) -> Object {
+    let configuration = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingWebhookConfiguration",
+        "metadata": { "name": keeper::CONFIGURATION, "labels": labels() },
+        "webhooks": [{
+            "name": "injector.weft.dev",
+            "admissionReviewVersions": ["v1"],
+            "clientConfig": {
+                "service": { "name": NAME, "namespace": NAMESPACE, "path": webhook::PATH, "port": 443 },
+            },
+            "rules": [{
+                "apiGroups": [""],
+                "apiVersions": ["v1"],
+                "operations": ["CREATE"],
+                "resources": ["pods"],
+                "scope": "Namespaced",
+            }],
+            "namespaceSelector": {
+                "matchExpressions": [{
+                    "key": "kubernetes.io/metadata.name",
+                    "operator": "NotIn",
+                    "values": SYSTEM_NAMESPACES,
+                }],
+            },
+            "objectSelector": {
+                "matchExpressions": [{ "key": INJECT, "operator": "NotIn", "values": ["disabled"] }],
+            },
+            "failurePolicy": values.injector.failure_policy,
+            "matchPolicy": "Equivalent",
+            "reinvocationPolicy": "IfNeeded",
+            "sideEffects": "None",
+            "timeoutSeconds": 5,
+        }],
+    });
+    let about = "New pods are shown to the control plane, which gives them their sidecars. Not those of system namespaces, nor those that \
+                 say by label that they want none: they wait for nobody. The control plane fills in the caBundle.";
+    Object::new("webhook", about, configuration)
+}
