@@ -15,8 +15,8 @@ use weft_control_plane::graph::Window;
 
 use crate::fabric::{holder, launch, launcher};
 use crate::{
-    api, apply, auth, authz, ca, check, circuits, dashboard, demo, get, graph, identity, inject, inner,
-    install, output, proxy_config, routes, run, stat, status, token, version,
+    api, apply, auth, authz, bug_report, ca, check, circuits, dashboard, demo, get, graph, identity, inject,
+    inner, install, output, proxy_config, routes, run, stat, status, token, version,
 };
 
 #[derive(Debug, Parser)]
@@ -55,6 +55,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Show what the sidecar of a pod runs, as it says itself
     ProxyConfig(proxy_config::ProxyConfigArgs),
+    /// Pack what somebody else needs to see to understand what is wrong
+    BugReport(bug_report::BugReportArgs),
     /// Open the control plane's web page, also of one in a cluster
     Dashboard(dashboard::DashboardArgs),
     /// Show circuits: which are open, why, since when, and when they probe
@@ -189,6 +191,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Check(arguments) => wait_for(check::run(arguments)),
         Command::Status(arguments) => wait_for(status::run(arguments)),
         Command::ProxyConfig(arguments) => wait_for(proxy_config::run(arguments)),
+        Command::BugReport(arguments) => wait_for(bug_report::run(arguments)),
         Command::Dashboard(arguments) => wait_for(dashboard::run(arguments)),
         Command::Circuits(arguments) => wait_for(circuits::run(arguments)),
         Command::Routes(arguments) => answer(routes::run(arguments)),
@@ -316,6 +319,7 @@ mod tests {
             "check",
             "proxy-config",
             "dashboard",
+            "bug-report",
             "circuits",
             "routes",
             "get",

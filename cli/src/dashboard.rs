@@ -164,3 +164,43 @@ async fn refuse(mut stream: TcpStream, why: &str) {
     };
     drop(tokio::time::timeout(Duration::from_secs(2), answered).await);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kubernetes::tests::{Port, Server, echo};
+
+    /// What a browser would get.
+    async fn ask(address: std::net::SocketAddr) -> String {
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        stream
+            .write_all(b"GET /page HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+            .await
+            .expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("read");
+        answer
+    }
+
+    #[tokio::test]
+    async fn connections_go_to_whoever_leads_and_say_when_nobody_does() {
+        let server = Server::installed();
+        let pod = Port::Open(echo().await);
+        server.pod("a", pod, true);
+        let plane = ControlPlane::find(server.start().await).await.expect("found");
+        let listener = listen(Some(0)).await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(forward(listener, Arc::new(plane)));
+        let answer = ask(address).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("/page"), "{answer}");
+        server.gone("a");
+        let nobody = ask(address).await;
+        assert!(nobody.starts_with("HTTP/1.1 503") && nobody.contains("tries again"), "{nobody}");
+        server.pod("b", pod, true);
+        assert!(ask(address).await.starts_with("HTTP/1.1 200"));
+        server.gone("b");
+        server.pod("c", Port::Closed, true);
+        let closed = ask(address).await;
+        assert!(closed.starts_with("HTTP/1.1 503") && closed.contains("connection refused"), "{closed}");
+    }
+}

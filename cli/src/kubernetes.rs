@@ -142,14 +142,4 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_chain_says_nothing_twice() {
-        let cause = std::io::Error::other("connection refused");
-        let error = anyhow::Error::new(cause).context("client error: connection refused").context("ask");
-        let words = chain(error.as_ref());
-        assert_eq!(words, "ask: client error: connection refused");
-    }
-}
+pub(crate) mod tests;

@@ -13,6 +13,7 @@ mod apply;
 mod args;
 mod auth;
 mod authz;
+mod bug_report;
 mod ca;
 mod check;
 mod circuits;

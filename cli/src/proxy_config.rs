@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api as KubeApi;
 use kube::api::ListParams;
 use serde_json::Value;
+pub(crate) use weft_wire::pod::PROXY as CONTAINER;
 
 use crate::api::{self, Api};
 use crate::kubernetes::find::is_ready;
@@ -24,8 +25,6 @@ use crate::output;
 
 /// Where a sidecar's admin interface listens, on loopback.
 pub(crate) const ADMIN_PORT: u16 = 15_000;
-/// The sidecar's container.
-pub(crate) const CONTAINER: &str = "weft-proxy";
 /// Pods that are named when the one that was asked for is not there.
 const NAMES_TOLD: usize = 10;
 

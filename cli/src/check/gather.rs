@@ -6,8 +6,9 @@
 mod cluster;
 mod installed;
 mod mesh;
+mod objects;
 mod pods;
-pub(super) mod rights;
+mod rights;
 
 use super::facts::Facts;
 use super::judge::Plan;

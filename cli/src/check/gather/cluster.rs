@@ -8,14 +8,12 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ListParams;
 use kube::{Api, Client};
 use serde::Deserialize;
+use weft_wire::annotation::INJECT;
 
 use super::super::facts::{self, Fact, ServerVersion, Webhook};
 use super::super::judge::Plan;
 use super::{installed, pods, rights};
 use crate::kubernetes::{Cluster, Trouble, ask};
-
-/// The switch on namespaces and pods.
-pub(super) const INJECT: &str = "weft.dev/inject";
 
 /// What a namespace says when it wants sidecars of other meshes: key and value, `*` for any.
 const OTHERS_WANTED: [(&str, &str, &str); 6] = [

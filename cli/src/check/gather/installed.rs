@@ -9,17 +9,15 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use weft_control_plane::install::crd;
+use weft_wire::annotation::{INJECT, LEADER};
+use weft_wire::pod::PROXY as SIDECAR;
 
 use super::super::facts::{self, Crd, DryRun, Fact, Installed, Replica};
 use super::super::judge::Plan;
-use super::cluster::INJECT;
-use super::pods::SIDECAR;
 use super::rights;
 use crate::kubernetes::find::is_ready;
 use crate::kubernetes::{CONTROL_PLANE, NAMESPACE, Trouble, ask};
 
-/// The label of the pod that leads.
-const LEADER: &str = "weft.dev/leader";
 /// The Secret with the authority's keys.
 const CA_SECRET: &str = "weft-ca";
 

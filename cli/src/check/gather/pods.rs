@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::ListParams;
 use kube::{Api, Client};
+use weft_control_plane::inject::{self, Settings, Subject, Verdict};
+use weft_wire::annotation::{INJECT, STATUS};
+use weft_wire::pod::PROXY as SIDECAR;
 
 use super::super::facts::{self, Fact};
-use super::cluster::INJECT;
-use crate::kubernetes::{NAMESPACE, Trouble, ask};
+use crate::kubernetes::{Trouble, ask};
 
-/// The sidecar's container.
-pub(super) const SIDECAR: &str = "weft-proxy";
-/// What the injector writes on a pod.
-const STATUS: &str = "weft.dev/status";
+/// Whose sidecars; it plays no part in whether there is one.
+const TRUST_DOMAIN: &str = "cluster.local";
 /// Pods of one answer.
 const PAGE: u32 = 500;
 
@@ -29,13 +29,14 @@ pub(super) async fn ask_all(
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     };
+    let settings = Settings::new(&inject::Options::default(), TRUST_DOMAIN);
     let mut known = Vec::new();
     let mut page = ListParams::default().limit(PAGE);
     loop {
         let list = ask(pods.list(&page)).await?;
         known.extend(list.items.iter().map(|pod| {
             let space = pod.metadata.namespace.as_deref().and_then(|name| wishes.get(name).copied());
-            described(pod, space)
+            described(pod, space, &settings)
         }));
         match list.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => page = page.continue_token(&token),
@@ -44,7 +45,7 @@ pub(super) async fn ask_all(
     }
 }
 
-fn described(pod: &Pod, namespace: Option<&Namespace>) -> facts::Pod {
+fn described(pod: &Pod, namespace: Option<&Namespace>, settings: &Settings) -> facts::Pod {
     let metadata = &pod.metadata;
     let spec = pod.spec.as_ref();
     let containers =
@@ -66,22 +67,27 @@ fn described(pod: &Pod, namespace: Option<&Namespace>) -> facts::Pod {
         runs: metadata.deletion_timestamp.is_none() && !matches!(phase, "Succeeded" | "Failed"),
         sidecar: has.then(version),
         sidecar_ready: statuses.into_iter().any(|container| container.name == SIDECAR && container.ready),
-        wanted: is_wanted(pod, namespace),
+        wanted: is_wanted(pod, namespace, settings),
     }
 }
 
-/// Whether the injector would give this pod a sidecar: what it says itself, else what its namespace says.
-fn is_wanted(pod: &Pod, namespace: Option<&Namespace>) -> bool {
-    let said = |metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| {
-        let label = metadata.labels.as_ref().and_then(|all| all.get(INJECT));
-        let annotation = metadata.annotations.as_ref().and_then(|all| all.get(INJECT));
-        label.or(annotation).cloned()
+/// Whether the injector would give this pod a sidecar if it were made now: it is asked, so that there is one rule.
+fn is_wanted(pod: &Pod, namespace: Option<&Namespace>, settings: &Settings) -> bool {
+    let metadata = namespace.map(|namespace| namespace.metadata.clone()).unwrap_or_default();
+    let space = inject::Namespace {
+        name: pod.metadata.namespace.clone().unwrap_or_default(),
+        labels: metadata.labels.unwrap_or_default(),
+        annotations: metadata.annotations.unwrap_or_default(),
     };
-    let wish = said(&pod.metadata).or_else(|| said(&namespace?.metadata));
-    let host_network = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
-    wish.as_deref() == Some("enabled")
-        && !host_network
-        && pod.metadata.namespace.as_deref() != Some(NAMESPACE)
+    // Most pods of most clusters: nobody says anything.
+    let said = [&pod.metadata.labels, &pod.metadata.annotations].into_iter().flatten();
+    if !said.chain([&space.labels, &space.annotations]).any(|all| all.contains_key(INJECT)) {
+        return false;
+    }
+    let Ok(value) = serde_json::to_value(pod) else { return false };
+    let subject = Subject { pod: &value, namespace: &space, owner: None, asked: false };
+    let answer = inject::inject(subject, settings);
+    answer.is_ok_and(|answer| matches!(answer.verdict, Verdict::Injected { .. } | Verdict::Unchanged))
 }
 
 #[cfg(test)]
@@ -90,10 +96,19 @@ mod tests {
 
     use super::*;
 
-    fn wanted(pod: Value, namespace: Value) -> bool {
+    fn settings() -> Settings {
+        Settings::new(&inject::Options::default(), TRUST_DOMAIN)
+    }
+
+    fn wanted(mut pod: Value, namespace: Value) -> bool {
+        pod["apiVersion"] = "v1".into();
+        pod["kind"] = "Pod".into();
+        if pod["spec"].is_null() {
+            pod["spec"] = json!({ "containers": [{ "name": "app", "image": "app" }] });
+        }
         let pod = serde_json::from_value(pod).expect("a pod");
         let namespace = serde_json::from_value(json!({ "metadata": namespace })).expect("a namespace");
-        is_wanted(&pod, Some(&namespace))
+        is_wanted(&pod, Some(&namespace), &settings())
     }
 
     #[test]
@@ -103,7 +118,7 @@ mod tests {
         assert!(!wanted(json!({ "metadata": { "annotations": { INJECT: "disabled" } } }), space.clone()));
         assert!(wanted(json!({ "metadata": { "labels": { INJECT: "enabled" } } }), json!({})));
         assert!(!wanted(json!({ "metadata": {} }), json!({})));
-        let host = json!({ "metadata": {}, "spec": { "containers": [], "hostNetwork": true } });
+        let host = json!({ "metadata": {}, "spec": { "containers": [{ "name": "app", "image": "app" }], "hostNetwork": true } });
         assert!(!wanted(host, space.clone()));
         assert!(!wanted(json!({ "metadata": { "namespace": "weft-system" } }), space));
     }
@@ -116,7 +131,7 @@ mod tests {
             "status": { "phase": "Running", "initContainerStatuses": [
                 { "name": SIDECAR, "ready": true, "restartCount": 0, "image": "", "imageID": "" }] },
         }));
-        let known = described(&pod.expect("a pod"), None);
+        let known = described(&pod.expect("a pod"), None, &settings());
         assert_eq!(known.sidecar, Some(Some("0.1.0".into())));
         assert!(known.sidecar_ready && known.runs);
     }

@@ -1,4 +1,7 @@
 //! Who may do what: asked of the API server, which decides, and not read out of roles.
+//!
+//! In: the objects of an installation. Out: for whoever installs, the right to make each of them; for the control plane, every right
+//! that its roles should give. Both lists are taken from what `weft install` prints, so that they cannot be forgotten here.
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::authorization::v1::{
@@ -7,69 +10,108 @@ use k8s_openapi::api::authorization::v1::{
 };
 use kube::api::PostParams;
 use kube::{Api, Client};
+use serde_json::Value;
 
 use super::super::facts::Fact;
+use super::objects::objects;
 use crate::kubernetes::{CONTROL_PLANE, NAMESPACE, ask};
 
 /// Questions at a time.
-const TOGETHER: usize = 8;
+const TOGETHER: usize = 16;
 
 /// A right.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Right {
-    verb: &'static str,
-    group: &'static str,
-    resource: &'static str,
-    /// Within the control plane's namespace only.
-    own: bool,
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Right {
+    verb: String,
+    group: String,
+    resource: String,
+    /// On this object only.
+    name: Option<String>,
+    /// Within this namespace only.
+    namespace: Option<String>,
 }
 
 impl Right {
-    const fn new(verb: &'static str, group: &'static str, resource: &'static str, own: bool) -> Self {
-        Self { verb, group, resource, own }
-    }
-
-    fn attributes(self) -> ResourceAttributes {
+    fn attributes(&self) -> ResourceAttributes {
         let (resource, subresource) = match self.resource.split_once('/') {
             Some((resource, subresource)) => (resource, Some(subresource.to_owned())),
-            None => (self.resource, None),
+            None => (&*self.resource, None),
         };
         ResourceAttributes {
-            verb: Some(self.verb.into()),
-            group: Some(self.group.into()),
+            verb: Some(self.verb.clone()),
+            group: Some(self.group.clone()),
             resource: Some(resource.into()),
             subresource,
-            namespace: self.own.then(|| NAMESPACE.into()),
+            name: self.name.clone(),
+            namespace: self.namespace.clone(),
             ..ResourceAttributes::default()
         }
     }
 
-    fn words(self) -> String {
-        let group = if self.group.is_empty() { String::new() } else { format!(".{}", self.group) };
-        let place = if self.own { format!(" in {NAMESPACE}") } else { String::new() };
-        format!("{} {}{group}{place}", self.verb, self.resource)
+    fn words(&self) -> String {
+        let Self { verb, group, resource, name, namespace } = self;
+        let group = if group.is_empty() { String::new() } else { format!(".{group}") };
+        let name = name.as_deref().map(|name| format!(" {name}")).unwrap_or_default();
+        let place = namespace.as_deref().map(|name| format!(" in {name}")).unwrap_or_default();
+        format!("{verb} {resource}{group}{name}{place}")
     }
 }
 
-/// What whoever installs must be allowed to make.
-const INSTALLER: [Right; 13] = [
-    Right::new("create", "", "namespaces", false),
-    Right::new("create", "apiextensions.k8s.io", "customresourcedefinitions", false),
-    Right::new("create", "rbac.authorization.k8s.io", "clusterroles", false),
-    Right::new("create", "rbac.authorization.k8s.io", "clusterrolebindings", false),
-    Right::new("create", "admissionregistration.k8s.io", "mutatingwebhookconfigurations", false),
-    Right::new("create", "", "serviceaccounts", true),
-    Right::new("create", "", "services", true),
-    Right::new("create", "", "configmaps", true),
-    Right::new("create", "apps", "deployments", true),
-    Right::new("create", "rbac.authorization.k8s.io", "roles", true),
-    Right::new("create", "rbac.authorization.k8s.io", "rolebindings", true),
-    Right::new("create", "policy", "poddisruptionbudgets", true),
-    Right::new("create", "networking.k8s.io", "networkpolicies", true),
-];
+/// What it takes to make an object.
+fn to_create(object: &Value) -> Right {
+    let version = object["apiVersion"].as_str().unwrap_or_default();
+    Right {
+        verb: "create".into(),
+        group: version.split_once('/').map_or("", |(group, _)| group).into(),
+        resource: plural(object["kind"].as_str().unwrap_or_default()),
+        name: None,
+        namespace: object["metadata"]["namespace"].as_str().map(str::to_owned),
+    }
+}
 
-/// What of these whoever asks may not.
+/// A kind as paths write it.
+fn plural(kind: &str) -> String {
+    let lower = kind.to_lowercase();
+    match lower.strip_suffix('y') {
+        Some(stem) => format!("{stem}ies"),
+        None => format!("{lower}s"),
+    }
+}
+
+/// What a role gives.
+fn of_role(role: &Value) -> Vec<Right> {
+    let texts = |value: &Value| -> Vec<String> {
+        value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    let namespace = role["metadata"]["namespace"].as_str();
+    let mut rights = Vec::new();
+    for rule in role["rules"].as_array().into_iter().flatten() {
+        let mut names: Vec<Option<String>> = texts(&rule["resourceNames"]).into_iter().map(Some).collect();
+        if names.is_empty() {
+            names.push(None);
+        }
+        for group in texts(&rule["apiGroups"]) {
+            for resource in texts(&rule["resources"]) {
+                for verb in texts(&rule["verbs"]) {
+                    rights.extend(names.iter().map(|name| Right {
+                        verb: verb.clone(),
+                        group: group.clone(),
+                        resource: resource.clone(),
+                        name: name.clone(),
+                        namespace: namespace.map(str::to_owned),
+                    }));
+                }
+            }
+        }
+    }
+    rights
+}
+
+/// What of this whoever asks may not.
 pub(super) async fn of_installer(client: &Client) -> Fact<Vec<String>> {
+    let mut rights: Vec<Right> = objects().iter().map(to_create).collect();
+    rights.sort();
+    rights.dedup();
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let review = async |right: Right| {
         let question = SelfSubjectAccessReview {
@@ -82,27 +124,12 @@ pub(super) async fn of_installer(client: &Client) -> Fact<Vec<String>> {
         let answer = ask(reviews.create(&PostParams::default(), &question)).await?;
         Ok((right, answer.status.is_some_and(|status| status.allowed)))
     };
-    missing(&INSTALLER, review).await
+    missing(rights, review).await
 }
 
-/// What the control plane needs.
-const CONTROL_PLANES: [Right; 12] = [
-    Right::new("watch", "", "services", false),
-    Right::new("watch", "", "pods", false),
-    Right::new("watch", "", "namespaces", false),
-    Right::new("watch", "discovery.k8s.io", "endpointslices", false),
-    Right::new("watch", "weft.dev", "trafficpolicies", false),
-    Right::new("watch", "weft.dev", "accesspolicies", false),
-    Right::new("watch", "weft.dev", "circuitbreakers", false),
-    Right::new("create", "authentication.k8s.io", "tokenreviews", false),
-    Right::new("create", "coordination.k8s.io", "leases", true),
-    Right::new("update", "coordination.k8s.io", "leases", true),
-    Right::new("create", "", "secrets", true),
-    Right::new("update", "", "secrets", true),
-];
-
-/// What of these the control plane may not.
+/// What of this the control plane may not.
 pub(super) async fn of_control_plane(client: &Client) -> Fact<Vec<String>> {
+    let rights = objects().iter().filter(|object| is_role(object)).flat_map(of_role).collect();
     let reviews: Api<SubjectAccessReview> = Api::all(client.clone());
     let review = async |right: Right| {
         let question = SubjectAccessReview {
@@ -121,29 +148,59 @@ pub(super) async fn of_control_plane(client: &Client) -> Fact<Vec<String>> {
         let answer = ask(reviews.create(&PostParams::default(), &question)).await?;
         Ok((right, answer.status.is_some_and(|status| status.allowed)))
     };
-    missing(&CONTROL_PLANES, review).await
+    missing(rights, review).await
 }
 
-async fn missing(rights: &[Right], review: impl AsyncFn(Right) -> Fact<(Right, bool)>) -> Fact<Vec<String>> {
+fn is_role(object: &Value) -> bool {
+    matches!(object["kind"].as_str(), Some("ClusterRole" | "Role"))
+}
+
+async fn missing(
+    rights: Vec<Right>,
+    review: impl AsyncFn(Right) -> Fact<(Right, bool)>,
+) -> Fact<Vec<String>> {
     let review = &review;
-    let answers = futures_util::stream::iter(rights.iter().map(|right| review(*right))).buffered(TOGETHER);
+    let answers = futures_util::stream::iter(rights.into_iter().map(review)).buffered(TOGETHER);
     let answers: Vec<(Right, bool)> = answers.try_collect().await?;
     Ok(answers.into_iter().filter(|(_, allowed)| !allowed).map(|(right, _)| right.words()).collect())
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn rights_are_told_as_one_would_grant_them() {
-        assert_eq!(
-            Right::new("create", "apps", "deployments", true).words(),
-            "create deployments.apps in weft-system"
-        );
-        assert_eq!(Right::new("create", "", "namespaces", false).words(), "create namespaces");
-        let attributes = Right::new("patch", "weft.dev", "trafficpolicies/status", false).attributes();
+        let deployment = json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "namespace": "weft-system" } });
+        assert_eq!(to_create(&deployment).words(), "create deployments.apps in weft-system");
+        let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": {} });
+        assert_eq!(to_create(&namespace).words(), "create namespaces");
+        assert_eq!(plural("NetworkPolicy"), "networkpolicies");
+    }
+
+    #[test]
+    fn a_role_gives_each_verb_on_each_resource_and_name() {
+        let role = json!({ "kind": "Role", "metadata": { "namespace": "weft-system" }, "rules": [
+            { "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["weft-ca", "b"], "verbs": ["get", "update"] },
+            { "apiGroups": ["weft.dev"], "resources": ["trafficpolicies/status"], "verbs": ["patch"] },
+        ]});
+        let rights = of_role(&role);
+        assert_eq!(rights.len(), 5);
+        assert_eq!(rights[0].words(), "get secrets weft-ca in weft-system");
+        let attributes = rights[4].attributes();
         assert_eq!(attributes.subresource.as_deref(), Some("status"));
         assert_eq!(attributes.resource.as_deref(), Some("trafficpolicies"));
+    }
+
+    #[test]
+    fn an_installation_asks_for_rights_and_needs_some() {
+        let objects = objects();
+        assert!(objects.iter().any(is_role));
+        for object in &objects {
+            assert!(object["kind"].is_string() && object["apiVersion"].is_string(), "{object}");
+        }
+        assert!(objects.iter().filter(|object| is_role(object)).flat_map(of_role).count() > 20);
     }
 }
