@@ -13,12 +13,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use console::style;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::api::DEFAULT;
 use crate::kubernetes::find::ControlPlane;
+use crate::kubernetes::forward::Stream;
 use crate::kubernetes::{Cluster, chain};
 use crate::output;
 
@@ -130,11 +131,11 @@ async fn forward(listener: TcpListener, plane: Arc<ControlPlane>) {
 async fn carry(mut stream: TcpStream, plane: &ControlPlane) {
     let why = match plane.connect().await {
         Ok(forwarded) => {
-            let (mut to, complaint) = forwarded.split();
-            match copy_bidirectional(&mut stream, &mut to).await {
+            let (pod, complaint) = forwarded.split();
+            match exchange(&mut stream, pod).await {
                 // Nothing came back: the kubelet may say why.
-                Ok((_, 0)) => complaint.words().await,
-                _ => return,
+                0 => complaint.words().await,
+                _ => None,
             }
         }
         Err(error) => Some(chain(&error)),
@@ -142,6 +143,33 @@ async fn carry(mut stream: TcpStream, plane: &ControlPlane) {
     if let Some(why) = why {
         refuse(stream, &why).await;
     }
+}
+
+/// Carries bytes both ways until the pod has no more; how many came from it.
+async fn exchange(stream: &mut TcpStream, pod: Box<dyn Stream>) -> u64 {
+    let mut came = 0;
+    let (mut from_browser, mut to_browser) = stream.split();
+    let (mut from_pod, mut to_pod) = tokio::io::split(pod);
+    let up = async {
+        // Whether that broke off shows in what comes back.
+        drop(copy(&mut from_browser, &mut to_pod).await);
+        to_pod.shutdown().await.ok();
+    };
+    let down = async {
+        let mut buffer = vec![0; 16 * 1024];
+        while let Ok(length) = from_pod.read(&mut buffer).await {
+            came += length as u64;
+            if length == 0 || to_browser.write_all(&buffer[..length]).await.is_err() {
+                return;
+            }
+        }
+    };
+    let mut down = std::pin::pin!(down);
+    tokio::select! {
+        () = &mut down => {}
+        () = up => down.await,
+    }
+    came
 }
 
 /// Answers in the place of a pod that is not there.

@@ -24,6 +24,7 @@
 //! cause and said in the answer. Non-goals: traces, and other logs than Weft's own, until they are stored.
 
 pub mod decode;
+pub mod habits;
 pub mod metrics;
 
 mod callers;
@@ -238,7 +239,7 @@ impl Ingest {
     /// What `instance` has reported; `None` when it never has.
     #[must_use]
     pub fn reporter(&self, instance: &str) -> Option<Reporter> {
-        self.0.callers.reporter(instance)
+        self.0.callers.reporter(instance, Timestamp::now())
     }
 
     /// Instances that reported within the last few seconds.

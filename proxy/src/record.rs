@@ -187,6 +187,29 @@ impl Detected {
     }
 }
 
+/// Where the trace of an outbound request began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The app sent it along.
+    Carried,
+    /// Here: the app said nothing of a trace.
+    New,
+}
+
+impl Origin {
+    /// Both, in declaration order.
+    pub const ALL: [Self; 2] = [Self::Carried, Self::New];
+
+    /// The word in metrics.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Carried => "carried",
+            Self::New => "new",
+        }
+    }
+}
+
 /// One edge as this proxy sees it: the labels that are the same for all its requests.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct EdgeSpec {
@@ -395,6 +418,17 @@ impl Telemetry {
             }
         }
         totals
+    }
+
+    /// Outbound requests by where their trace began.
+    pub(crate) fn traces(&self) -> [u64; Origin::ALL.len()] {
+        let mut counts = [0; Origin::ALL.len()];
+        for cells in lock(&self.shards).iter() {
+            for (count, cell) in counts.iter_mut().zip(&cells.traces) {
+                *count += cell.get();
+            }
+        }
+        counts
     }
 
     /// How often each bound bit.

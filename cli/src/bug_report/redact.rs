@@ -69,7 +69,7 @@ impl Redactor {
             // `GET /a/** x-team=blue ?page=2`: names stay.
             matches: regex(r"( [!?]?[:A-Za-z0-9_-]+)([=~])\S+"),
             address: addresses.then(|| {
-                regex(r"(?i)\b\d{1,3}(?:\.\d{1,3}){3}\b|(?:\b|::)[0-9a-f]{0,4}(?::{1,2}[0-9a-f]{1,4}){2,8}\b|::1\b")
+                regex(r"(?i)\b\d{1,3}(?:\.\d{1,3}){3}\b|(?:\b|::)[0-9a-f]{0,4}(?::{1,2}[0-9a-f]{1,4}){1,8}\b|::1\b")
             }),
             known: HashMap::new(),
         }

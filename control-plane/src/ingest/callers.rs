@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::habits::{Habits, Lately};
 use crate::graph::{Claim, Mesh, Timestamp};
 use crate::store::{KnownInstance, Report};
 
@@ -37,6 +38,14 @@ pub struct Reporter {
     pub reports: u64,
     /// How far its clock is behind, milliseconds; negative: ahead. What reports take on the way is in it.
     pub clock_behind_ms: i64,
+    /// Connections of the last five minutes whose protocol was looked for.
+    pub detected: u64,
+    /// Of these, those that were held until the deadline.
+    pub detect_timeouts: u64,
+    /// Requests that its app sent to others in the last five minutes.
+    pub outbound: u64,
+    /// Of these, those that carried a trace.
+    pub outbound_traced: u64,
 }
 
 #[derive(Debug)]
@@ -47,6 +56,7 @@ struct Instance {
     sequence: u64,
     reports: u64,
     behind_ms: i64,
+    lately: Lately,
 }
 
 impl Instance {
@@ -116,6 +126,7 @@ impl Callers {
             sequence: known.sequence,
             reports: 0,
             behind_ms: 0,
+            lately: Lately::default(),
         };
         self.state().put(known.instance, instance);
     }
@@ -134,6 +145,7 @@ impl Callers {
                 sequence: before.map_or(report.sequence, |before| before.sequence),
                 reports: before.map_or(0, |before| before.reports),
                 behind_ms: before.map_or(0, |before| before.behind_ms),
+                lately: before.map_or_else(Lately::default, |before| before.lately),
             };
             state.put(name.clone(), instance);
         }
@@ -147,15 +159,27 @@ impl Callers {
         instance.addresses.iter().map(claim).collect()
     }
 
-    pub(super) fn reporter(&self, instance: &str) -> Option<Reporter> {
+    pub(super) fn reporter(&self, instance: &str, now: Timestamp) -> Option<Reporter> {
         let state = self.state();
         let known = state.instances.get(instance)?;
+        let Habits { detected, detect_timeouts, outbound, outbound_traced } = known.lately.sum(now);
         Some(Reporter {
             last_sequence: known.sequence,
             last_report_at: known.last_end,
             reports: known.reports,
             clock_behind_ms: known.behind_ms,
+            detected,
+            detect_timeouts,
+            outbound,
+            outbound_traced,
         })
+    }
+
+    /// Notes what a report of `instance` that came at `now` says of its app.
+    pub(super) fn behaves(&self, instance: &str, habits: Habits, now: Timestamp) {
+        if let Some(known) = self.state().instances.get_mut(instance) {
+            known.lately.add(habits, now);
+        }
     }
 
     /// Notes how far the clock of `instance` is behind.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 
 use super::decode::{self, Decision, Dropped, Group, Reporting, Rule};
+use super::habits::Habits;
 use super::{Ingest, resolve};
 use crate::circuits::{Observer, Sighting, Skew};
 use crate::graph::{Histogram, Timestamp};
@@ -20,6 +21,7 @@ pub(super) struct Aside {
     circuits: Vec<(Reporting, Vec<Sighting>)>,
     access: Vec<Decision>,
     rules: Vec<Rule>,
+    habits: Habits,
 }
 
 impl Aside {
@@ -29,6 +31,7 @@ impl Aside {
         for group in groups {
             aside.access.append(&mut group.access);
             aside.rules.append(&mut group.rules);
+            aside.habits = aside.habits.and(group.habits);
             if !group.circuits.is_empty() {
                 aside.circuits.push((group.reporter.clone(), std::mem::take(&mut group.circuits)));
             }
@@ -64,6 +67,7 @@ impl Ingest {
             });
         }
         let Some(instance) = instance else { return };
+        self.0.callers.behaves(instance, aside.habits, received);
         let skew = clock.skew();
         for (reporter, sightings) in aside.circuits {
             let observer = observer(instance.clone(), reporter);

@@ -11,6 +11,7 @@
 
 mod access;
 mod circuit;
+mod habit;
 mod logs;
 mod point;
 mod rule;
@@ -26,6 +27,7 @@ use weft_wire::{Host, ServiceId, SpiffeId, WorkloadId, attribute};
 
 use crate::circuits::Sighting;
 use crate::graph::{Measure, Protocol, Status, Tls};
+use crate::ingest::habits::Habits;
 pub use access::Decision;
 pub use logs::{Told, decode_logs};
 use point::{Point, Reading};
@@ -104,6 +106,8 @@ pub struct Group {
     pub rules: Vec<Rule>,
     /// Circuits that it keeps; every time is still the sender's.
     pub circuits: Vec<Sighting>,
+    /// How its app behaves.
+    pub habits: Habits,
 }
 
 /// What one resource's metrics say.
@@ -113,6 +117,7 @@ struct Found {
     access: Vec<Decision>,
     rules: Vec<Rule>,
     circuits: Vec<Sighting>,
+    habits: Habits,
 }
 
 impl Found {
@@ -185,10 +190,10 @@ pub fn decode(request: &ExportMetricsServiceRequest, sidecar: bool) -> Decoded {
             decoder.metric(metric, &mut found);
         }
         match reporter {
-            Some(_) if found.len() == 0 => {}
+            Some(_) if found.len() == 0 && found.habits == Habits::default() => {}
             Some(reporter) => {
-                let Found { observations, access, rules, circuits } = found;
-                groups.push(Group { reporter, observations, access, rules, circuits });
+                let Found { observations, access, rules, circuits, habits } = found;
+                groups.push(Group { reporter, observations, access, rules, circuits, habits });
             }
             None => decoder.dropped.invalid += found.len() as u64,
         }
@@ -357,6 +362,9 @@ impl Decoder {
                 self.circuits(gauge, &mut into.circuits);
             }
             return;
+        }
+        if habit::is_habit(&metric.name) {
+            return self.habits(data, &mut into.habits);
         }
         let Some((metering, side)) = metering(&metric.name) else { return };
         let (temporality, count) = match data {

@@ -18,11 +18,11 @@ use super::cell::Totals;
 use super::handshake::Handshake;
 use super::rules::RuleLabels;
 use super::series::{FlowLabels, RequestLabels, Sum as _};
-use super::{Detected, Direction, EdgeSpec, Limit, PeerSpec, Telemetry};
+use super::{Detected, Direction, EdgeSpec, Limit, Origin, PeerSpec, Telemetry};
 use crate::exposition::{self, Described, counter, gauge, label};
 
 /// The families; [`family`] names their positions.
-const FAMILIES: [Described; 20] = [
+const FAMILIES: [Described; 21] = [
     ("http_client_request_duration_seconds", "Outbound HTTP and gRPC requests.", MetricType::HISTOGRAM),
     ("http_server_request_duration_seconds", "Inbound HTTP and gRPC requests.", MetricType::HISTOGRAM),
     ("weft_client_io_bytes_total", "Bytes of outbound edges, as the caller sees them.", MetricType::COUNTER),
@@ -76,6 +76,11 @@ const FAMILIES: [Described; 20] = [
         "What rules of access said to calls: let in, kept out, or what they would have done if they were not only audited.",
         MetricType::COUNTER,
     ),
+    (
+        "weft_trace_requests_total",
+        "Outbound requests by where their trace began: carried by the app, or new here.",
+        MetricType::COUNTER,
+    ),
     ("weft_telemetry_series", "Label sets alive in this proxy.", MetricType::GAUGE),
     ("weft_build_info", "The version of this proxy; the value is 1.", MetricType::GAUGE),
     ("process_start_time_seconds", "When this process started, in Unix time.", MetricType::GAUGE),
@@ -96,9 +101,10 @@ mod family {
     pub(super) const RULES: usize = 14;
     pub(super) const HANDSHAKES: usize = 15;
     pub(super) const ACCESS: usize = 16;
-    pub(super) const SERIES: usize = 17;
-    pub(super) const BUILD: usize = 18;
-    pub(super) const START: usize = 19;
+    pub(super) const TRACES: usize = 17;
+    pub(super) const SERIES: usize = 18;
+    pub(super) const BUILD: usize = 19;
+    pub(super) const START: usize = 20;
 }
 
 /// Registers with a Prometheus registry; weak, because the telemetry owns the registry.
@@ -190,6 +196,9 @@ fn collect(telemetry: &Telemetry, metrics: &mut [Vec<Metric>; FAMILIES.len()]) {
         if totals.activity() > 0 {
             metrics[family::DETECT].push(histogram(vec![label("result", result.word())], &totals));
         }
+    }
+    for (origin, count) in Origin::ALL.into_iter().zip(telemetry.traces()) {
+        metrics[family::TRACES].push(counter(vec![label("origin", origin.word())], count));
     }
     // All of them from the start: a rate needs the zero before the first.
     for (limit, count) in Limit::ALL.iter().zip(telemetry.limits()) {

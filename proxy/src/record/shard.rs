@@ -23,7 +23,7 @@ use super::series::{
 };
 use super::trace::Ratio;
 use super::{
-    Detected, Direction, EdgeSpec, Limit, PeerIndex, PeerSpec, Protocol, Telemetry, Tls, access_log,
+    Detected, Direction, EdgeSpec, Limit, Origin, PeerIndex, PeerSpec, Protocol, Telemetry, Tls, access_log,
 };
 use crate::route::template::{Cache, RouteId};
 use weft_wire::{Reason, attribute};
@@ -50,6 +50,7 @@ pub(crate) struct Cells {
     pub(crate) rules: Fresh<RuleSeries>,
     pub(crate) access: Fresh<AccessSeries>,
     pub(crate) limits: [Counter; Limit::ALL.len()],
+    pub(crate) traces: [Counter; Origin::ALL.len()],
     pub(crate) panics: Counter,
     pub(crate) handshakes: [[Counter; Handshake::COUNT]; 2],
     pub(crate) detected: [OnceLock<Box<Histogram>>; Detected::ALL.len()],
@@ -222,6 +223,11 @@ fn overflow(spec: EdgeSpec) -> EdgeSpec {
 impl Core {
     pub(crate) fn limit(&self, limit: Limit) {
         self.cells.limits[limit as usize].add(1);
+    }
+
+    /// An app's request for somebody else was sent on.
+    pub(crate) fn traced(&self, origin: Origin) {
+        self.cells.traces[origin as usize].add(1);
     }
 
     fn resolve(&self, spec: &PeerSpec) -> PeerIndex {

@@ -89,6 +89,10 @@ fn points(snapshot: &Snapshot) -> Vec<(Name, Point)> {
         let attributes = vec![text(attribute::DETECT_RESULT, result.word())];
         points.push(((attribute::DETECT_DURATION, "s"), at.histogram(attributes, growth)));
     }
+    for (origin, count) in &snapshot.traces {
+        let point = at.sum(vec![text(attribute::TRACE_ORIGIN, origin.word())], *count);
+        points.extend(point.map(|point| ((attribute::TRACE_REQUESTS, "{request}"), point)));
+    }
     for (labels, difference) in &snapshot.flows {
         let (io, connections, transmit, receive) = match labels.edge.direction {
             Direction::Outbound => (

@@ -5,7 +5,7 @@ use crate::record::access::AccessLabels;
 use crate::record::cell::{Growth, Totals};
 use crate::record::rules::RuleLabels;
 use crate::record::series::{ConnectionLabels, FlowLabels, FlowTotals, RequestLabels};
-use crate::record::{Detected, Telemetry};
+use crate::record::{Detected, Origin, Telemetry};
 
 /// What happened between two moments, by label set.
 #[derive(Debug, Default)]
@@ -20,6 +20,7 @@ pub(super) struct Snapshot {
     pub(super) rules: Vec<(RuleLabels, Growth)>,
     pub(super) access: Vec<(AccessLabels, u64)>,
     pub(super) detected: Vec<(Detected, Growth)>,
+    pub(super) traces: Vec<(Origin, u64)>,
     /// How circuits stand at the end.
     pub(super) circuits: Vec<Circuit>,
     /// Label sets lost to the ledger's bound, and transitions of circuits that nobody will be told of.
@@ -31,12 +32,13 @@ pub(super) struct Snapshot {
 pub(super) struct Taken {
     until: u64,
     detected: [Totals; Detected::ALL.len()],
+    traces: [u64; Origin::ALL.len()],
     dropped: u64,
 }
 
 impl Taken {
     pub(super) fn new(now: u64) -> Self {
-        Self { until: now, detected: Default::default(), dropped: 0 }
+        Self { until: now, detected: Default::default(), traces: [0; 2], dropped: 0 }
     }
 
     /// Takes what has happened since. `now` may lie before the last one: clocks are set.
@@ -76,6 +78,11 @@ impl Taken {
             snapshot.detected.extend(now.since(then).map(|growth| (result, growth)));
         }
         self.detected = detected;
+        let traces = telemetry.traces();
+        for ((origin, now), then) in Origin::ALL.into_iter().zip(&traces).zip(&self.traces) {
+            snapshot.traces.push((origin, now - then));
+        }
+        self.traces = traces;
         snapshot
     }
 }

@@ -160,7 +160,8 @@ async fn missing(
     review: impl AsyncFn(Right) -> Fact<(Right, bool)>,
 ) -> Fact<Vec<String>> {
     let review = &review;
-    let answers = futures_util::stream::iter(rights.into_iter().map(review)).buffered(TOGETHER);
+    let answers =
+        futures_util::stream::iter(rights.into_iter().map(|right| review(right))).buffered(TOGETHER);
     let answers: Vec<(Right, bool)> = answers.try_collect().await?;
     Ok(answers.into_iter().filter(|(_, allowed)| !allowed).map(|(right, _)| right.words()).collect())
 }
