@@ -147,7 +147,6 @@ async fn carry(mut stream: TcpStream, plane: &ControlPlane) {
 
 /// Carries bytes both ways until the pod has no more; how many came from it.
 async fn exchange(stream: &mut TcpStream, pod: Box<dyn Stream>) -> u64 {
-    let mut came = 0;
     let (mut from_browser, mut to_browser) = stream.split();
     let (mut from_pod, mut to_pod) = tokio::io::split(pod);
     let up = async {
@@ -156,20 +155,20 @@ async fn exchange(stream: &mut TcpStream, pod: Box<dyn Stream>) -> u64 {
         to_pod.shutdown().await.ok();
     };
     let down = async {
-        let mut buffer = vec![0; 16 * 1024];
+        let (mut came, mut buffer) = (0, vec![0; 16 * 1024]);
         while let Ok(length) = from_pod.read(&mut buffer).await {
             came += length as u64;
             if length == 0 || to_browser.write_all(&buffer[..length]).await.is_err() {
-                return;
+                break;
             }
         }
+        came
     };
     let mut down = std::pin::pin!(down);
     tokio::select! {
-        () = &mut down => {}
+        came = &mut down => came,
         () = up => down.await,
     }
-    came
 }
 
 /// Answers in the place of a pod that is not there.
