@@ -47,8 +47,8 @@ pub use route::{
     RuleRetry, ValueMatch,
 };
 pub use spec::{
-    ControllerRef, Event, Health, Injection, ObjectName, PodSpec, PortSpec, ServiceSpec, SliceEndpoint,
-    SlicePort, SliceSpec, StreamId, TargetPort, Trust,
+    ControllerRef, Event, Family, Health, Injection, ObjectName, PodSpec, PortSpec, ServiceSpec,
+    SliceEndpoint, SlicePort, SliceSpec, StreamId, TargetPort, Trust,
 };
 pub use status::{Condition, ConditionKind, ObjectStatus, Subject};
 pub use touched::{Key, Touched};
@@ -529,7 +529,9 @@ impl World {
         }
         let cluster_ips = declared.map(|spec| spec.cluster_ips.clone()).unwrap_or_default();
         let ports = ports.into_iter().map(|(number, draft)| draft.finish(number)).collect();
-        Some(Service { id: id.clone(), cluster_ips, ports, registered })
+        let family = declared.and_then(|spec| spec.family);
+        let prefers_zone = declared.is_some_and(|spec| spec.prefers_zone);
+        Some(Service { id: id.clone(), cluster_ips, family, prefers_zone, ports, registered })
     }
 
     fn collect_declared(&self, id: &ServiceId, port: &PortSpec, draft: &mut Draft) {
@@ -664,7 +666,8 @@ fn compare(id: &ServiceId, old: Option<&Service>, new: Option<&Service>, touched
     let shape = |service: &Service| {
         let port = |port: &Port| (port.number, port.name.clone(), port.protocol);
         let ports: Vec<_> = service.ports.iter().map(port).collect();
-        (service.cluster_ips.clone(), service.registered, ports)
+        let taste = (service.family, service.prefers_zone);
+        (service.cluster_ips.clone(), taste, service.registered, ports)
     };
     let endpoints = |service: Option<&Service>| -> HashMap<(u16, SocketAddr), Endpoint> {
         let ports = service.into_iter().flat_map(|service| &service.ports);

@@ -5,6 +5,7 @@
 mod balancing;
 mod breaking;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
@@ -20,8 +21,8 @@ use super::defaults;
 use super::endpoint::assignment;
 use super::proto::{Fields, ads, any, duration};
 use super::{Resource, Target, direct, finish, provisional, transport};
-use crate::world::policy::{Limits, RetryBudget, Settings};
-use crate::world::{Endpoint, Health, World};
+use crate::world::policy::{Limits, RetryBudget, Settings, ZonePreference};
+use crate::world::{Endpoint, Health, Service, World};
 
 /// Key of the HTTP options in a cluster, as Envoy spells it.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -33,6 +34,7 @@ pub(super) fn compile(world: &World, name: &str) -> Option<Resource> {
             let port = service.port(id.port)?;
             let unset = Settings::default();
             let settings = world.port_traffic(&id).map_or(&unset, |traffic| &traffic.policy.settings);
+            let settings = &*preferring(service, settings);
             let fields = Fields::default().service(service, port);
             let (cluster, fields) =
                 guarded(by_discovery(name, port.protocol), port.protocol, settings, fields);
@@ -62,6 +64,16 @@ pub(super) fn compile(world: &World, name: &str) -> Option<Resource> {
         }
         Target::App(address) => Some(marked(app(name, address), Fields::default(), false)),
     }
+}
+
+/// A policy on zones counts before what the Service itself says.
+fn preferring<'a>(service: &Service, settings: &'a Settings) -> Cow<'a, Settings> {
+    if !service.prefers_zone || settings.balancer.zone_preference.is_some() {
+        return Cow::Borrowed(settings);
+    }
+    let mut settings = settings.clone();
+    settings.balancer.zone_preference = Some(ZonePreference { enabled: true, min_healthy_percent: None });
+    Cow::Owned(settings)
 }
 
 /// Puts in what policies say, or the defaults.
@@ -106,7 +118,7 @@ fn app(name: &str, address: SocketAddr) -> Cluster {
         cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(
             cluster::DiscoveryType::Static as i32,
         )),
-        load_assignment: Some(assignment(name, &[endpoint])),
+        load_assignment: Some(assignment(name, &[&endpoint])),
         ..basic(name, None)
     }
 }

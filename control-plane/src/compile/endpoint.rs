@@ -22,12 +22,13 @@ pub(super) fn compile(world: &World, name: &str) -> Option<Resource> {
             // Who an endpoint is may be known only when its sidecar has come back, and until then nobody shall begin to
             // call it in plain text.
             let proven = |endpoint: &Endpoint| endpoint.peer.as_ref().is_some_and(|p| p.identity.is_some());
-            let unproven = world.trust().is_some() && !port.endpoints.iter().all(proven);
-            Some(to_resource(world, name, &port.endpoints, unproven || provisional(service, port)))
+            let endpoints: Vec<&Endpoint> = service.callable(port).collect();
+            let unproven = world.trust().is_some() && !endpoints.iter().copied().all(proven);
+            Some(to_resource(world, name, &endpoints, unproven || provisional(service, port)))
         }
         Target::Direct(address) => {
             let endpoint = directly(world, address)?;
-            Some(to_resource(world, name, &[endpoint], true))
+            Some(to_resource(world, name, &[&endpoint], true))
         }
         // The app behind a sidecar is in the cluster itself.
         Target::App(_) => None,
@@ -40,7 +41,7 @@ fn directly(world: &World, address: SocketAddr) -> Option<Endpoint> {
     Some(Endpoint { address, health: Health::Ready, zone: None, peer: direct.peer(world, address) })
 }
 
-fn to_resource(world: &World, name: &str, endpoints: &[Endpoint], provisional: bool) -> Resource {
+fn to_resource(world: &World, name: &str, endpoints: &[&Endpoint], provisional: bool) -> Resource {
     let zones = by_zone(endpoints);
     let marks = zones.values().flatten().map(|endpoint| fields(world, endpoint)).collect();
     let put = |assignment: &mut ClusterLoadAssignment, at: usize, fields: Fields| {
@@ -65,16 +66,16 @@ fn fields(world: &World, endpoint: &Endpoint) -> Fields {
 }
 
 /// Endpoints by zone, in order; first those that are in none.
-fn by_zone(endpoints: &[Endpoint]) -> BTreeMap<Option<&str>, Vec<&Endpoint>> {
+fn by_zone<'a>(endpoints: &[&'a Endpoint]) -> BTreeMap<Option<&'a str>, Vec<&'a Endpoint>> {
     let mut zones: BTreeMap<Option<&str>, Vec<&Endpoint>> = BTreeMap::new();
-    for endpoint in endpoints {
+    for &endpoint in endpoints {
         zones.entry(endpoint.zone.as_deref()).or_default().push(endpoint);
     }
     zones
 }
 
 /// An assignment with one locality for each zone, without metadata.
-pub(super) fn assignment(name: &str, endpoints: &[Endpoint]) -> ClusterLoadAssignment {
+pub(super) fn assignment(name: &str, endpoints: &[&Endpoint]) -> ClusterLoadAssignment {
     let localities = by_zone(endpoints).into_iter().map(|(zone, endpoints)| LocalityLbEndpoints {
         locality: zone.map(|zone| Locality { zone: zone.to_owned(), ..Default::default() }),
         lb_endpoints: endpoints.into_iter().map(lb_endpoint).collect(),

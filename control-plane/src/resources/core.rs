@@ -17,8 +17,8 @@ use weft_wire::{ServiceId, WorkloadId, annotation};
 use super::{Object, Refusal, Segment, protocol, workload};
 use crate::inject::{self, census};
 use crate::world::{
-    Created, Health, NamespaceSpec, ObjectName, PodSpec, PortSpec, Posture, ServiceSpec, SliceEndpoint,
-    SlicePort, SliceSpec, TargetPort,
+    Created, Family, Health, NamespaceSpec, ObjectName, PodSpec, PortSpec, Posture, ServiceSpec,
+    SliceEndpoint, SlicePort, SliceSpec, TargetPort,
 };
 
 /// The namespace of an object that names none.
@@ -29,6 +29,9 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// The annotation by which a namespace says what happens where no AccessPolicy speaks.
 const DEFAULT_ACCESS: &str = annotation::DEFAULT_ACCESS;
+
+/// The annotation by which a Service asked for calls within a zone before it had a field for that.
+const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
 
 type Labels = BTreeMap<Box<str>, Box<str>>;
 
@@ -83,13 +86,23 @@ pub(super) fn service(service: Service) -> Result<Option<Object>, Refusal> {
         addresses.extend(spec.cluster_ip.map(|ip| (path!["spec", "clusterIP"], ip)));
     }
     let headless = |ip: &str| ip.is_empty() || ip == "None";
-    let cluster_ips = addresses
+    let cluster_ips: Vec<IpAddr> = addresses
         .into_iter()
         .filter(|(_, ip)| !headless(ip))
         .map(|(path, ip)| address(&ip, path))
         .collect::<Result<_, _>>()?;
+    // The first family stands first in both lists.
+    let family = match spec.ip_families.as_ref().and_then(|families| families.first()).map(String::as_str) {
+        Some("IPv4") => Some(Family::V4),
+        Some("IPv6") => Some(Family::V6),
+        _ => cluster_ips.first().map(|address| Family::from(*address)),
+    };
+    let near = ["PreferClose", "PreferSameZone", "PreferSameNode"];
+    let mode = service.metadata.annotations.as_ref().and_then(|annotations| annotations.get(TOPOLOGY_MODE));
+    let prefers_zone = spec.traffic_distribution.is_some_and(|distribution| near.contains(&&*distribution))
+        || mode.is_some_and(|mode| mode.eq_ignore_ascii_case("auto"));
     let selector = boxed(spec.selector);
-    Ok(Some(Object::Service(ServiceSpec { id, cluster_ips, ports, selector })))
+    Ok(Some(Object::Service(ServiceSpec { id, cluster_ips, family, prefers_zone, ports, selector })))
 }
 
 fn service_port(port: ServicePort, index: usize) -> Result<Option<PortSpec>, Refusal> {
@@ -167,7 +180,12 @@ fn slice_endpoint(endpoint: Endpoint, index: usize, namespace: &Arc<str>) -> Res
         let namespace = target.namespace.map_or_else(|| Arc::clone(namespace), Arc::from);
         Some(ObjectName { namespace, name: target.name?.into() })
     });
-    let zone = endpoint.zone.filter(|zone| !zone.is_empty()).map(Arc::from);
+    // For whom it is meant counts before where it stands, where it is meant for somebody in particular.
+    let hinted = endpoint.hints.and_then(|hints| match hints.for_zones?.as_mut_slice() {
+        [zone] => Some(std::mem::take(&mut zone.name)),
+        _ => None,
+    });
+    let zone = hinted.or(endpoint.zone).filter(|zone| !zone.is_empty()).map(Arc::from);
     Ok(SliceEndpoint { addresses, health, zone, pod })
 }
 

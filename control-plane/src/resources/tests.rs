@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use weft_wire::xds::Protocol;
 
 use super::*;
-use crate::world::{Health, TargetPort};
+use crate::world::{Family, Health, TargetPort};
 
 const SERVICE: &str = "\
 apiVersion: v1
@@ -53,6 +53,55 @@ fn a_service_is_read() {
     assert_eq!(service.ports.len(), 1, "UDP is left out");
     assert_eq!(service.ports[0].protocol, Some(Protocol::Http));
     assert_eq!(service.ports[0].target, TargetPort::Name("web".into()));
+}
+
+#[test]
+fn a_service_says_which_family_and_whether_its_own_zone_comes_first() {
+    let read = |from: &str, to: &str| match object(&SERVICE.replace(from, to)) {
+        Object::Service(service) => (service.family, service.prefers_zone),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(read("", ""), (Some(Family::V4), false));
+    let headless = "clusterIP: None\n  ipFamilies: [IPv6, IPv4]";
+    assert_eq!(read("clusterIPs: [10.96.0.7, 'fd00:96::7']", headless), (Some(Family::V6), false));
+    let near = "selector: {app: orders}\n  trafficDistribution: PreferClose";
+    assert!(read("selector: {app: orders}", near).1);
+    let auto = "namespace: shop\n  annotations: {service.kubernetes.io/topology-mode: Auto}";
+    assert!(read("namespace: shop", auto).1);
+}
+
+#[test]
+fn an_endpoint_is_in_the_zone_for_which_it_is_meant() {
+    let text = "
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: s, namespace: shop, labels: {kubernetes.io/service-name: orders}}
+addressType: IPv4
+endpoints:
+- {addresses: [10.0.0.1], zone: a}
+- {addresses: [10.0.0.2], zone: a, hints: {forZones: [{name: b}]}}
+- {addresses: [10.0.0.3], zone: a, hints: {forZones: [{name: b}, {name: c}]}}
+";
+    let Object::Slice(slice) = object(text) else { panic!("not a slice") };
+    let zones: Vec<_> = slice.endpoints.iter().map(|endpoint| endpoint.zone.as_deref()).collect();
+    assert_eq!(zones, [Some("a"), Some("b"), Some("a")]);
+}
+
+#[test]
+fn a_container_that_goes_on_running_has_ports_too() {
+    let text = "
+apiVersion: v1
+kind: Pod
+metadata: {name: p, namespace: shop}
+spec:
+  initContainers:
+  - {name: once, ports: [{name: once, containerPort: 1}]}
+  - {name: always, restartPolicy: Always, ports: [{name: admin, containerPort: 2}, {name: web, containerPort: 3}]}
+  containers: [{name: c, ports: [{name: web, containerPort: 80}]}]
+";
+    let Object::Pod(pod) = object(text) else { panic!("not a pod") };
+    let ports: Vec<_> = pod.ports.iter().map(|(name, port)| (&**name, *port)).collect();
+    assert_eq!(ports, [("admin", 2), ("web", 80)]);
 }
 
 #[test]

@@ -39,10 +39,29 @@ pub struct ServiceSpec {
     pub id: ServiceId,
     /// Virtual addresses; empty for a headless service.
     pub cluster_ips: Vec<IpAddr>,
+    /// The family of addresses that it prefers, if it says so.
+    pub family: Option<Family>,
+    /// Whether callers prefer endpoints in their own zone, where no policy says otherwise.
+    pub prefers_zone: bool,
     /// TCP ports. UDP and SCTP ports are not the mesh's business and are left out by the source.
     pub ports: Vec<PortSpec>,
     /// Labels that a pod must carry. Used only where no EndpointSlice names the service.
     pub selector: BTreeMap<Box<str>, Box<str>>,
+}
+
+/// A family of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl From<IpAddr> for Family {
+    fn from(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
 }
 
 /// One declared port of a service.

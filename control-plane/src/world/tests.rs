@@ -21,6 +21,8 @@ fn service(name: &str, cluster_ips: &[&str]) -> ServiceSpec {
     ServiceSpec {
         id: service_id(name),
         cluster_ips: cluster_ips.iter().map(|text| ip(text)).collect(),
+        family: cluster_ips.first().map(|text| ip(text).into()),
+        prefers_zone: false,
         ports: vec![PortSpec {
             name: "http".into(),
             number: 80,
@@ -105,6 +107,26 @@ fn endpoints_come_from_slices_by_port_name_and_not_ready_ones_are_left_out() {
     assert_eq!(service_port.to_string(), "orders.shop:80");
     assert_eq!(world.service_of("10.96.0.1:80".parse().unwrap()), Some(service_port));
     assert_eq!(world.service_of("10.96.0.1:81".parse().unwrap()), None);
+}
+
+#[test]
+fn callers_are_sent_to_the_first_family_while_somebody_is_ready_there() {
+    let (mut world, now) = (World::default(), Instant::now());
+    world.apply(Event::ServiceSet(service("orders", &["10.96.0.1", "fd00::1"])), now);
+    let callable = |world: &World| {
+        let service = world.service(&service_id("orders")).unwrap();
+        let endpoints = service.callable(&service.ports[0]).map(|e| e.address.ip().to_string());
+        endpoints.collect::<Vec<_>>()
+    };
+    let six = slice("six", "orders", &[("fd00::a", Health::Ready)]);
+    world.apply(Event::SliceSet(six), now);
+    assert_eq!(callable(&world), ["fd00::a"]);
+    world.apply(Event::SliceSet(slice("four", "orders", &[("10.0.0.1", Health::Draining)])), now);
+    assert_eq!(callable(&world), ["10.0.0.1", "fd00::a"]);
+    let touched = world.apply(Event::SliceSet(slice("four", "orders", &[("10.0.0.1", Health::Ready)])), now);
+    assert_eq!(callable(&world), ["10.0.0.1"]);
+    assert!(touched.contains(&Key::Endpoints(service_id("orders"))));
+    assert!(world.service_of("[fd00::a]:8080".parse().unwrap()).is_some(), "it is known all the same");
 }
 
 #[test]

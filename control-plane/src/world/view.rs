@@ -6,7 +6,7 @@ use std::sync::Arc;
 use weft_wire::xds::Protocol;
 use weft_wire::{ServiceId, SpiffeId, WorkloadId};
 
-use super::spec::Health;
+use super::spec::{Family, Health};
 
 /// A service as callers see it: what was declared plus what registered itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +15,10 @@ pub struct Service {
     pub id: ServiceId,
     /// Virtual addresses; empty for a headless or a registered service.
     pub cluster_ips: Vec<IpAddr>,
+    /// The family of addresses that it prefers, if it says so.
+    pub family: Option<Family>,
+    /// Whether callers prefer endpoints in their own zone, where no policy says otherwise.
+    pub prefers_zone: bool,
     /// Ports in ascending order of number.
     pub ports: Vec<Port>,
     /// Whether some of it lives only as long as a sidecar's stream: after a restart of the control plane it
@@ -28,6 +32,19 @@ impl Service {
     pub fn port(&self, number: u16) -> Option<&Port> {
         // At most a few dozen, sorted.
         self.ports.binary_search_by_key(&number, |port| port.number).ok().map(|at| &self.ports[at])
+    }
+
+    /// Whom callers of a port are sent to. A pod with addresses of both families is there twice, and may listen at one of
+    /// them only: it is called at the service's own family, while somebody is ready there.
+    pub fn callable<'a>(&self, port: &'a Port) -> impl Iterator<Item = &'a Endpoint> + use<'a> {
+        let preferred = |family: &Family| {
+            let mut endpoints = port.endpoints.iter();
+            endpoints.any(|e| Family::from(e.address.ip()) == *family && e.health == Health::Ready)
+        };
+        let only = self.family.filter(preferred);
+        port.endpoints
+            .iter()
+            .filter(move |endpoint| only.is_none_or(|family| Family::from(endpoint.address.ip()) == family))
     }
 
     /// The addresses of all endpoints, with repetitions.

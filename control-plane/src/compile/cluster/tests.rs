@@ -54,6 +54,27 @@ fn without_a_policy_the_defaults_protect() {
 }
 
 #[test]
+fn a_service_may_ask_for_its_own_zone_and_a_policy_may_not_want_that() {
+    let service = "---\n{apiVersion: v1, kind: Service, metadata: {name: near, namespace: shop}, \
+                   spec: {trafficDistribution: PreferSameZone, ports: [{port: 80}]}}\n";
+    let preferred = |objects: &str| {
+        use cluster::common_lb_config::LocalityConfigSpecifier;
+        let config = cluster_of(&world(objects), "near.shop:80").common_lb_config.unwrap();
+        match config.locality_config_specifier.unwrap() {
+            LocalityConfigSpecifier::ZoneAwareLbConfig(zone) => zone.routing_enabled.unwrap().value,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(preferred(service), 100.0);
+    let never = policy(
+        "TrafficPolicy",
+        "p",
+        "  targetRefs: [{kind: Service, name: near}]\n  loadBalancer: {zonePreference: {enabled: false}}",
+    );
+    assert_eq!(preferred(&format!("{service}{never}")), 0.0);
+}
+
+#[test]
 fn a_pod_that_was_asked_for_by_its_address_is_never_ejected() {
     let pod =
         "---\napiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop}\nstatus: {podIP: 10.0.0.1}\n";
