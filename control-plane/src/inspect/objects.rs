@@ -208,7 +208,8 @@ fn finish(
 
 fn accepted_service(service: &Service, written: bool) -> Condition {
     let endpoints: usize = service.ports.iter().map(|port| port.endpoints.len()).sum();
-    let by = if written { "declared" } else { "registered by its sidecars" };
+    // In a cluster nothing is written in a file, and only what sidecars register is not declared.
+    let by = if written || !service.registered { "declared" } else { "registered by its sidecars" };
     let message = format!("{by}; {} ports, {endpoints} endpoints", service.ports.len());
     Condition { kind: "Accepted", status: "True", reason: "Accepted", message }
 }

@@ -148,13 +148,15 @@ impl Kubernetes {
             let report = self.reports.borrow();
             (Arc::clone(&report.problems), Arc::clone(&report.notices))
         };
-        for problem in problems.iter().filter(|problem| !before.contains(problem)) {
-            log(problem);
-        }
-        for notice in notices.iter().filter(|notice| !noticed.contains(notice)) {
-            info!("{notice}");
-        }
         let news = *before != *problems || *noticed != *notices;
+        if news {
+            for problem in problems.iter().filter(|problem| !before.contains(problem)) {
+                log(problem);
+            }
+            for notice in notices.iter().filter(|notice| !noticed.contains(notice)) {
+                info!("{notice}");
+            }
+        }
         if news && problems.is_empty() && !before.is_empty() {
             info!("the cluster's configuration has no problems any more");
         }

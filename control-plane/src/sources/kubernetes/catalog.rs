@@ -19,6 +19,8 @@ use crate::world::{Event, Novelty, ObjectName, World};
 
 /// Where problems are, for people: the place of a file's name.
 pub(super) const PLACE: &str = "kubernetes";
+/// Problems with objects that are listed: what people read, and what is looked through every second.
+const PROBLEMS_MAX: usize = 500;
 /// How long something may fail before people are told: a server that restarts, or hands a watch to another, is no problem.
 const TROUBLE_MIN: Duration = Duration::from_secs(5);
 
@@ -255,8 +257,18 @@ impl Catalog {
             reason: format!("{} cannot be followed: {reason}", kinds.join(", ")),
             effect: Effect::StateKept,
         };
-        let objects = self.problems.values().flatten().cloned();
-        troubles.into_iter().map(trouble).chain(objects).collect()
+        let all = self.problems.values().map(Vec::len).sum::<usize>();
+        let objects = self.problems.values().flatten().take(PROBLEMS_MAX).cloned();
+        let more = all.checked_sub(PROBLEMS_MAX).filter(|more| *more > 0).map(|more| Problem {
+            file: PLACE.into(),
+            line: None,
+            document: None,
+            object: None,
+            field: None,
+            reason: format!("{more} more things are wrong with objects; these are not listed"),
+            effect: Effect::ObjectIgnored,
+        });
+        troubles.into_iter().map(trouble).chain(objects).chain(more).collect()
     }
 
     /// Why it is not complete yet, for the log.

@@ -33,14 +33,16 @@ const PAGE: u32 = 500;
 const TEXT_MAX: usize = 768 << 20;
 /// How long a page, or the head of a watch's answer, may take.
 const ANSWER_TIME: Duration = Duration::from_secs(60);
-/// How long a watch lasts, and how much longer by luck, in seconds: not all end at once.
-const WATCH_TIME: (u32, u32) = (240, 60);
+/// How long a watch lasts, and how much longer by luck, in seconds: not all end at once. kube refuses to ask for 295.
+const WATCH_TIME: (u32, u32) = (240, 50);
 /// How much longer than that an end may take to arrive.
 const WATCH_MARGIN: Duration = Duration::from_secs(10);
 /// A watch that ends sooner is a failure, whatever the server says.
 const WATCH_MIN: Duration = Duration::from_secs(1);
 /// How often to look whether a kind has been installed.
 const INSTALLED_TIME: Duration = Duration::from_secs(10);
+/// How long after a version was too old everything is listed, at most: not all kinds at once.
+const RELIST_TIME: Duration = Duration::from_millis(300);
 /// Objects read without letting anybody else work.
 const STRETCH: usize = 64;
 
@@ -105,6 +107,7 @@ impl Failure {
             Self::Refused { status, .. } if *status == StatusCode::TOO_MANY_REQUESTS => "throttled",
             Self::Refused { status, .. } if *status == StatusCode::FORBIDDEN => "forbidden",
             failure if failure.is_expired() => "expired",
+            failure if failure.is_unknown() => "not_installed",
             Self::Refused { .. } => "refused",
             Self::Garbled(_) => "garbled",
             Self::Slow => "slow",
@@ -125,6 +128,8 @@ pub(super) struct Talk {
     paths: Vec<String>,
     /// Whether the last attempt failed.
     troubled: bool,
+    /// Whether the server has forgotten a version since a watch last went well.
+    expired: bool,
     /// Answers in a row that the kind is not known.
     unknown: u32,
 }
@@ -132,7 +137,8 @@ pub(super) struct Talk {
 impl Talk {
     pub(super) fn new(client: kube::Client, kind: Kind, words: mpsc::Sender<Word>, metrics: Metrics) -> Self {
         let (table, backoff, paths) = (Table::default(), Backoff::default(), kind.paths());
-        Self { client, kind, words, metrics, table, backoff, paths, troubled: false, unknown: 0 }
+        let (troubled, expired, unknown) = (false, false, 0);
+        Self { client, kind, words, metrics, table, backoff, paths, troubled, expired, unknown }
     }
 
     /// Runs until dropped, or until nobody listens.
@@ -157,19 +163,26 @@ impl Talk {
         if failure.is_unknown() && self.kind.need() == Need::IfInstalled {
             return self.wait_for_installation().await;
         }
-        // Listing anew is what the answer asks for; when that is expired, too, something is wrong.
-        let patient = failure.is_expired() && !self.troubled;
-        if !patient {
-            debug!(kind = %self.kind, %failure, "the conversation with the API server has broken off");
-            let what = What::Trouble { reason: failure.to_string(), at: std::time::Instant::now() };
-            if !self.say(what).await {
-                return false;
-            }
+        debug!(kind = %self.kind, %failure, "the conversation with the API server has broken off");
+        // To list anew is what the answer asks for, at once; when what was listed is too old as well, something is wrong.
+        if failure.is_expired() && !std::mem::replace(&mut self.expired, true) {
+            tokio::time::sleep(RELIST_TIME.mul_f64(luck())).await;
+            return true;
+        }
+        let what = What::Trouble { reason: failure.to_string(), at: std::time::Instant::now() };
+        if !self.say(what).await {
+            return false;
         }
         self.troubled = true;
         let wait = self.backoff.wait(luck(), failure.wait());
         tokio::time::sleep(wait).await;
         true
+    }
+
+    /// A watch goes well: what fails next is a first failure.
+    fn settled(&mut self) {
+        self.backoff.reset();
+        self.expired = false;
     }
 
     async fn wait_for_installation(&mut self) -> bool {
@@ -181,7 +194,7 @@ impl Talk {
             let gone = self.table.clear();
             self.metrics.objects(self.kind, 0);
             let removed = What::Changed(Delta { gone, ..Delta::default() });
-            if !(self.say(removed).await && self.say(What::Absent).await) {
+            if !(self.say(What::Absent).await && self.say(removed).await) {
                 return false;
             }
         }
@@ -193,10 +206,9 @@ impl Talk {
         self.words.send(Word { kind: self.kind, what }).await.is_ok()
     }
 
-    /// Something went well.
+    /// The server answers.
     async fn well(&mut self) -> Result<(), Failure> {
         self.metrics.heard(self.kind);
-        self.backoff.reset();
         if std::mem::take(&mut self.troubled) && !self.say(What::Recovered).await {
             return Err(Failure::Over);
         }
@@ -235,7 +247,7 @@ impl Talk {
         // What has been read is told also when the list broke off: it will not be read again.
         self.metrics.objects(self.kind, self.table.len());
         self.metrics.events(self.kind, delta.read.len() + delta.gone.len());
-        if !self.say(What::Changed(delta)).await {
+        if (ended.is_ok() || !delta.read.is_empty()) && !self.say(What::Changed(delta)).await {
             return Err(Failure::Over);
         }
         ended
@@ -306,6 +318,7 @@ impl Talk {
             let failure = match ended {
                 Ok(()) if begun.elapsed() >= WATCH_MIN => {
                     self.metrics.restarted(self.kind, "closed");
+                    self.settled();
                     continue;
                 }
                 Ok(()) => Failure::Short,
@@ -335,9 +348,9 @@ impl Talk {
             request.watch(&params, version)
         };
         let mut body = self.ask(request).await?.into_body();
+        self.well().await?;
         let end = Instant::now() + Duration::from_secs(u64::from(seconds)) + WATCH_MARGIN;
         let mut pending = Vec::new();
-        let mut fresh = true;
         loop {
             let frame = tokio::time::timeout_at(end, body.frame()).await;
             let frame = match frame {
@@ -356,9 +369,8 @@ impl Talk {
             let rest = pending.split_off(scanned + last + 1);
             let lines = std::mem::replace(&mut pending, rest);
             self.hear(&lines, version).await?;
-            if std::mem::take(&mut fresh) || self.troubled {
-                self.well().await?;
-            }
+            // Not before something was said: whoever is let in and cut off, or always too late, waits longer each time.
+            self.settled();
         }
     }
 
@@ -453,3 +465,6 @@ pub(super) fn all(
     let (client, words, metrics) = (client.clone(), words.clone(), metrics.clone());
     Kind::ALL.into_iter().map(move |kind| Talk::new(client.clone(), kind, words.clone(), metrics.clone()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::resources::served;
+use crate::resources::workload::Between;
 use crate::sources::kubernetes::table::Table;
 use crate::world::Novelty;
 
@@ -87,8 +88,6 @@ fn objects() -> Vec<(Kind, &'static str, Vec<Value>)> {
         ),
     ]
 }
-
-use crate::resources::workload::Between;
 
 fn name_of(kind: Kind, name: &str) -> ObjectName {
     let namespace = if kind == Kind::Object(Served::Namespace) { "" } else { "shop" };
@@ -267,6 +266,19 @@ fn short_trouble_is_nobodys_business_and_long_trouble_is_told_once_for_all_kinds
     catalog.take(Word { kind: Kind::Object(Served::Pod), what: What::Recovered });
     catalog.take(Word { kind: Kind::Object(Served::Service), what: What::Recovered });
     assert_eq!(catalog.problems(begun + TROUBLE_MIN), []);
+}
+
+#[test]
+fn many_problems_are_counted_where_they_are_not_listed() {
+    let mut catalog = listed();
+    let broken =
+        json!({ "metadata": { "name": "x", "namespace": "shop" }, "spec": { "ports": [{ "port": 0 }] } });
+    let services = Kind::Object(Served::Service);
+    let read = (0..PROBLEMS_MAX + 7).map(|at| reading(services, &format!("s{at}"), &broken, false)).collect();
+    catalog.take(changed(services, Delta { read, ..Delta::default() }));
+    let told = catalog.problems(Instant::now());
+    assert_eq!(told.len(), PROBLEMS_MAX + 1);
+    assert!(told.last().is_some_and(|last| last.reason.starts_with("7 more")), "{:?}", told.last());
 }
 
 #[test]
