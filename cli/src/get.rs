@@ -48,8 +48,12 @@ enum Format {
     Json,
 }
 
-/// What the API calls it when a file's last good state stays in force.
-const KEPT: &str = "file_kept_last_good";
+/// What stays in force with a problem, by what the API calls it.
+const KEPT: [(&str, &str); 3] = [
+    ("file_kept_last_good", "what was in these files before stays in force"),
+    ("object_kept_last_good", "what these objects said before stays in force"),
+    ("state_kept", "what is known stays in force"),
+];
 
 /// Kinds with what else people call them.
 const KINDS: [(&str, &[&str]); 6] = [
@@ -108,6 +112,9 @@ struct Condition {
 struct Problems {
     #[serde(default)]
     errors: Vec<Problem>,
+    /// What is worth knowing although nothing is wrong.
+    #[serde(default)]
+    notices: Vec<String>,
 }
 
 /// Something that could not be read.
@@ -148,7 +155,10 @@ pub(crate) async fn run(arguments: GetArgs) -> anyhow::Result<()> {
             output::line(format_args!("{document:#}"));
         }
         Format::Table | Format::Wide if shown.is_empty() => {
-            output::line(format_args!("no object{}: write YAML into the source directory", filter.words()));
+            output::line(format_args!(
+                "no object{}: write YAML into the source directory, or apply it to the cluster",
+                filter.words()
+            ));
         }
         Format::Table => output::text(&show(&shown, false)),
         Format::Wide => output::text(&show(&shown, true)),
@@ -274,12 +284,13 @@ fn trouble(problems: &Problems, filter: &Filter) -> String {
     let concerned: Vec<&Problem> =
         problems.errors.iter().filter(|problem| filter.concerns(problem)).collect();
     let lines: Vec<String> = concerned.iter().map(|problem| problem.line()).collect();
-    let kept = concerned.iter().any(|problem| problem.effect.as_deref() == Some(KEPT));
-    match lines.as_slice() {
-        [] => String::new(),
-        lines if kept => format!("\n{}\nwhat was in these files before stays in force\n", lines.join("\n")),
-        lines => format!("\n{}\n", lines.join("\n")),
-    }
+    let kept = KEPT
+        .into_iter()
+        .filter(|(effect, _)| concerned.iter().any(|problem| problem.effect.as_deref() == Some(*effect)));
+    let kept: String = kept.map(|(_, words)| format!("{words}\n")).collect();
+    let notes: String = problems.notices.iter().map(|notice| format!("note {notice}\n")).collect();
+    let lines = if lines.is_empty() { String::new() } else { format!("\n{}\n{kept}", lines.join("\n")) };
+    if notes.is_empty() { lines } else { format!("{lines}\n{notes}") }
 }
 
 impl Problem {
@@ -373,6 +384,14 @@ mod tests {
         );
         let other = trouble(&problems, &filter(Some("HTTPRoute"), None, None));
         assert_eq!(other, "\nproblem broken.yaml:1: is not YAML\n");
+        let away = r#"{"errors": [{"file": "kubernetes", "effect": "state_kept", "message": "Pod cannot be followed"}],
+                       "notices": ["HTTPRoute is not installed in this cluster"]}"#;
+        let away: Problems = serde_json::from_str(away).expect("the API's JSON");
+        assert_eq!(
+            trouble(&away, &filter(None, None, None)),
+            "\nproblem kubernetes: Pod cannot be followed\nwhat is known stays in force\n\n\
+             note HTTPRoute is not installed in this cluster\n"
+        );
     }
 
     #[test]
