@@ -71,6 +71,15 @@ impl Plane {
         Self::run(directory, origin, Trust::Insecure, "127.0.0.1:0").await
     }
 
+    /// As [`Plane::follow`], on the cluster that a kubeconfig names.
+    ///
+    /// # Errors
+    /// As [`Plane::follow`].
+    pub async fn follow_at(kubeconfig: &Path) -> anyhow::Result<Self> {
+        let origin = Origin::Cluster(kubeconfig.to_owned());
+        Self::run(directory("")?, origin, Trust::Insecure, "127.0.0.1:0").await
+    }
+
     /// Starts it on `objects` for sidecars that have an identity, with more `flags` of its own.
     ///
     /// # Errors

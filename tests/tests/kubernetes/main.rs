@@ -1,11 +1,14 @@
-//! What the control plane writes to an API server, on a real one and on a small one of our own.
+//! What the control plane writes to an API server, on a real one and on a small one of our own; and that it follows a real one
+//! (`following`).
 //!
 //! `real` runs where `KUBECONFIG` names a cluster that may be spoilt (it says why it skips otherwise): the control plane runs
 //! out of the cluster with a token of its own ServiceAccount, so that its rights are really exercised, and the Deployment that
 //! is installed stands still. `simulated` runs everywhere, and adds what a real server does not do on demand. Both tell the
 //! same `stories`.
 
+mod following;
 mod place;
 mod real;
 mod simulated;
+mod space;
 mod stories;
