@@ -84,7 +84,7 @@ impl Plane {
         command
             .args(["--kubernetes", "--insecure", "--control-listen=127.0.0.1:0", "--control-tls-listen=off"])
             .args(["--api-listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0"])
-            .args(["--otlp-grpc-listen=off", "--otlp-http-listen=off"])
+            .args(["--otlp-grpc-listen=off", "--otlp-http-listen=off", "--inject-listen=off"])
             .arg(format!("--kubeconfig={}", server.kubeconfig(directory)?.display()))
             .arg(format!("--ready-file={}", ready.display()))
             .stdout(log.try_clone()?)

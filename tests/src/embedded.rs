@@ -107,7 +107,10 @@ impl Plane {
                 words.push(format!("--source={}", directory.path().join("source").display()));
             }
             Origin::Cluster(kubeconfig) => {
-                words.extend(["--kubernetes".to_owned(), format!("--kubeconfig={}", kubeconfig.display())]);
+                words.push("--kubernetes".to_owned());
+                words.push(format!("--kubeconfig={}", kubeconfig.display()));
+                // Planes of several tests would ask for one port.
+                words.push("--inject-listen=off".to_owned());
             }
         }
         match &trust {
