@@ -112,7 +112,8 @@ pub fn try_mark(mark: u32) -> io::Result<()> {
 /// [`ConnectError::Unresolved`].
 pub async fn resolve(host: &str, port: u16, timeout: Duration) -> Result<Vec<SocketAddr>, ConnectError> {
     let unresolved = |source| ConnectError::Unresolved { host: host.into(), source };
-    match tokio::time::timeout(timeout, weft_dns::lookup(host)).await {
+    // On the heap: connections that ask for no name, which is nearly all, need not have room for it.
+    match tokio::time::timeout(timeout, Box::pin(weft_dns::lookup(host))).await {
         Ok(Ok(found)) => Ok(found.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()),
         Ok(Err(error)) => Err(unresolved(Some(error))),
         Err(_elapsed) => Err(unresolved(None)),
