@@ -6,6 +6,22 @@
 //!
 //! Invariants: every request has a deadline ([`ask`]); what is written names the version that it replaces or is owned by us
 //! alone; what others wrote beside it stays. Non-goal: reading the mesh's configuration, which is `sources`.
+//!
+//! What it needs the right to, and no more:
+//!
+//! | where | what | verbs | for |
+//! |---|---|---|---|
+//! | own namespace | Secrets | create | the first start, the first join token |
+//! | own namespace | Secrets `weft-ca`, `weft-join-tokens` | get, list, watch, patch | keeping the authority; list and watch by name |
+//! | own namespace | Leases | create | the first start |
+//! | own namespace | Lease `weft-control-plane` | get, update | leading |
+//! | own namespace | Pods | list, patch | the label of the one that leads, taken from one that was cut off |
+//! | everywhere | Namespaces | list, watch | which want sidecars; the owner of the bundles |
+//! | everywhere | ConfigMaps `weft-trust-bundle` | create, list, watch, patch, delete | bundles; applied, so that create may be held to the name |
+//! | everywhere | HTTPRoutes, GRPCRoutes and `weft.dev` | get, list | what is said of them already |
+//! | everywhere | `/status` of these | patch | how they fare |
+//! | everywhere | Events of `events.k8s.io` | create, patch | news, and what is told again |
+//! | everywhere | TokenReviews | create | whose a token is |
 
 pub mod bundle;
 pub mod event;

@@ -180,6 +180,7 @@ impl Place {
             "--otlp-grpc-listen=off",
             "--otlp-http-listen=off",
             "--metrics-listen=127.0.0.1:0",
+            "--inject-listen=off",
             "--drain-deadline=5s",
         ];
         let words = fixed.into_iter().chain([&*kubeconfig, &*name]).chain(flags.iter().copied());
