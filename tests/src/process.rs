@@ -50,6 +50,12 @@ impl Guarded {
     }
 }
 
+impl From<Child> for Guarded {
+    fn from(child: Child) -> Self {
+        Self(child)
+    }
+}
+
 impl Drop for Guarded {
     fn drop(&mut self) {
         // Already gone is fine: the goal is that nothing stays behind.
