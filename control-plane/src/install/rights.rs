@@ -151,16 +151,41 @@ const OWN: &[Right] = &[
     },
 ];
 
+/// In every namespace, if it is wished.
+const RESTART: &[Right] = &[Right {
+    reason: "another annotation on the template, as kubectl rollout restart writes it",
+    group: "apps",
+    resources: &["daemonsets", "deployments", "statefulsets"],
+    names: &[],
+    verbs: &["patch"],
+}];
+/// The value that wishes it.
+const MAY_RESTART: &str = "injector.mayRestart";
+
 /// Roles and bindings.
 pub(super) fn objects() -> Vec<Object> {
-    let cluster = role("ClusterRole", json!({}), CLUSTER);
-    let own = role("Role", json!({ "namespace": NAMESPACE }), OWN);
+    let everywhere = || json!({ "name": NAME });
+    let within = || json!({ "name": NAME, "namespace": NAMESPACE });
+    let restart = || json!({ "name": format!("{NAME}-restart") });
     vec![
-        Object::new("rbac", "What the control plane may do in every namespace.", cluster)
-            .with_asides(reasons(CLUSTER)),
-        Object::new("rbac", "", binding("ClusterRoleBinding", "ClusterRole", json!({}))),
-        Object::new("rbac", "What it may do in its own.", own).with_asides(reasons(OWN)),
-        Object::new("rbac", "", binding("RoleBinding", "Role", json!({ "namespace": NAMESPACE }))),
+        Object::new(
+            "rbac",
+            "What the control plane may do in every namespace.",
+            role("ClusterRole", everywhere(), CLUSTER),
+        )
+        .with_asides(reasons(CLUSTER)),
+        Object::new("rbac", "", binding("ClusterRoleBinding", "ClusterRole", everywhere())),
+        Object::new("rbac", "What it may do in its own.", role("Role", within(), OWN))
+            .with_asides(reasons(OWN)),
+        Object::new("rbac", "", binding("RoleBinding", "Role", within())),
+        Object::new(
+            "rbac",
+            "Pods that came without their sidecars are made anew where that is allowed.",
+            role("ClusterRole", restart(), RESTART),
+        )
+        .with_asides(reasons(RESTART))
+        .when(MAY_RESTART),
+        Object::new("rbac", "", binding("ClusterRoleBinding", "ClusterRole", restart())).when(MAY_RESTART),
     ]
 }
 
@@ -169,7 +194,6 @@ fn reasons(rights: &[Right]) -> Vec<String> {
 }
 
 fn metadata(mut place: Value) -> Value {
-    place["name"] = NAME.into();
     place["labels"] = labels();
     place
 }
@@ -192,11 +216,12 @@ fn role(kind: &str, place: Value, rights: &[Right]) -> Value {
 }
 
 fn binding(kind: &str, role: &str, place: Value) -> Value {
+    let name = place["name"].clone();
     json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": kind,
         "metadata": metadata(place),
-        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": NAME },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": name },
         "subjects": [{ "kind": "ServiceAccount", "name": NAME, "namespace": NAMESPACE }],
     })
 }
@@ -207,7 +232,7 @@ mod tests {
 
     #[test]
     fn every_right_is_narrow_and_has_a_reason() {
-        for right in CLUSTER.iter().chain(OWN) {
+        for right in CLUSTER.iter().chain(OWN).chain(RESTART) {
             let words = || right.resources.iter().chain(right.verbs).chain(right.names).chain([&right.group]);
             assert!(words().all(|word| !word.contains('*')), "{}: a wildcard", right.reason);
             assert!(right.reason.len() > 5 && !right.resources.is_empty() && !right.verbs.is_empty());
@@ -219,8 +244,13 @@ mod tests {
                 assert!(!(named && *verb == "create") || right.verbs.contains(&"patch"), "{}", right.reason);
                 let spread = right.resources.iter().all(|one| one.ends_with("/status") || *one == "events");
                 let own_pods = right.resources == ["pods"];
+                let wished = right.reason == RESTART[0].reason;
                 let changes = ["patch", "update", "delete"].contains(verb);
-                assert!(!changes || named || spread || own_pods, "{}: {verb} without names", right.reason);
+                assert!(
+                    !changes || named || spread || own_pods || wished,
+                    "{}: {verb} without names",
+                    right.reason
+                );
             }
             if right.resources.contains(&"secrets") && right.verbs != ["create"] {
                 assert!(!right.names.is_empty(), "all Secrets could be read");

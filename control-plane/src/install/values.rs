@@ -89,6 +89,9 @@ pub struct Injector {
     /// Fail (they are not made)
     #[schemars(extend("enum" = ["Ignore", "Fail"]))]
     pub failure_policy: String,
+    /// The right to restart Deployments, StatefulSets and DaemonSets whose pods came without their sidecars. It is used only where
+    /// a pod or its namespace has the annotation weft.dev/restart: enabled
+    pub may_restart: bool,
 }
 
 /// On or off.
@@ -121,7 +124,7 @@ impl Default for Create {
 
 impl Default for Injector {
     fn default() -> Self {
-        Self { failure_policy: "Ignore".into() }
+        Self { failure_policy: "Ignore".into(), may_restart: false }
     }
 }
 

@@ -234,6 +234,9 @@ pub(super) fn arguments(values: &Values) -> Vec<String> {
         format!("--api-listen=127.0.0.1:{}", port::API),
         format!("--metrics-listen=[::]:{}", port::METRICS),
         format!("--log={}", values.log),
+        format!("--inject-listen=[::]:{WEBHOOK_PORT}"),
+        format!("--proxy-image={}", values.image_of("weft-proxy")),
+        format!("--proxy-image-pull-policy={}", values.image.pull_policy),
     ]
 }
 

@@ -39,7 +39,7 @@ fn the_chart_renders_what_weft_install_prints() {
         json!({ "image": { "pullSecrets": [{ "name": "a" }, { "name": "b" }] } }),
         json!({ "trustDomain": "example.org", "log": "info,weft_control_plane::xds=debug" }),
         json!({ "networkPolicy": { "enabled": false }, "namespace": { "create": false }, "crds": { "create": false } }),
-        json!({ "injector": { "failurePolicy": "Fail" }, "ha": true }),
+        json!({ "injector": { "failurePolicy": "Fail", "mayRestart": true }, "ha": true }),
         json!({ "controlPlane": {
             "nodeSelector": { "disk": "ssd", "kubernetes.io/os": "linux" },
             "tolerations": [{ "key": "a", "operator": "Exists", "tolerationSeconds": 3 }],
@@ -72,6 +72,7 @@ fn every_value_changes_something() {
         "controlPlane.tolerations=[{key: a}]",
         "controlPlane.priorityClassName=a",
         "injector.failurePolicy=Fail",
+        "injector.mayRestart=true",
         "networkPolicy.enabled=false",
         "namespace.create=false",
         "crds.create=false",
@@ -84,7 +85,7 @@ fn every_value_changes_something() {
         let fields = schema["properties"].as_object();
         fields.map_or(1, |fields| fields.values().map(leaves).sum())
     }
-    assert_eq!(leaves(&schema()), 15);
+    assert_eq!(leaves(&schema()), 16);
 }
 
 #[test]
