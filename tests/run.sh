@@ -5,6 +5,8 @@ cd "$(dirname "$0")/.."
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
+# What plays on a real cluster is run by its own command, never by the way.
+unset KUBECONFIG
 # All binaries are built before the first test runs.
 export WEFT_TEST_BINARIES_BUILT=1
 # They are linked as images hold them, so that the tests of images need no build of their own.

@@ -127,7 +127,7 @@ pub struct Arguments {
     /// its requests have, and opaque ones are left alone
     #[arg(long, env = "WEFT_CONNECTION_AGE_MAX", value_name = "DURATION", default_value = "1h")]
     pub connection_age_max: String,
-    /// What the kubelet may ask at /probe/<container>/<kind>, and what the app is asked then, as JSON; the injector
+    /// What the kubelet may ask at `/probe/<container>/<kind>`, and what the app is asked then, as JSON; the injector
     /// writes it
     #[arg(long, env = "WEFT_PROBES", value_name = "JSON")]
     pub probes: Option<String>,

@@ -49,6 +49,10 @@ pub struct NotReady {
 ///
 /// # Errors
 /// When the time is over.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the waiting, between two looks and with a deadline; no runtime runs yet"
+)]
 pub fn run(args: &Args) -> Result<(), NotReady> {
     let begun = Instant::now();
     loop {

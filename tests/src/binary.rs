@@ -19,7 +19,7 @@ const BUILT: &str = "WEFT_TEST_BINARIES_BUILT";
 /// Path of `weft`, the binary that contains the sidecar and the control plane as subcommands.
 ///
 /// Cargo is asked on first use, so `cargo test -p weft-tests one_test` never runs against a stale binary. A run of the
-/// whole workspace has built it already, and says so by [`BUILT`]: asked for one package, cargo would choose other features
+/// whole workspace has built it already, and says so by `WEFT_TEST_BINARIES_BUILT`: asked for one package, cargo would choose other features
 /// and build half of everything once more.
 ///
 /// # Panics

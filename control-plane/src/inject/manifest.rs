@@ -128,7 +128,7 @@ fn split(text: &str) -> Vec<&str> {
     }
     documents.push(&text[start..]);
     // What stands before the first line of dashes is a document only if it says something.
-    if documents.len() > 1 && documents[0].lines().all(|line| is_silent(line)) {
+    if documents.len() > 1 && documents[0].lines().all(is_silent) {
         documents.remove(0);
     }
     documents

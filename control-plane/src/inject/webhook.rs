@@ -113,7 +113,6 @@ impl Webhook {
     }
 
     /// What is served over TLS.
-    #[must_use]
     pub fn router(&self) -> Router {
         Router::new()
             .route(PATH, post(answer))

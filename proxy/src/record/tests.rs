@@ -306,14 +306,14 @@ fn what_an_app_sends_counts_by_where_its_trace_began() {
     let telemetry = telemetry(Config::standard());
     let shard = telemetry.shard();
     let edge = shard.edge(&spec("x.y"));
-    let (parts, ()) = http::Request::get("/").body(()).expect("valid").into_parts();
-    let mut headers = http::HeaderMap::new();
+    let (parts, ()) = Request::get("/").body(()).expect("valid").into_parts();
+    let mut headers = HeaderMap::new();
     edge.request(&parts).propagate(&mut headers);
     // What began there is carried on by whoever sends the same headers.
     edge.request(&parts).propagate(&mut headers);
     edge.request(&parts).propagate(&mut headers);
     let inbound = shard.edge(&EdgeSpec { direction: Direction::Inbound, ..spec("x.y") });
-    inbound.request(&parts).propagate(&mut http::HeaderMap::new());
+    inbound.request(&parts).propagate(&mut HeaderMap::new());
     let count =
         |origin: &str| sample(&telemetry, "weft_trace_requests_total", &[&format!("origin=\"{origin}\"")]);
     assert_eq!([count("new"), count("carried")], [Some(1.0), Some(2.0)]);

@@ -99,6 +99,9 @@ pub(super) enum Part {
     Whole,
 }
 
+/// Objects, the version of the list, and what to go on with.
+pub(super) type Page = (Vec<Arc<Stored>>, u64, Option<(u64, usize)>);
+
 impl Store {
     pub(super) fn new() -> Self {
         let mut store = Self { tables: BTreeMap::new(), version: 1, snapshots: VecDeque::new() };
@@ -156,7 +159,7 @@ impl Store {
         selector: &Selector,
         limit: Option<usize>,
         from: Option<(u64, usize)>,
-    ) -> Result<(Vec<Arc<Stored>>, u64, Option<(u64, usize)>), Refusal> {
+    ) -> Result<Page, Refusal> {
         let (version, objects, start) = match from {
             Some((version, start)) => {
                 let known = self.snapshots.iter().find(|(known, _)| *known == version);
@@ -315,7 +318,9 @@ impl Store {
                 let inside = self.tables.iter().flat_map(|(key, table)| {
                     table.select(Some(&name.1), &all).map(move |object| (key.clone(), object.name.clone()))
                 });
-                for ((group, plural), name) in inside.collect::<Vec<_>>() {
+                // Collected: what is looked through is changed.
+                let inside: Vec<_> = inside.collect();
+                for ((group, plural), name) in inside {
                     self.delete(&group, &plural, &name)?;
                 }
             }

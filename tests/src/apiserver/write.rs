@@ -79,7 +79,9 @@ pub(super) fn perform(
             let table = store.table(group, plural).ok_or_else(no_such_resource)?;
             let selector = selector(query);
             let meant = table.select(at.namespace.as_deref(), &selector).map(|stored| stored.name.clone());
-            for name in meant.collect::<Vec<_>>() {
+            // Collected: what is looked through is changed.
+            let meant: Vec<_> = meant.collect();
+            for name in meant {
                 store.delete(group, plural, &name)?;
             }
             Ok((StatusCode::OK, json!({ "kind": "Status", "apiVersion": "v1", "status": "Success" })))

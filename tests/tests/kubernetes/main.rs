@@ -6,6 +6,11 @@
 //! is installed stands still. `simulated` runs everywhere, and adds what a real server does not do on demand. Both tell the
 //! same `stories`.
 
+#![expect(
+    clippy::print_stdout,
+    reason = "a story on a real cluster says what it saw there, or why it was skipped"
+)]
+
 mod following;
 mod place;
 mod real;

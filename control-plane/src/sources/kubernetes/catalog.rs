@@ -62,6 +62,7 @@ pub(super) struct Reading {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "most are objects, and each lives for a moment")]
 pub(super) enum Said {
     /// Something to the mesh; a pod also says whom it is named after.
     Object(Content, Option<OwnerId>),
