@@ -101,7 +101,6 @@ impl Plane {
             "--otlp-grpc-listen=off".to_owned(),
             "--otlp-http-listen=off".to_owned(),
             "--drain-deadline=1s".to_owned(),
-            "--inject-listen=off".to_owned(),
         ];
         match &origin {
             Origin::Directory => {

@@ -183,14 +183,18 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn whatever_is_changed_in_a_request_makes_it_another_or_none(at in 0_usize..2_000, to in any::<u8>()) {
-            let block = pem::parse(good()).unwrap();
+        fn whatever_is_changed_in_a_request_makes_it_say_nothing_else(at in 0_usize..2_000, to in any::<u8>()) {
+            let original = good();
+            let block = pem::parse(&original).unwrap();
             let mut bytes = block.contents().to_vec();
             let at = at % bytes.len();
             prop_assume!(bytes[at] != to);
             bytes[at] = to;
             let text = pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", bytes));
-            prop_assert!(read(&text).is_err(), "every byte is signed, or is the signature");
+            // Around the signature are a few bytes that nobody signs, such as how many bits of its last byte do not count.
+            if let Ok(request) = read(&text) {
+                prop_assert_eq!(Ok(request), read(&original));
+            }
         }
 
         #[test]
