@@ -16,11 +16,13 @@ status=${PIPESTATUS[0]}
 if [ "$status" -ne 0 ]; then
     echo
     echo "What failed, once more:"
-    # The harness prints what a failed test said under a heading with its name; the reason stands at the end of that.
+    # The harness prints what a failed test said under a heading with its name; the reason stands at the end of that, before
+    # a backtrace.
     awk -v most=8 '
         function told(   i) { for (i = kept > most ? kept - most : 0; i < kept; i++) print line[i]; kept = 0 }
         /^---- .* ----$/ { told(); print; part = 1; next }
         /^failures:$/ || /^test result:/ { told(); part = 0 }
+        /^ +[0-9]+: / || /^ +at / || /^Stack backtrace:/ || /^stack backtrace:/ || /^note: / { next }
         part && NF { line[kept++] = substr($0, 1, 400) }
     ' "$log"
     grep -E '^error' "$log"

@@ -24,7 +24,7 @@ use crate::kubernetes::{Cluster, Trouble, ask};
 use crate::output;
 
 /// Where a sidecar's admin interface listens, on loopback.
-pub(crate) const ADMIN_PORT: u16 = 15_000;
+pub(crate) const ADMIN_PORT: u16 = weft_wire::port::ADMIN;
 /// Pods that are named when the one that was asked for is not there.
 const NAMES_TOLD: usize = 10;
 

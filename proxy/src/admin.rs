@@ -6,10 +6,11 @@
 //! without one, because stale configuration beats no traffic. Surprise: the admin face checks `Host`, because a
 //! web page may resolve a name of its own to 127.0.0.1. Non-goal: authentication; it is loopback or read-only.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::TcpListener as StdListener;
-use std::sync::Arc;
+use std::net::{IpAddr, TcpListener as StdListener};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -34,7 +35,9 @@ use crate::record::{Limit, Telemetry};
 use crate::xds::Directory;
 
 /// Connections at a time, for each face: a few Prometheus servers, the kubelet, a person.
-const CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_MAX: usize = 256;
+/// Of them for one address, so that nobody keeps the kubelet out.
+const PEER_CONNECTIONS_MAX: usize = 32;
 
 /// How long a request's head may take, and a kept connection stay silent.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -87,27 +90,59 @@ pub fn serve(
 ) -> io::Result<impl Future<Output = ()> + Send + 'static> {
     let listener = TcpListener::from_std(listener)?;
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let peers = Peers::default();
     Ok(async move {
         loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match listener.accept().await {
+                Ok((stream, peer)) => (stream, peer.ip()),
                 Err(error) => {
                     tracing::debug!(%error, ?face, "accept");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
             };
-            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+            let places = Arc::clone(&permits).try_acquire_owned().ok().zip(Place::take(&peers, peer));
+            let Some(places) = places else {
                 admin.telemetry.limit(Limit::Connections);
                 continue;
             };
             let admin = Arc::clone(&admin);
             tokio::spawn(async move {
                 connection(admin, stream, face).await;
-                drop(permit);
+                drop(places);
             });
         }
     })
+}
+
+/// Connections by address; those that have none are not in it.
+type Peers = Arc<Mutex<HashMap<IpAddr, usize>>>;
+
+/// One connection of an address.
+struct Place(Peers, IpAddr);
+
+impl Place {
+    fn take(peers: &Peers, peer: IpAddr) -> Option<Self> {
+        let mut all = peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = all.entry(peer).or_default();
+        if *held >= PEER_CONNECTIONS_MAX {
+            return None;
+        }
+        *held += 1;
+        Some(Self(Arc::clone(peers), peer))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = all.get_mut(&self.1) {
+            *held -= 1;
+            if *held == 0 {
+                all.remove(&self.1);
+            }
+        }
+    }
 }
 
 async fn connection(admin: Arc<Admin>, stream: TcpStream, face: Face) {
@@ -274,7 +309,7 @@ fn is_local(host: Option<&HeaderValue>) -> bool {
     let Ok(authority) = host.parse::<http::uri::Authority>() else { return false };
     let name = authority.host();
     let ip = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-    name.eq_ignore_ascii_case("localhost") || ip.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    name.eq_ignore_ascii_case("localhost") || ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]

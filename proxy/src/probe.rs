@@ -174,7 +174,7 @@ impl Get {
         for Header { name, value } in get.http_headers.unwrap_or_default() {
             let invalid = || Invalid::Header(key.to_owned(), name.clone());
             let parsed = name.parse::<HeaderName>().map_err(|_| invalid())?;
-            let value = HeaderValue::from_str(&value).map_err(|_| invalid())?;
+            let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| invalid())?;
             if parsed == http::header::HOST {
                 host = Some(value);
             } else {

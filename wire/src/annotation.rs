@@ -284,6 +284,11 @@ pub fn find(key: &str) -> Option<&'static Annotation> {
 pub fn nearest(key: &str) -> Option<&'static str> {
     /// Two letters wrong is a slip; more is another word.
     const SLIPS_MAX: usize = 2;
+    /// No key of ours is half as long.
+    const KEY_MAX: usize = 128;
+    if key.len() > KEY_MAX {
+        return None;
+    }
     let near = TABLE.iter().map(|row| (distance(row.key, key), row.key)).min()?;
     (near.0 <= SLIPS_MAX).then_some(near.1)
 }

@@ -148,6 +148,41 @@ impl Redactor {
                 let shown = self.matches.replace_all(text, "${1}${2}[redacted]").into_owned();
                 *value = self.text(&shown).into();
             }
+            // `GET /a/** [x-team: blue] [?page=2]`, as the control plane shows them; a value may hold brackets itself.
+            ("matches", Value::Array(items)) if items.iter().all(Value::is_string) => {
+                for item in items.iter_mut() {
+                    let text = item.as_str().unwrap_or_default();
+                    let shown = text.split_once(" [").map(|(path, _)| format!("{path} {GONE}"));
+                    *item = self.text(shown.as_deref().unwrap_or(text)).into();
+                }
+            }
+            // Of an app's variables nobody knows which are secret.
+            ("env", Value::Array(items)) => {
+                for item in items.iter_mut() {
+                    let ours = item["name"].as_str().is_some_and(|name| name.starts_with("WEFT_"));
+                    match item.as_object_mut() {
+                        Some(fields) if !ours && fields.contains_key("value") => {
+                            fields.insert("value".into(), GONE.into());
+                        }
+                        _ => self.json(item),
+                    }
+                }
+            }
+            // `--password x`: the word behind such a flag.
+            ("args" | "command", Value::Array(items)) => {
+                let mut behind = false;
+                for item in items.iter_mut() {
+                    let is_flag =
+                        |text: &str| text.starts_with('-') && !text.contains('=') && is_secret(text);
+                    let flag = item.as_str().is_some_and(is_flag);
+                    if behind {
+                        *item = GONE.into();
+                    } else {
+                        self.json(item);
+                    }
+                    behind = flag;
+                }
+            }
             // What `kubectl apply` remembers is the object once more, as text.
             ("kubectl.kubernetes.io/last-applied-configuration", _) => *value = GONE.into(),
             (name, Value::String(_)) if is_secret(name) => *value = GONE.into(),
@@ -218,13 +253,17 @@ mod tests {
                 { "name": "WEFT_IDENTITY_TOKEN_FILE", "value": "/var/run/token" }],
             "headers": [{ "name": "x-team", "type": "Exact", "value": "blue" }],
             "filters": [{ "requestHeaderModifier": { "set": [{ "name": "x-key", "value": "v" }] } }],
+            "args": ["--password", "hunter2", "--verbose"],
+            "rules": [{ "matches": ["GET /orders/** [x-user: 7] [?debug=1]", "POST /orders"] }],
             "matches": "GET /a/** x-team=blue ?page=2", "token": "abc", "secretName": "weft-ca",
             "volumes": [{ "secret": { "secretName": "weft-ca" } }, { "projected": { "sources": [{ "serviceAccountToken": { "path": "token" } }] } }],
             "annotations": { "kubectl.kubernetes.io/last-applied-configuration": "{\"password\": \"x\"}" },
         });
         Redactor::new(false).json(&mut value);
         assert_eq!(value["env"][0]["value"], GONE);
-        assert_eq!(value["env"][1]["value"], "info");
+        assert_eq!(value["env"][1]["value"], GONE, "nobody knows what it is");
+        assert_eq!(value["args"], json!(["--password", GONE, "--verbose"]));
+        assert_eq!(value["rules"][0]["matches"], json!([format!("GET /orders/** {GONE}"), "POST /orders"]));
         assert_eq!(value["env"][2]["value"], "/var/run/token");
         assert_eq!(value["headers"][0], json!({ "name": "x-team", "type": "Exact", "value": GONE }));
         assert_eq!(value["filters"][0]["requestHeaderModifier"]["set"][0]["value"], GONE);
@@ -233,6 +272,7 @@ mod tests {
         assert_eq!(value["secretName"], "weft-ca");
         assert_eq!(value["volumes"][0]["secret"]["secretName"], "weft-ca");
         assert_eq!(value["volumes"][1]["projected"]["sources"][0]["serviceAccountToken"]["path"], "token");
-        assert!(!value.to_string().contains("password"), "{value}");
+        assert_eq!(value["annotations"]["kubectl.kubernetes.io/last-applied-configuration"], GONE);
+        assert!(!value.to_string().contains("hunter2"), "{value}");
     }
 }

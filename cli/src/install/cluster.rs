@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, PartialObjectMeta};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, ObjectMeta, PartialObjectMeta};
 use kube::{Api, Client};
 use serde_json::Value;
 use tokio::time::timeout;
@@ -35,17 +35,27 @@ impl Cluster {
 
     /// An object; `None` if it is not there, or its kind is not.
     pub(super) async fn get(&self, named: &Named) -> anyhow::Result<Option<Value>> {
-        let (group, version) = named.api_version.split_once('/').unwrap_or(("", &named.api_version));
-        let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &named.kind));
-        let api: Api<DynamicObject> = match &named.namespace {
-            Some(namespace) => Api::namespaced_with(self.0.clone(), namespace, &kind),
-            None => Api::all_with(self.0.clone(), &kind),
-        };
-        let found =
-            timeout(PATIENCE, api.get_opt(&named.name)).await.context("the cluster does not answer")?;
+        let found = timeout(PATIENCE, self.of(named).get_opt(&named.name)).await;
+        let found = found.context("the cluster does not answer")?;
         match found.with_context(|| format!("cannot look at {named}"))? {
             Some(object) => Ok(Some(serde_json::to_value(object)?)),
             None => Ok(None),
+        }
+    }
+
+    /// What an object says of itself, without what is in it; `None` if it is not there.
+    pub(super) async fn metadata(&self, named: &Named) -> anyhow::Result<Option<ObjectMeta>> {
+        let found = timeout(PATIENCE, self.of(named).get_metadata_opt(&named.name)).await;
+        let found = found.context("the cluster does not answer")?;
+        Ok(found.with_context(|| format!("cannot look at {named}"))?.map(|one| one.metadata))
+    }
+
+    fn of(&self, named: &Named) -> Api<DynamicObject> {
+        let (group, version) = named.api_version.split_once('/').unwrap_or(("", &named.api_version));
+        let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &named.kind));
+        match &named.namespace {
+            Some(namespace) => Api::namespaced_with(self.0.clone(), namespace, &kind),
+            None => Api::all_with(self.0.clone(), &kind),
         }
     }
 

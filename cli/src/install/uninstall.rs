@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::bail;
+use weft_control_plane::install::PART_OF;
 use weft_control_plane::install::change::{Named, holds_policies, removal};
 
 use super::cluster::{Cluster, Injected};
@@ -42,9 +43,14 @@ pub(crate) async fn uninstall(arguments: UninstallArgs) -> anyhow::Result<()> {
             continue;
         }
         // Secrets and the like hold what is nobody's business here: only whether they are there is asked.
-        if cluster.get(&named).await?.is_some() {
-            there.push(named);
+        let Some(metadata) = cluster.metadata(&named).await? else { continue };
+        let (key, ours) = PART_OF;
+        let is_ours = metadata.labels.is_some_and(|labels| labels.get(key).is_some_and(|of| of == ours));
+        if named.kind == "Namespace" && !is_ours {
+            output::note(format_args!("{named} was not made by Weft, and stays"));
+            continue;
         }
+        there.push(named);
     }
     // Before the kinds and the namespace, as everything that the control plane has made.
     let last =

@@ -17,7 +17,9 @@ use super::forward::{self, Forward, Forwarded};
 use super::{CONTROL_PLANE, Cluster, LEADER_SERVICE, NAMESPACE, Trouble, ask};
 
 /// Where the API listens in its pod, unless the Service says otherwise.
-const API_PORT: u16 = 8080;
+const API_PORT: u16 = weft_wire::port::API;
+/// What the installation calls that port; its first one is the sidecars'.
+const API_PORT_NAME: &str = "http-api";
 
 /// Why no pod was found, in the order in which it was tried.
 #[derive(Debug, thiserror::Error)]
@@ -114,14 +116,14 @@ async fn by_service(client: &Client) -> Result<Forward, Trouble> {
     let service = ask(services.get(LEADER_SERVICE)).await?;
     let spec = service.spec.unwrap_or_default();
     let ports = spec.ports.unwrap_or_default();
-    let named = ports.iter().find(|port| port.name.as_deref() == Some("api"));
-    let target = named.or_else(|| ports.first()).and_then(|port| port.target_port.clone());
+    let named = ports.iter().find(|port| port.name.as_deref() == Some(API_PORT_NAME));
+    let target = named.and_then(|port| port.target_port.clone());
     by_labels(client, &spec.selector.unwrap_or_default(), target).await
 }
 
 async fn by_deployment(client: &Client) -> Result<Forward, Trouble> {
     let labels = deployment_selector(client).await?;
-    by_labels(client, &labels, Some(IntOrString::String("api".into()))).await
+    by_labels(client, &labels, Some(IntOrString::String(API_PORT_NAME.into()))).await
 }
 
 async fn deployment_selector(client: &Client) -> Result<BTreeMap<String, String>, Trouble> {

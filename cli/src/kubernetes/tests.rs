@@ -98,7 +98,7 @@ async fn service(State(server): State<Server>) -> Response {
     }
     axum::Json(json!({
         "apiVersion": "v1", "kind": "Service", "metadata": { "name": LEADER_SERVICE, "namespace": NAMESPACE },
-        "spec": { "selector": { "weft.dev/leader": "true" }, "ports": [{ "name": "api", "port": 80, "targetPort": "api" }] },
+        "spec": { "selector": { "weft.dev/leader": "true" }, "ports": [{ "name": "grpc-control", "port": 15012, "targetPort": "grpc-control" }, { "name": "http-api", "port": 8080, "targetPort": "http-api" }] },
     }))
     .into_response()
 }
@@ -119,7 +119,7 @@ async fn pods(State(server): State<Server>, Query(query): Query<BTreeMap<String,
     let pod = |(name, _): (&String, &(Port, bool))| {
         json!({
             "metadata": { "name": name, "namespace": NAMESPACE },
-            "spec": { "containers": [{ "name": "control-plane", "ports": [{ "name": "api", "containerPort": 8080 }] }] },
+            "spec": { "containers": [{ "name": "control-plane", "ports": [{ "name": "grpc-control", "containerPort": 15012 }, { "name": "http-api", "containerPort": 8080 }] }] },
             "status": { "conditions": [{ "type": "Ready", "status": "True" }] },
         })
     };

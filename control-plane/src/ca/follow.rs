@@ -27,10 +27,11 @@ impl Ca {
     /// When it cannot be read now.
     pub(super) async fn catch_up(&self) -> Result<(), Refusal> {
         let mut version = self.0.changing.lock().await;
-        self.reread(&mut version).await?;
+        let authority = self.reread(&mut version).await;
         drop(version);
+        // A token that was taken back is so whatever became of the authority.
         let mut version = self.0.changing_tokens.lock().await;
-        self.reread_tokens(&mut version).await
+        self.reread_tokens(&mut version).await.and(authority)
     }
 
     /// Takes over the authority of whoever wrote last.

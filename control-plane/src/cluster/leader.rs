@@ -127,7 +127,10 @@ impl Leader {
         self.tell();
         let leads = *self.leads.borrow();
         if self.label_is_due() {
-            let patience = self.end_of_lead().map_or(self.settings.renew, |end| end - Instant::now());
+            // Half of the time that a renewal is good for: the next one must not wait for a label.
+            let half = self.settings.renew / 2;
+            let left = |end: Instant| end.saturating_duration_since(Instant::now()).min(half);
+            let patience = self.end_of_lead().map_or(half, left);
             let labelled = tokio::time::timeout(patience, self.label(leads)).await.unwrap_or(false);
             self.labelled = labelled.then(|| (leads, Instant::now()));
             self.tell();
@@ -284,7 +287,8 @@ impl Leader {
         let Some(record) = self.election.release(Timestamp::now()) else { return };
         self.tell();
         let giving = async {
-            self.label(false).await;
+            // The Lease matters more than the label.
+            drop(tokio::time::timeout(RELEASE_TIMEOUT / 3, self.label(false)).await);
             let given = self.replace(&record).await;
             if !given.as_ref().is_err_and(ApiError::is_conflict) {
                 return given;

@@ -60,6 +60,10 @@ pub fn of(pod: &Pod) -> Injection {
 /// Whether the namespace's labels and annotations ask for sidecars.
 #[must_use]
 pub fn of_namespace(namespace: &Namespace) -> Option<bool> {
+    // What the webhook would leave alone is not missed.
+    if namespace.labels.get("istio.io/dataplane-mode").is_some_and(|mode| mode == "ambient") {
+        return Some(false);
+    }
     match wishes::inject(&Pod::default(), namespace, &mut Vec::new()) {
         Ok(wishes::Wish::OfNamespace(wish)) => Some(wish),
         Ok(_) | Err(_) => None,

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use serde_json::{Map, Value, json};
+use weft_wire::annotation::Sidecar;
 use weft_wire::pod::{self as names, ProbeKind};
 use weft_wire::port;
 
@@ -24,14 +25,17 @@ const TIMEOUT_DEFAULT: i64 = 1;
 pub(super) fn rewrite(
     spec: &mut Value,
     typed: &PodSpec,
+    sidecar: Sidecar,
     grace_seconds: i64,
     warnings: &mut Vec<String>,
 ) -> BTreeMap<String, Value> {
     let mut probes = BTreeMap::new();
-    let lists = [
-        ("initContainers", typed.init_containers.as_deref().unwrap_or_default()),
-        ("containers", &typed.containers),
-    ];
+    // A classic sidecar is not there yet when these are asked.
+    let init = match sidecar {
+        Sidecar::Native => typed.init_containers.as_deref().unwrap_or_default(),
+        Sidecar::Classic => &[],
+    };
+    let lists = [("initContainers", init), ("containers", &typed.containers)];
     for (list, containers) in lists {
         for (index, container) in containers.iter().enumerate() {
             let Some(json) = spec.get_mut(list).and_then(|list| list.get_mut(index)) else { continue };

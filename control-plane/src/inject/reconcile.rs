@@ -74,11 +74,15 @@ pub struct Restarts {
 }
 
 impl Restarts {
+    /// Whether nobody may be restarted now.
+    fn rests(&self, now: Instant) -> bool {
+        self.last.is_some_and(|last| now.saturating_duration_since(last) < RESTART_EVERY)
+    }
+
     /// Whether `owner` may be restarted now; if so, it counts as restarted.
     fn admit(&mut self, owner: &Owner, now: Instant) -> bool {
         self.of.retain(|_, at| now.saturating_duration_since(*at) < OWNER_EVERY);
-        let recent = self.last.is_some_and(|last| now.saturating_duration_since(last) < RESTART_EVERY);
-        if recent || self.of.contains_key(owner) {
+        if self.rests(now) || self.of.contains_key(owner) {
             return false;
         }
         self.last = Some(now);
@@ -174,7 +178,11 @@ impl Reconciler {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                _ = looks.tick() => self.look(Instant::now()).await,
+                _ = looks.tick() => {
+                    if stop.run_until_cancelled(self.look(Instant::now())).await.is_none() {
+                        return;
+                    }
+                }
             }
         }
     }
@@ -207,14 +215,15 @@ impl Reconciler {
             let told = self.tell(pod).await;
             self.count("event", told, pod);
         }
-        if !(self.webhook)() {
+        // The lead may have gone meanwhile; and while nobody may be restarted, nobody need be asked for.
+        if !*self.leads.borrow() || !(self.webhook)() || self.restarts.rests(now) {
             return;
         }
         for pod in missing {
             let since = self.missed.get(&key(pod)).copied().unwrap_or(now);
             if pod.restart.unwrap_or(self.restart_all) && now.saturating_duration_since(since) >= PATIENCE {
                 match self.owner(pod).await {
-                    Ok(Some(owner)) if self.restarts.admit(&owner, now) => {
+                    Ok(Some(owner)) if *self.leads.borrow() && self.restarts.admit(&owner, now) => {
                         let restarted = self.restart(&owner).await;
                         self.count("restart", restarted, pod);
                         return;

@@ -47,7 +47,7 @@ pub(super) fn inject(
     let grace = spec.termination_grace_period_seconds.unwrap_or(GRACE_DEFAULT).max(0);
     let Some(json) = pod.get_mut("spec") else { return Err(Refusal::new("spec", "is missing")) };
     let asked = match wishes.probes {
-        true => probes::rewrite(json, spec, grace, warnings),
+        true => probes::rewrite(json, spec, wishes.sidecar, grace, warnings),
         false => BTreeMap::new(),
     };
     let environment = environment(typed, subject, wishes, settings, grace, &asked)?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, FromRequest as _, Request, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use axum::{Json, Router};
@@ -19,6 +19,7 @@ use kube::api::PartialObjectMeta;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client};
 use prometheus::{Histogram, HistogramOpts, IntCounterVec, Opts, Registry};
+use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
 use super::review::{Decision, Question, words};
@@ -30,8 +31,17 @@ pub const BODY_MAX: usize = 4 << 20;
 /// How long an answer may take; the webhook configuration gives it 5 s.
 pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
 
+/// How long a question may take to arrive.
+const ARRIVAL_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Questions at a time: anybody may ask, and each may become some hundred MB of JSON values.
+const PLACES: usize = 4;
+
 /// Where the API server asks.
 pub const PATH: &str = "/inject";
+
+/// Longest name of a namespace (RFC 1123).
+const NAMESPACE_NAME_MAX: usize = 63;
 
 /// What namespaces say. Cheap to clone.
 #[derive(Clone)]
@@ -49,6 +59,11 @@ impl Namespaces {
 
     /// What a namespace says; `None` if nobody knows it.
     async fn get(&self, name: &str) -> Option<Namespace> {
+        // Whoever asks here need not be the API server, and the name becomes part of a path.
+        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if name.is_empty() || name.len() > NAMESPACE_NAME_MAX || !name.bytes().all(fits) {
+            return None;
+        }
         if let Some(seen) = self.seen.get(&ObjectRef::new(name)) {
             return Some(of_object(&seen));
         }
@@ -81,6 +96,7 @@ fn of_object(object: &PartialObjectMeta<NamespaceObject>) -> Namespace {
 pub struct Webhook(Arc<Inner>);
 
 struct Inner {
+    places: Semaphore,
     namespaces: Namespaces,
     settings: Settings,
     reviews: IntCounterVec,
@@ -106,10 +122,10 @@ impl Webhook {
         // Registered twice only in tests that share a registry; then they are only not exported twice.
         drop(registry.register(Box::new(reviews.clone())));
         drop(registry.register(Box::new(time.clone())));
-        for word in words().chain(["malformed", "late"]) {
+        for word in words().chain(["malformed", "late", "busy"]) {
             reviews.with_label_values(&[word]);
         }
-        Self(Arc::new(Inner { namespaces, settings, reviews, time }))
+        Self(Arc::new(Inner { places: Semaphore::new(PLACES), namespaces, settings, reviews, time }))
     }
 
     /// What is served over TLS.
@@ -145,9 +161,24 @@ impl Webhook {
     }
 }
 
-async fn answer(State(webhook): State<Webhook>, body: Bytes) -> Response {
+async fn answer(State(webhook): State<Webhook>, request: Request) -> Response {
     let begun = Instant::now();
     let count = |word: &str| webhook.0.reviews.with_label_values(&[word]).inc();
+    let Ok(Ok(_place)) = tokio::time::timeout(ANSWER_TIME_MAX, webhook.0.places.acquire()).await else {
+        count("busy");
+        return (StatusCode::SERVICE_UNAVAILABLE, "too many questions at a time\n").into_response();
+    };
+    let body = match tokio::time::timeout(ARRIVAL_TIME_MAX, Bytes::from_request(request, &())).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(refusal)) => {
+            count("malformed");
+            return refusal.into_response();
+        }
+        Err(_) => {
+            count("malformed");
+            return (StatusCode::REQUEST_TIMEOUT, "the question does not arrive\n").into_response();
+        }
+    };
     let question = match Question::read(&body) {
         Ok(question) => question,
         Err(error) => {

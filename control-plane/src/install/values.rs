@@ -199,7 +199,9 @@ impl Values {
         text("image.registry", &image.registry, "._:/-", true)?;
         ensure!(!image.registry.ends_with('/'), "image.registry: {:?} ends with a slash", image.registry);
         text("image.tag", &image.tag, "_.-", false)?;
-        text("trustDomain", trust_domain, "._-", false)?;
+        // As the control plane will judge it.
+        weft_wire::SpiffeId::new(trust_domain, super::NAMESPACE, super::NAME)
+            .map_err(|error| anyhow::anyhow!("trustDomain: {error}"))?;
         text("log", log, "_:=,./-", false)?;
         text("controlPlane.priorityClassName", &control_plane.priority_class_name, ".-", true)?;
         for (path, word, words) in [

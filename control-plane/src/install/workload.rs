@@ -196,7 +196,8 @@ fn container(values: &Values) -> Value {
     let probe = |path: &str, seconds: u8| json!({ "httpGet": { "path": path, "port": "http-metrics" }, "periodSeconds": seconds });
     // Listing a large cluster takes a while, and is no reason to begin again.
     let mut startup = probe("/live", 2);
-    startup["failureThreshold"] = 60.into();
+    // Nor is an API server that is away: half an hour.
+    startup["failureThreshold"] = 900.into();
     json!({
         "name": "control-plane",
         "image": values.image_of(NAME),
