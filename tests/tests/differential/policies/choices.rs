@@ -282,7 +282,7 @@ async fn the_next_attempts_find_the_same_endpoints() -> anyhow::Result<()> {
     let scene = cast.enter(binary).await?;
     scene
         .all(cases, async |service, _| {
-            let mut differ = Vec::new();
+            let (mut differ, mut told) = (Vec::new(), 0);
             for key in 0..KEYS {
                 // A connection that a busy machine does not make in time is another attempt; that happens once.
                 for last in [false, true] {
@@ -293,8 +293,9 @@ async fn the_next_attempts_find_the_same_endpoints() -> anyhow::Result<()> {
                     // `Another attempt's endpoint`: after some looks Envoy takes one again that has failed.
                     let mut before = HashSet::new();
                     let others = envoy.iter().take_while(|backend| before.insert(**backend)).count();
-                    let four = envoy.len() == 4 && weft.len() == 4 && different.len() == 4 && others > 1;
+                    let four = envoy.len() == 4 && weft.len() == 4 && different.len() == 4;
                     if four && envoy[..others] == weft[..others] {
+                        told += usize::from(others > 1);
                         break;
                     }
                     if last {
@@ -303,6 +304,8 @@ async fn the_next_attempts_find_the_same_endpoints() -> anyhow::Result<()> {
                 }
             }
             ensure!(differ.is_empty(), "{} of {KEYS} keys: {differ:#?}", differ.len());
+            // Where the ring is unlucky, and it is another in each run, Envoy's first look again finds the one that failed.
+            ensure!(told * 10 >= KEYS * 9, "only {told} of {KEYS} keys had a second endpoint to compare");
             Ok(())
         })
         .await?;
