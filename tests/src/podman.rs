@@ -137,6 +137,8 @@ impl Podman {
         command.args(["--target", &target, "--mount", "--net", "--pid"]);
         let mut here = OsString::from("--wd=");
         here.push(binary::workspace());
+        // The directory belongs to the mounts outside: whoever asks where it is must be told.
+        command.env("PWD", binary::workspace());
         command.arg(here).arg(program).env("PATH", SEARCHED).stdin(Stdio::null());
         for (variable, file) in [
             ("CONTAINERS_CONF", "containers.conf"),
