@@ -112,9 +112,10 @@ fn two_pods_speak_mutual_tls_and_the_graph_shows_who_called() -> anyhow::Result<
     let callers = node.callers()?;
     ensure!(!callers.is_empty() && callers.iter().all(|caller| *caller == identity("cron")), "{callers:?}");
 
-    // A classic sidecar is told to end together with its app, which has one more call to make.
+    // A classic sidecar is told to end together with its app, which has one more call to make. As with a kubelet, the pod's
+    // network outlives both.
     let grace = GRACE_SECONDS.to_string();
-    node.podman.run("podman", ["pod", "stop", "--time", &grace, "cron"])?;
+    node.podman.run("podman", ["stop", "--time", &grace, "cron-app", "cron-weft-proxy"])?;
     let (app, sidecar) = (node.podman.log("cron-app")?, node.podman.log("cron-weft-proxy")?);
     ensure!(app.contains(r#"{"orders":0}"#), "no last call: {app}\n{sidecar}");
     for container in ["cron-app", "cron-weft-proxy"] {
