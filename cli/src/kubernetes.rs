@@ -13,10 +13,9 @@ use std::time::Duration;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
-/// Where the control plane lives.
-pub(crate) const NAMESPACE: &str = "weft-system";
-/// The control plane's Deployment, Service, ServiceAccount and Lease.
-pub(crate) const CONTROL_PLANE: &str = "weft-control-plane";
+/// Where the control plane lives, and what its Deployment, Service, ServiceAccount and Lease are called.
+pub(crate) use weft_control_plane::install::{NAME as CONTROL_PLANE, NAMESPACE};
+
 /// The Service of the replica that leads: it has the live graph.
 pub(crate) const LEADER_SERVICE: &str = "weft-control-plane-leader";
 

@@ -13,6 +13,8 @@ use weft_control_plane::cluster::MANAGER;
 use weft_control_plane::install::change::Named;
 use weft_wire::annotation::STATUS;
 
+use crate::kubernetes;
+
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Pods in one answer.
@@ -27,10 +29,9 @@ pub(super) type Injected = BTreeMap<(String, String), usize>;
 impl Cluster {
     /// Finds it as `kubectl` would.
     pub(super) async fn find() -> anyhow::Result<Self> {
-        let config = kube::Config::infer().await;
-        let config =
-            config.context("cannot find a cluster: KUBECONFIG or ~/.kube/config says where it is")?;
-        Ok(Self(Client::try_from(config).context("cannot use the credentials for the cluster")?))
+        let found = kubernetes::Cluster::open(None).await;
+        let found = found.context("cannot find a cluster: KUBECONFIG or ~/.kube/config says where it is")?;
+        Ok(Self(found.client))
     }
 
     /// An object; `None` if it is not there, or its kind is not.
