@@ -12,6 +12,7 @@
 )]
 
 mod following;
+mod nodes;
 mod place;
 mod real;
 mod simulated;

@@ -106,16 +106,49 @@ impl Place {
     /// Waits until an object is as `look` wants it.
     pub(crate) async fn until(
         &self,
+        what: (&str, &str),
+        at: (&str, &str),
+        look: impl Fn(&Value) -> bool,
+    ) -> anyhow::Result<Value> {
+        self.until_within(PATIENCE, what, at, look).await
+    }
+
+    /// [`until`](Self::until), with a patience of one's own.
+    pub(crate) async fn until_within(
+        &self,
+        patience: Duration,
         (version, kind): (&str, &str),
         at: (&str, &str),
         look: impl Fn(&Value) -> bool,
     ) -> anyhow::Result<Value> {
-        poll::until(&format!("{kind} {at:?}"), PATIENCE, async || {
+        poll::until(&format!("{kind} {at:?}"), patience, async || {
             let found = self.get(version, kind, at).await?.context("it is not there")?;
             ensure!(look(&found), "{found}");
             anyhow::Ok(found)
         })
         .await
+    }
+
+    /// Waits until what belongs to no namespace is gone; a namespace takes its time.
+    pub(crate) async fn gone(&self, kind: &str, name: &str) -> anyhow::Result<()> {
+        poll::until(&format!("{kind} {name} goes"), 2 * PATIENCE, async || {
+            let found = self.get("v1", kind, ("", name)).await?;
+            ensure!(found.is_none(), "{found:?}");
+            anyhow::Ok(())
+        })
+        .await
+    }
+
+    /// Changes a part of an object.
+    pub(crate) async fn merge(
+        &self,
+        (version, kind): (&str, &str),
+        at: (&str, &str),
+        part: Value,
+    ) -> anyhow::Result<()> {
+        let api = self.api(version, kind, at.0).await?;
+        api.patch(at.1, &PatchParams::default(), &Patch::Merge(part)).await?;
+        Ok(())
     }
 
     /// Writes an object's status, as another controller would.

@@ -1,7 +1,7 @@
 //! On the cluster that `KUBECONFIG` names.
 //!
 //! One test, because there is one cluster: installs what `k8s/` holds, tells the stories with the rights of the control plane's
-//! own ServiceAccount, and takes everything away again.
+//! own ServiceAccount, takes everything away again, and then begins anew as a platform team would, if there are [`nodes`].
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 use weft_tests::poll;
 
 use super::place::{OWN, PATIENCE, Place, documents_of};
-use super::stories;
+use super::{nodes, stories};
 
 /// Namespaces of the stories.
 const NAMESPACES: [&str; 4] = ["shop", "weft-shop", "weft-tools", "weft-theirs"];
@@ -46,7 +46,16 @@ async fn everything_on_a_real_cluster() -> anyhow::Result<()> {
     let api = self::token(&place, "shop", "web", Some("weft-api")).await?;
     stories::tokens_say_who_is_there(&place, &web, &other, &api).await.context("tokens say who is there")?;
 
-    nothing_is_left(&place, &manifests).await.context("nothing is left")
+    place
+        .delete(
+            &documents_of(&manifests)?.iter().rev().map(Value::to_string).collect::<Vec<_>>().join("\n---\n"),
+        )
+        .await?;
+    the_bundles_are_gone(&place).await.context("trust bundles")?;
+    nothing_is_left(&place).await.context("nothing is left")?;
+
+    nodes::a_platform_team(&place, &kubeconfig).await?;
+    nothing_is_left(&place).await.context("nothing is left of what ran")
 }
 
 fn manifests() -> anyhow::Result<String> {
@@ -122,11 +131,8 @@ async fn bad_objects_are_refused(place: &Place) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Uninstalls, and looks whether anything is there that bears our name.
-async fn nothing_is_left(place: &Place, manifests: &str) -> anyhow::Result<()> {
-    let objects: Vec<String> = documents_of(manifests)?.iter().rev().map(Value::to_string).collect();
-    place.delete(&objects.join("\n---\n")).await?;
-    // What is not installed goes with the Namespace that owns it.
+/// What is not installed goes with the Namespace that owns it; what somebody else made stays.
+async fn the_bundles_are_gone(place: &Place) -> anyhow::Result<()> {
     poll::until("the trust bundles go", PATIENCE, async || {
         for namespace in ["weft-shop", "weft-tools"] {
             let found = place.get("v1", "ConfigMap", (namespace, "weft-trust-bundle")).await?;
@@ -135,16 +141,27 @@ async fn nothing_is_left(place: &Place, manifests: &str) -> anyhow::Result<()> {
         anyhow::Ok(())
     })
     .await?;
-    poll::until("the namespace goes", PATIENCE, async || {
-        let found = place.get("v1", "Namespace", ("", OWN)).await?;
-        ensure!(found.is_none(), "{found:?}");
-        anyhow::Ok(())
-    })
-    .await?;
+    let theirs = place.get("v1", "ConfigMap", ("weft-theirs", "weft-trust-bundle")).await?;
+    ensure!(theirs.is_some(), "what somebody else made went too");
+    for namespace in NAMESPACES {
+        place
+            .delete(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}"))
+            .await?;
+    }
+    for namespace in NAMESPACES {
+        place.gone("Namespace", namespace).await?;
+    }
+    Ok(())
+}
+
+/// Looks whether anything is there that bears our name.
+async fn nothing_is_left(place: &Place) -> anyhow::Result<()> {
+    place.gone("Namespace", OWN).await?;
     for (version, kind) in [
         ("rbac.authorization.k8s.io/v1", "ClusterRole"),
         ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"),
         ("apiextensions.k8s.io/v1", "CustomResourceDefinition"),
+        ("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration"),
     ] {
         poll::until(&format!("every {kind} goes"), PATIENCE, async || {
             let found = place.list(version, kind, "").await?;
@@ -155,13 +172,6 @@ async fn nothing_is_left(place: &Place, manifests: &str) -> anyhow::Result<()> {
             anyhow::Ok(())
         })
         .await?;
-    }
-    let theirs = place.get("v1", "ConfigMap", ("weft-theirs", "weft-trust-bundle")).await?;
-    ensure!(theirs.is_some(), "what somebody else made went too");
-    for namespace in NAMESPACES {
-        place
-            .delete(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}"))
-            .await?;
     }
     Ok(())
 }
