@@ -18,7 +18,9 @@ use crate::config::Config;
 /// # Errors
 /// When the start fails.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.log).context("read --log")?;
+    // The client tells each failure before it answers it, and whoever asked says what it means.
+    let twice = "kube_client::client::builder=off".parse().context("a directive")?;
+    let filter = EnvFilter::try_new(&config.log).context("read --log")?.add_directive(twice);
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
     // People read colours, machines read JSON.
     if stderr().is_terminal() {
