@@ -158,6 +158,8 @@ fn container(role: &Role, version: &str, frail: bool) -> Value {
     if let Some(port) = role.port {
         container["ports"] = json!([{ "name": port.name, "containerPort": port.number }]);
         container["readinessProbe"] = json!({ "tcpSocket": { "port": port.name }, "periodSeconds": 2 });
+        // The program stops listening at its signal, which comes before every caller has heard that the pod goes.
+        container["lifecycle"] = json!({ "preStop": { "sleep": { "seconds": 2 } } });
     }
     container
 }
