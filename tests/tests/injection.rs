@@ -42,7 +42,7 @@ webhooks:
 - name: injector.weft.dev
   admissionReviewVersions: [v1]
   sideEffects: None
-  clientConfig: {service: {name: weft-control-plane, namespace: weft-system, path: /inject}}
+  clientConfig: {service: {name: weft-injector, namespace: weft-system, path: /inject}}
 ";
 
 /// A control plane that follows `server`, and where its webhook is.
@@ -97,10 +97,10 @@ async fn ask(webhook: SocketAddr, bundle: &str, body: &[u8]) -> anyhow::Result<(
         rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let config = config.with_root_certificates(roots).with_no_client_auth();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let name = ServerName::try_from("weft-control-plane.weft-system.svc")?;
+    let name = ServerName::try_from("weft-injector.weft-system.svc")?;
     let mut stream = connector.connect(name, TcpStream::connect(webhook).await?).await?;
     let head = format!(
-        "POST /inject?timeout=5s HTTP/1.1\r\nhost: weft-control-plane.weft-system.svc\r\ncontent-type: application/json\r\n\
+        "POST /inject?timeout=5s HTTP/1.1\r\nhost: weft-injector.weft-system.svc\r\ncontent-type: application/json\r\n\
          content-length: {}\r\nconnection: close\r\n\r\n",
         body.len()
     );

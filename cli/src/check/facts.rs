@@ -69,7 +69,7 @@ pub(crate) struct Webhook {
     pub(crate) name: String,
     /// The `caBundle`s of its webhooks, PEM.
     pub(crate) bundles: Vec<Vec<u8>>,
-    /// Where they are served: `weft-system/weft-control-plane:443`, or a URL.
+    /// Where they are served: `weft-system/weft-injector:443`, or a URL.
     pub(crate) served_by: Vec<String>,
 }
 

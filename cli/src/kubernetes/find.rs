@@ -1,6 +1,6 @@
 //! Where in a cluster the control plane runs.
 //!
-//! In: a client. Out: a pod and a port of it, to be forwarded to. The leader's Service says which of several pods has the live
+//! In: a client. Out: a pod and a port of it, to be forwarded to. The Service says which of several pods has the live
 //! graph; before there is a leader, or in an installation without that Service, any ready pod of the Deployment will do.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 
 use super::forward::{self, Forward, Forwarded};
-use super::{CONTROL_PLANE, Cluster, LEADER_SERVICE, NAMESPACE, Trouble, ask};
+use super::{CONTROL_PLANE, Cluster, NAMESPACE, Trouble, ask};
 
 /// Where the API listens in its pod, unless the Service says otherwise.
 const API_PORT: u16 = weft_wire::port::API;
@@ -102,18 +102,18 @@ async fn control_plane(cluster: &Cluster) -> Result<Forward, Error> {
         Ok(found) => Ok(found),
         Err(Trouble::Unreachable(words)) => Err(Error::Unreachable(words)),
         Err(Trouble::Missing) if service == Trouble::Missing => Err(Error::Absent(format!(
-            "there is neither Service {LEADER_SERVICE} nor Deployment {CONTROL_PLANE} in namespace {NAMESPACE}; is Weft \
+            "there is neither Service nor Deployment {CONTROL_PLANE} in namespace {NAMESPACE}; is Weft \
              installed there? (weft install | kubectl apply -f -)"
         ))),
         Err(trouble) => Err(Error::Absent(format!(
-            "Service {LEADER_SERVICE} in {NAMESPACE}: {service}; Deployment {CONTROL_PLANE}: {trouble}"
+            "Service {CONTROL_PLANE} in {NAMESPACE}: {service}; Deployment {CONTROL_PLANE}: {trouble}"
         ))),
     }
 }
 
 async fn by_service(client: &Client) -> Result<Forward, Trouble> {
     let services: Api<Service> = Api::namespaced(client.clone(), NAMESPACE);
-    let service = ask(services.get(LEADER_SERVICE)).await?;
+    let service = ask(services.get(CONTROL_PLANE)).await?;
     let spec = service.spec.unwrap_or_default();
     let ports = spec.ports.unwrap_or_default();
     let named = ports.iter().find(|port| port.name.as_deref() == Some(API_PORT_NAME));

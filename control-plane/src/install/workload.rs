@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use weft_wire::annotation::{INJECT, LEADER};
 use weft_wire::port;
 
-use crate::inject::{keeper, webhook};
+use crate::inject::{certificate, keeper, webhook};
 
 use super::values::{ControlPlane, Values};
 use super::{INSTALLED_WITH, NAME, NAMESPACE, Object, labels, selector};
@@ -41,34 +41,35 @@ pub(super) fn services() -> [Object; 2] {
         })
     };
     let of = |name: &str, port: u16, protocol: &str| json!({ "name": name, "port": port, "targetPort": name, "appProtocol": protocol });
-    let all = service(
+    let mut leads = selector();
+    leads[LEADER] = "true".into();
+    let leader = service(
         NAME,
-        selector(),
+        leads,
         json!([
             of("grpc-control", port::CONTROL_TLS, "grpc"),
             of("grpc-otlp", port::OTLP_GRPC, "grpc"),
             of("http-otlp", port::OTLP_HTTP, "http"),
-            { "name": "https-webhook", "port": 443, "targetPort": "https-webhook", "appProtocol": "https" },
+            of("http-api", port::API, "http"),
         ]),
     );
-    let mut leads = selector();
-    leads[LEADER] = "true".into();
-    let leader = service(
-        &format!("{NAME}-leader"),
-        leads,
-        json!([of("grpc-control", port::CONTROL_TLS, "grpc"), of("http-api", port::API, "http")]),
+    let injector = service(
+        certificate::SERVICE,
+        selector(),
+        json!([{ "name": "https-webhook", "port": 443, "targetPort": "https-webhook", "appProtocol": "https" }]),
     );
     [
         Object::new(
             "service",
-            "Sidecars, apps that report by themselves, and the API server's webhook calls.",
-            all,
+            "The replica that leads and has the live graph, for sidecars and for apps that report by themselves. The API listens on \
+             its pod's loopback, where it asks nobody for a password:\n\
+             kubectl -n weft-system port-forward service/weft-control-plane 8080",
+            leader,
         ),
         Object::new(
             "service",
-            "The one that leads and has the live graph. The API listens on its pod's loopback, where it asks nobody for a password:\n\
-             kubectl -n weft-system port-forward service/weft-control-plane-leader 8080",
-            leader,
+            "Every replica that is ready, for the API server's questions about new pods.",
+            injector,
         ),
     ]
 }
@@ -250,7 +251,7 @@ pub(super) fn injector(values: &Values) -> Object {
             "name": "injector.weft.dev",
             "admissionReviewVersions": ["v1"],
             "clientConfig": {
-                "service": { "name": NAME, "namespace": NAMESPACE, "path": webhook::PATH, "port": 443 },
+                "service": { "name": certificate::SERVICE, "namespace": NAMESPACE, "path": webhook::PATH, "port": 443 },
             },
             "rules": [{
                 "apiGroups": [""],

@@ -87,7 +87,7 @@ pub(super) fn app(member: &Member) -> Value {
             "serviceAccountName": member.name,
             "terminationGracePeriodSeconds": GRACE_SECONDS,
             "hostAliases": [
-                { "ip": CONTROL_ADDRESS, "hostnames": ["weft-control-plane-leader.weft-system.svc"] },
+                { "ip": CONTROL_ADDRESS, "hostnames": ["weft-control-plane.weft-system.svc"] },
                 { "ip": ORDERS_ADDRESS, "hostnames": ["orders"] },
             ],
             "containers": [run("app", member.program)],

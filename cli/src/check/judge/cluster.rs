@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::super::catalog::Check;
 use super::super::facts::{Cluster, Facts, Installed, Lease, Replica};
 use super::{Outcome, injector, known, unanswered};
-use crate::kubernetes::{CONTROL_PLANE, LEADER_SERVICE, NAMESPACE, Trouble};
+use crate::kubernetes::{CONTROL_PLANE, NAMESPACE, Trouble};
 
 /// The oldest Kubernetes whose API server takes the rules in our kinds.
 const OLDEST: (u32, u32) = (1, 25);
@@ -272,7 +272,7 @@ fn leader(installed: &Installed) -> Result<Outcome, Outcome> {
     let marked: Vec<&str> = pods.iter().filter(|pod| pod.leads).map(|pod| pod.name.as_str()).collect();
     Ok(match marked[..] {
         [] => Outcome::fail(format!(
-            "no pod is labelled weft.dev/leader=true: Service {LEADER_SERVICE} leads nowhere"
+            "no pod is labelled weft.dev/leader=true: Service {CONTROL_PLANE} leads nowhere"
         )),
         // A run of the program is named after its pod and something that no other run has.
         [one] if holder.starts_with(one) => Outcome::passed(one),

@@ -61,7 +61,7 @@ fn healthy() -> Facts {
     let webhook = Webhook {
         name: "weft-injector".into(),
         bundles: vec![bundle()],
-        served_by: vec!["weft-system/weft-control-plane:443".into()],
+        served_by: vec!["weft-system/weft-injector:443".into()],
     };
     let cluster = Cluster {
         server: "https://10.0.0.1:6443".into(),
