@@ -35,6 +35,7 @@ pub mod ingest;
 pub mod inject;
 pub mod inspect;
 pub mod install;
+pub mod lead;
 pub mod listen;
 pub mod mesh;
 pub mod pod_security;
