@@ -577,6 +577,12 @@ impl World {
         self.pods.injected()
     }
 
+    /// How many pods run that the injector gave a sidecar.
+    #[must_use]
+    pub fn running_sidecars(&self) -> usize {
+        self.pods.running_sidecars()
+    }
+
     // === who is at an address ===
 
     /// Who an endpoint is: the sidecar at the address, else the named pod, else the pod at the address.
