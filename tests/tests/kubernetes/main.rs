@@ -17,3 +17,4 @@ mod real;
 mod simulated;
 mod space;
 mod stories;
+mod takeover;
