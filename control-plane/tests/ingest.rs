@@ -272,7 +272,7 @@ async fn a_late_report_is_placed_where_it_happened() {
 }
 
 fn http_router(plane: &Plane, lead: Lead) -> axum::Router {
-    let sent_away = prometheus::IntCounter::new("sent_away", "Requests refused.").unwrap();
+    let sent_away = prometheus::IntCounter::new("sent_away", "Requests refused.").expect("a valid name");
     plane.ingest.http_router(lead, sent_away)
 }
 
