@@ -2,8 +2,8 @@
 //!
 //! In: metadata. Out: a [`Wish`] (a sidecar or not) and [`Wishes`] (how it should be). Invariants: the pod wins over its
 //! namespace, the namespace over the injector's settings; an impossible value on a pod is a [`Refusal`], because its author
-//! is there to read it; on a namespace it is a warning, because every pod of it would be refused otherwise. Unknown keys below
-//! `weft.dev/` are warnings that name the nearest key there is.
+//! is there to read it; on a namespace it is a warning, because every pod of it would be refused otherwise, and so it is on a
+//! pod that stays without a sidecar anyway. Unknown keys below `weft.dev/` are warnings that name the nearest key there is.
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -59,11 +59,14 @@ pub(super) fn inject(pod: &Pod, namespace: &Namespace, warnings: &mut Vec<String
             let Some(row) = known(key, kind, warnings) else { continue };
             if kind == "labels" && row.place != keys::Place::BothAndLabel {
                 if row.place != keys::Place::Written {
+    let mut wrong = None;
                     warnings.push(format!("label {key} does nothing; write it as an annotation"));
                 }
                 continue;
             }
-            row.check(value).map_err(|fix| Refusal::new(place(kind, key), fix))?;
+            if let Err(fix) = row.check(value) {
+                wrong.get_or_insert_with(|| Refusal::new(place(kind, key), fix));
+            }
             if key == keys::INJECT {
                 found.push(value == "enabled");
             }
@@ -76,7 +79,7 @@ pub(super) fn inject(pod: &Pod, namespace: &Namespace, warnings: &mut Vec<String
                     .into(),
             );
         }
-        return Ok(Wish::OfPod(wish));
+        return (Wish::OfPod(wish), wrong);
     }
     let of_namespace = [&namespace.annotations, &namespace.labels]
         .into_iter()
@@ -89,7 +92,7 @@ pub(super) fn inject(pod: &Pod, namespace: &Namespace, warnings: &mut Vec<String
             }
         });
     let found: Vec<bool> = of_namespace.collect();
-    Ok(one(&found).map_or(Wish::Silent, Wish::OfNamespace))
+    (one(&found).map_or(Wish::Silent, Wish::OfNamespace), wrong)
 }
 
 /// `disabled` wins over `enabled`.
