@@ -350,10 +350,14 @@ impl World {
         }
     }
 
-    fn pod_changed(&self, old: Option<&PodSpec>, name: &ObjectName, changes: &mut Changes) {
+    fn pod_changed<'a>(&'a self, old: Option<&'a PodSpec>, name: &ObjectName, changes: &mut Changes) {
         let new = self.pods.get(name).map(|pod| &pod.spec);
         if old == new {
             return;
+        }
+        let ended = |pod: Option<&'a PodSpec>| pod.and_then(|pod| pod.app_ended.as_deref());
+        if ended(old) != ended(new) {
+            changes.touched.insert(Key::Pod(name.clone()));
         }
         for pod in [old, new].into_iter().flatten() {
             for address in &pod.addresses {

@@ -240,13 +240,16 @@ async fn the_certificate_comes_back_whoever_takes_it_away() -> anyhow::Result<()
 
 // === a classic sidecar's end ===
 
+/// The pod's uid.
+const UID: &str = "6f1c3a52";
+
 /// A pod with a classic sidecar at an address of loopback, and what its only other container is doing.
 fn pod(policy: &str, state: &str, more: &str) -> String {
     format!(
         "\
 apiVersion: v1
 kind: Pod
-metadata: {{name: migrate-x7k2p, namespace: shop, labels: {{app: migrate}}{more}}}
+metadata: {{name: migrate-x7k2p, namespace: shop, uid: {UID}, labels: {{app: migrate}}{more}}}
 spec:
   restartPolicy: {policy}
   containers: [{{name: weft-proxy}}, {{name: app}}]
@@ -296,6 +299,9 @@ impl Classic {
                 "--workload=migrate",
                 "--namespace=shop",
                 "--pod-ips=127.9.8.7",
+                "--pod=migrate-x7k2p",
+                "--pod-uid",
+                UID,
                 "--sidecar=classic",
             ])
             .args([
@@ -354,6 +360,11 @@ async fn a_job_with_a_classic_sidecar_completes() -> anyhow::Result<()> {
     // A failure is tried again by the kubelet, so the sidecar stays.
     classic.plane.apply(&objects(&pod("OnFailure", "terminated: {exitCode: 1}", ""), classic.db))?;
     // The next state of the same pod has arrived when the end has been told of; so a short look in between must do.
+    classic.call().await?;
+    assert_eq!(classic.readiness().await?, 200);
+    // The end of one that had this pod's name and address before is not its own.
+    let other = pod("OnFailure", "terminated: {exitCode: 0}", "").replace(UID, "0d8e7f21");
+    classic.plane.apply(&objects(&other, classic.db))?;
     classic.call().await?;
     assert_eq!(classic.readiness().await?, 200);
     classic.plane.apply(&objects(&pod("OnFailure", "terminated: {exitCode: 0}", ""), classic.db))?;

@@ -126,6 +126,8 @@ fn environment(
         field("WEFT_POD", "metadata.name"),
         field("WEFT_POD_IPS", "status.podIPs"),
     ];
+    // By which it asks whether its app has ended.
+    variables.extend((wishes.sidecar == Sidecar::Classic).then(|| field("WEFT_POD_UID", "metadata.uid")));
     // Where nobody knows what the pod is of, it is itself.
     variables.push(match workload(&typed.metadata, subject) {
         Some(name) => text("WEFT_WORKLOAD", &name),

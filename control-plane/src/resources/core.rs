@@ -218,7 +218,8 @@ pub(super) fn pod(pod: Pod) -> Result<Option<Object>, Refusal> {
         (true, true) => Health::Draining,
         (false, _) => Health::NotReady,
     };
-    let app_ended = !finished && app_ended(&spec, &status, pod.metadata.deletion_timestamp.is_some());
+    let ended = !finished && app_ended(&spec, &status, pod.metadata.deletion_timestamp.is_some());
+    let app_ended = ended.then(|| pod.metadata.uid.unwrap_or_default().into());
     let mut ports = BTreeMap::new();
     // An init container that goes on running serves as well; where two have a port of one name, the first counts.
     let goes_on = |(_, container): &(usize, Container)| container.restart_policy.as_deref() == Some("Always");
