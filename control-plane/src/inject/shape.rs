@@ -160,9 +160,7 @@ fn environment(
     ];
     variables.extend(settings.into_iter().filter_map(|(name, value)| Some(text(name, &value?))));
     if !asked.is_empty() {
-        let json = serde_json::to_string(asked)
-            .map_err(|error| Refusal::new("spec.containers", error.to_string()))?;
-        variables.push(text(probes::ENVIRONMENT, &json));
+        variables.push(text(probes::ENVIRONMENT, &probes::encode(asked, &typed.metadata)?));
     }
     Ok(variables)
 }
