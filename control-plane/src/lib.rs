@@ -46,3 +46,4 @@ pub mod sources;
 pub mod store;
 pub mod world;
 pub mod xds;
+pub mod yaml;

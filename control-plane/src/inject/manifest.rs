@@ -106,7 +106,7 @@ pub fn transform(text: &str, namespace: Option<&str>, work: Work<'_>) -> Result<
                 out.push('\n');
             }
         } else {
-            let written = serde_yaml::to_string(&value);
+            let written = yaml::text(&value);
             out.push_str(&written.map_err(|source| Error::Write { position: index + 1, source })?);
         }
     }
@@ -292,6 +292,13 @@ mod tests {
     }
 
     #[test]
+    #[test]
+    fn a_text_stays_one_to_kubectl() {
+        let text = "kind: Pod\nspec: {containers: [{name: app, env: [{name: A, value: \"on\"}, {name: B, value: \"1_000\"}]}]}\n";
+        let (out, _) = transform(text, None, Work::Inject(&Settings::default())).expect("YAML");
+        assert!(out.contains("value: 'on'\n") && out.contains("value: '1_000'\n"), "{out}");
+    }
+
     fn octal_modes_stay_numbers() {
         let value = read(
             "spec: {volumes: [{name: a, configMap: {name: a, defaultMode: 0644, items: [{mode: 0400}]}}]}",

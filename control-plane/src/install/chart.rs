@@ -186,7 +186,7 @@ fn comment(values: &serde_yaml::Value, schema: &Value, depth: usize, out: &mut S
             comment(value, schema, depth + 1, out);
         } else {
             let one: serde_yaml::Mapping = [(field.into(), value.clone())].into_iter().collect();
-            let text = serde_yaml::to_string(&one).expect("values are YAML");
+            let text = crate::yaml::text(&one).expect("values are YAML");
             out.extend(text.lines().map(|line| format!("{space}{line}\n")));
         }
     }

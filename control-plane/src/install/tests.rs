@@ -1,9 +1,9 @@
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory as _, Parser as _};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
@@ -122,21 +122,31 @@ fn manifests(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// kubectl reads YAML 1.1, in which these are truth values, wherever they stand without quotes.
+/// kubectl reads YAML 1.1, in which `yes` and `1_000` are no texts.
 #[test]
-fn nothing_in_k8s_is_a_truth_value_by_accident() {
+fn what_yaml_1_1_would_not_take_for_a_text_is_written_so_that_it_does() {
+    let words =
+        ["y", "no", "On", "off", "~", "0o17", "1_000", "12:30:45", "2026-01-01", "<<", "true", "0644"];
+    let data = words.map(|word| (word.to_owned(), word.to_owned()));
+    let map = ConfigMap { data: Some(data.clone().into_iter().collect()), ..ConfigMap::default() };
+    let text = yaml::document(&map);
+    let read: ConfigMap = serde_yaml::from_str(&text).expect("YAML");
+    assert_eq!(read.data.map(|data| data.into_iter().collect()), Some(HashMap::from(data)));
+    for word in words {
+        assert!(text.contains(&format!("\n  '{word}': '{word}'\n")), "{word}: {text}");
+    }
     let mut files = Vec::new();
     manifests(&checked_in::directory(), &mut files);
     for file in files {
         let text = std::fs::read_to_string(&file).expect("text");
-        for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
-            let item = line.trim_start_matches("- ");
-            let (key, value) = item.split_once(':').unwrap_or(("", item));
-            for word in [key, value.trim()] {
-                let word = word.to_lowercase();
-                let accident = ["y", "n", "yes", "no", "on", "off"].contains(&word.as_str());
-                assert!(!accident, "{}: {line}", file.display());
+        for document in serde_yaml::Deserializer::from_str(&text) {
+            let object = serde_yaml::Value::deserialize(document).expect("YAML");
+            let written = crate::yaml::text(&object).expect("YAML");
+            // As it stands there, but for comments.
+            for line in written.lines() {
+                assert!(text.contains(line), "{}: {line}", file.display());
             }
+            assert_eq!(serde_yaml::from_str::<serde_yaml::Value>(&written).expect("YAML"), object);
         }
     }
 }
