@@ -136,7 +136,7 @@ impl Webhook {
             .with_state(self.clone())
     }
 
-    async fn decide(&self, question: &Question) -> Decision {
+    async fn decide(&self, question: &Arc<Question>) -> Decision {
         let known = async {
             match &question.pod {
                 Some(_) => self.0.namespaces.get(&question.namespace).await,
@@ -147,7 +147,7 @@ impl Webhook {
             return Decision { word: "late", ..question.without_namespace() };
         };
         let Some(namespace) = namespace else { return question.without_namespace() };
-        let (question, settings) = (question.clone(), self.0.settings.clone());
+        let (question, settings) = (Arc::clone(question), self.0.settings.clone());
         // A pod may be megabytes of JSON; whoever else is served here need not wait for it.
         let deciding = tokio::task::spawn_blocking(move || question.decide(&namespace, &settings));
         match deciding.await {
@@ -180,7 +180,7 @@ async fn answer(State(webhook): State<Webhook>, request: Request) -> Response {
         }
     };
     let question = match Question::read(&body) {
-        Ok(question) => question,
+        Ok(question) => Arc::new(question),
         Err(error) => {
             count("malformed");
             debug!(error = &error as &dyn std::error::Error, "a question that cannot be read");
