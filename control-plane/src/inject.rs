@@ -48,6 +48,8 @@ pub struct Namespace {
     pub labels: BTreeMap<String, String>,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
+    /// Whether policies keep out whom none lets in, at every port of its pods. Only who follows the cluster knows.
+    pub closed: bool,
 }
 
 /// What is to be injected.
@@ -118,14 +120,14 @@ pub fn inject(subject: Subject<'_>, settings: &Settings) -> Result<Answer, Refus
     let wrong = unread.or(wrong);
     if let Some(reason) = reason {
         warnings.extend(reason.is_worth_a_warning(wish).then(|| format!("no sidecar: {reason}")));
+        warnings.extend(wrong.map(|wrong| format!("{wrong} (it does nothing here)")));
         return Ok(Answer { verdict: Verdict::LeftAlone(reason), warnings });
     }
-        warnings.extend(wrong.map(|wrong| format!("{wrong} (it does nothing here)")));
-    let wishes = wishes::Wishes::read(&typed, subject.namespace, settings, &mut warnings)?;
-    let pod = shape::inject(bare, &typed, &subject, &wishes, settings, &mut warnings)?;
     if let Some(wrong) = wrong {
         return Err(wrong);
     }
+    let wishes = wishes::Wishes::read(&typed, subject.namespace, settings, &mut warnings)?;
+    let pod = shape::inject(bare, &typed, &subject, &wishes, settings, &mut warnings)?;
     let verdict = if pod == *subject.pod {
         Verdict::Unchanged
     } else {

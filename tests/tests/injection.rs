@@ -137,6 +137,7 @@ async fn decide(webhook: SocketAddr, bundle: &str, pod: &Value) -> anyhow::Resul
 #[tokio::test(flavor = "multi_thread")]
 async fn webhook_and_command_line_make_the_same_of_every_shape() -> anyhow::Result<()> {
     let server = ApiServer::start().await?;
+    server.define_weft()?;
     server.apply(CLUSTER)?;
     let directory = tempfile::tempdir()?;
     let (_control_plane, webhook) = control_plane(&server, directory.path()).await?;
@@ -202,6 +203,22 @@ async fn webhook_and_command_line_make_the_same_of_every_shape() -> anyhow::Resu
     let question = String::from_utf8(review(&pod))?.replace("\"shop\"", "\"new\"");
     let (_, body) = ask(webhook, &bundle, question.as_bytes()).await?;
     ensure!(String::from_utf8_lossy(&body).contains("\"patch\""), "{}", String::from_utf8_lossy(&body));
+    // A policy that closes the namespace closes its pods from their start.
+    let patch = async || {
+        let response = decide(webhook, &bundle, &pod).await?;
+        let patch = response["patch"].as_str().with_context(|| response.to_string())?;
+        anyhow::Ok(String::from_utf8(base64_of_kubernetes::decode(patch)?)?)
+    };
+    ensure!(!patch().await?.contains("WEFT_DEFAULT_ACCESS"), "open without a policy");
+    server.apply(
+        "{apiVersion: weft.dev/v1alpha1, kind: AccessPolicy, metadata: {name: closed, namespace: shop}, spec: {rules: []}}",
+    )?;
+    poll::until("pods start closed", PATIENCE, async || {
+        let patch = patch().await?;
+        ensure!(patch.contains(r#"{"name":"WEFT_DEFAULT_ACCESS","value":"deny"}"#), "{patch}");
+        anyhow::Ok(())
+    })
+    .await?;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::{Answer, Namespace, Refusal, Settings, Subject, Verdict, inject, strip};
+use crate::yaml;
 
 /// What is done to every pod.
 #[derive(Debug, Clone, Copy)]
@@ -186,7 +187,7 @@ fn namespaces(documents: &[Value]) -> BTreeMap<String, Namespace> {
             texts.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
         };
         let (labels, annotations) = (map("labels"), map("annotations"));
-        Some((name.clone(), Namespace { name, labels, annotations }))
+        Some((name.clone(), Namespace { name, labels, annotations, closed: false }))
     });
     found.collect()
 }
@@ -292,13 +293,13 @@ mod tests {
     }
 
     #[test]
-    #[test]
     fn a_text_stays_one_to_kubectl() {
         let text = "kind: Pod\nspec: {containers: [{name: app, env: [{name: A, value: \"on\"}, {name: B, value: \"1_000\"}]}]}\n";
         let (out, _) = transform(text, None, Work::Inject(&Settings::default())).expect("YAML");
         assert!(out.contains("value: 'on'\n") && out.contains("value: '1_000'\n"), "{out}");
     }
 
+    #[test]
     fn octal_modes_stay_numbers() {
         let value = read(
             "spec: {volumes: [{name: a, configMap: {name: a, defaultMode: 0644, items: [{mode: 0400}]}}]}",

@@ -50,16 +50,21 @@ pub(super) struct Wishes {
     pub(super) detect_timeout: Option<String>,
 }
 
-/// Reads `weft.dev/inject`, and warns of keys that mean nothing.
-pub(super) fn inject(pod: &Pod, namespace: &Namespace, warnings: &mut Vec<String>) -> Result<Wish, Refusal> {
+/// Reads `weft.dev/inject`, and warns of keys that mean nothing. Beside the wish: the first of the pod's values that is
+/// impossible, which is no concern of a pod that gets no sidecar.
+pub(super) fn inject(
+    pod: &Pod,
+    namespace: &Namespace,
+    warnings: &mut Vec<String>,
+) -> (Wish, Option<Refusal>) {
     let ObjectMeta { annotations, labels, .. } = &pod.metadata;
     let mut found = Vec::new();
+    let mut wrong = None;
     for (kind, map) in [("annotations", annotations), ("labels", labels)] {
         for (key, value) in map.iter().flatten() {
             let Some(row) = known(key, kind, warnings) else { continue };
             if kind == "labels" && row.place != keys::Place::BothAndLabel {
                 if row.place != keys::Place::Written {
-    let mut wrong = None;
                     warnings.push(format!("label {key} does nothing; write it as an annotation"));
                 }
                 continue;
@@ -68,7 +73,8 @@ pub(super) fn inject(pod: &Pod, namespace: &Namespace, warnings: &mut Vec<String
                 wrong.get_or_insert_with(|| Refusal::new(place(kind, key), fix));
             }
             if key == keys::INJECT {
-                found.push(value == "enabled");
+                // What cannot be read asks for something; for what, its author must say.
+                found.push(keys::switch(value).unwrap_or(true));
             }
         }
     }
@@ -149,7 +155,7 @@ impl Wishes {
                 let text = |text: &str| keys::duration_ms(text).map(|ms| (text.to_owned(), ms));
                 reader.parsed(keys::DRAIN_DEADLINE, text)?
             },
-            default_access: reader.text(keys::DEFAULT_ACCESS)?,
+            default_access: reader.default_access()?,
             detect_timeout: reader.text(keys::DETECT_TIMEOUT)?,
         };
         wishes.check_pairs()?;
@@ -224,6 +230,14 @@ impl<'a> Reader<'a> {
         parse: impl Fn(&'a str) -> Result<Vec<T>, String>,
     ) -> Result<Vec<T>, Refusal> {
         Ok(self.parsed(key, parse)?.unwrap_or_default())
+    }
+
+    /// Who may call while the control plane has said nothing: as the pod says; nobody where policies close the namespace,
+    /// which says only what holds without any; as the namespace says.
+    fn default_access(&mut self) -> Result<Option<String>, Refusal> {
+        let is_said = self.pod.annotations.as_ref().is_some_and(|all| all.contains_key(keys::DEFAULT_ACCESS));
+        let access = self.text(keys::DEFAULT_ACCESS)?;
+        Ok(if self.namespace.closed && !is_said { Some(keys::DENY.to_owned()) } else { access })
     }
 
     /// The text of a key, judged by its row.

@@ -52,6 +52,7 @@ pub(super) fn namespace(namespace: Namespace) -> Result<Option<Object>, Refusal>
         name: name.to_owned(),
         labels: namespace.metadata.labels.clone().unwrap_or_default(),
         annotations: annotations.cloned().unwrap_or_default(),
+        closed: false,
     };
     let inject = census::of_namespace(&said);
     let restart = annotations.and_then(|annotations| annotations.get(annotation::RESTART));
