@@ -92,6 +92,8 @@ pub struct Found {
 /// All pods at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Census {
+    /// Whether anybody looked: where objects are files nobody injects, and nobody looks.
+    pub taken: bool,
     /// Pods with a sidecar.
     pub injected: usize,
     /// Pods without one that should have it.
@@ -106,7 +108,7 @@ impl Census {
     /// Looks at everybody. `own` is the control plane's namespace, `version` the injector's.
     #[must_use]
     pub fn take(world: &World, own: &str, version: &str) -> Self {
-        let mut census = Self::default();
+        let mut census = Self { taken: true, ..Self::default() };
         let mut found: Vec<&PodSpec> = Vec::new();
         for pod in world.pods() {
             match &pod.injection.sidecar {
