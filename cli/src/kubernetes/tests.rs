@@ -225,6 +225,7 @@ mod stories {
         assert_eq!(answer["host"], "127.0.0.1:8080");
         assert_eq!(answer["authorization"], "Bearer weft_api_x");
         assert_eq!(server.forwarded(), ["b"]);
+        assert_eq!(api.leads(), Some(true));
         assert_eq!(api.base(), "pod weft-system/b (context test)");
         let others: Vec<String> = api.others().await.iter().map(|api| api.base().to_owned()).collect();
         assert_eq!(others, ["pod weft-system/a"]);
@@ -247,7 +248,9 @@ mod stories {
     async fn before_anybody_leads_any_ready_pod_is_asked() {
         let server = Server::installed();
         server.pod("a", Port::Open(echo().await), false);
-        api(&server).await.get("/").await.expect("an answer");
+        let any = api(&server).await;
+        any.get("/").await.expect("an answer");
+        assert_eq!(any.leads(), Some(false));
         server.objects().service = false;
         api(&server).await.get("/").await.expect("an answer");
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::super::catalog::Check;
-use super::super::facts::{Cluster, Facts, Installed, Lease, Replica};
+use super::super::facts::{Cluster, Installed, Lease, Replica};
 use super::{Outcome, injector, known, unanswered};
 use crate::kubernetes::{CONTROL_PLANE, LEADER_SERVICE, NAMESPACE, Trouble};
 
@@ -28,7 +28,7 @@ const RESTARTS: i32 = 3;
 /// Lately.
 const RECENT: Duration = Duration::from_secs(3600);
 
-pub(super) fn judge(check: Check, cluster: &Cluster, facts: &Facts) -> Outcome {
+pub(super) fn judge(check: Check, cluster: &Cluster) -> Outcome {
     let judged = match check {
         Check::ApiServer => Ok(api_server(cluster)),
         Check::Version => version(cluster),
@@ -39,7 +39,6 @@ pub(super) fn judge(check: Check, cluster: &Cluster, facts: &Facts) -> Outcome {
         Check::Namespace => namespace(cluster),
         Check::Webhook => injector::webhook(cluster),
         Check::CaBundle => injector::bundle(cluster),
-        Check::Uninjected => super::proxy::uninjected(cluster, facts),
         check => match &cluster.installed {
             Some(installed) => of_installation(check, installed, cluster),
             None => Ok(Outcome::skip("the installation is not looked at")),
