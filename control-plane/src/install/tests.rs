@@ -20,6 +20,19 @@ fn ha() -> Values {
     Values { ha: true, ..Values::default() }
 }
 
+/// Everything that goes together.
+fn all() -> Values {
+    let wishes = json!({
+        "controlPlane": { "history": { "persistentVolumeClaim": "graph" } },
+        "api": { "expose": true, "publicUrl": "https://weft.example.com", "tokensSecret": "weft-api-tokens", "oidc": {
+            "issuer": "https://login.example.com", "clientId": "weft", "clientSecret": "weft-oidc",
+            "operatorGroups": "sre,platform", "viewerGroups": "*",
+        } },
+        "sidecar": { "kind": "classic", "logLevel": "debug", "resources": { "limits": { "cpu": "2", "memory": "256Mi" } } },
+    });
+    Values::layered([wishes]).expect("possible")
+}
+
 #[test]
 fn the_file_is_what_weft_install_prints() {
     let head = "Weft, as `weft install` prints it: kubectl apply -f k8s/weft.yaml\n\
@@ -30,12 +43,20 @@ fn the_file_is_what_weft_install_prints() {
 
 #[test]
 fn the_control_plane_understands_its_command_line() {
-    for values in [Values::default(), ha()] {
+    for values in [Values::default(), ha(), all()] {
         let deployment = of_kind::<Deployment>(&values, "Deployment").remove(0);
         let container = deployment.spec.expect("spec").template.spec.expect("spec").containers.remove(0);
         let arguments = container.args.expect("arguments");
         let line = ["weft-control-plane".to_owned()].into_iter().chain(arguments);
-        Config::try_parse_from(line).expect("a command line of ours");
+        let config = Config::try_parse_from(line).expect("a command line of ours");
+        let crate::config::Listen::Address(api) = config.api_listen else { panic!("an address") };
+        assert!(api.ip().is_loopback() || config.auth.api_tokens.is_some(), "{api} asks nobody");
+        let files = [config.auth.api_tokens, config.auth.oidc.oidc_client_secret_file];
+        for file in files.into_iter().flatten() {
+            let mounts = container.volume_mounts.iter().flatten();
+            let mounted = mounts.filter(|mount| file.parent() == Some(Path::new(&mount.mount_path)));
+            assert_eq!(mounted.count(), 1, "{}", file.display());
+        }
         let command = Config::command();
         let known: HashSet<_> =
             command.get_arguments().filter_map(|one| one.get_env()?.to_str().map(str::to_owned)).collect();
@@ -91,6 +112,15 @@ fn three_replicas_come_with_what_keeps_them_apart() {
 }
 
 #[test]
+fn two_programs_never_write_one_history() {
+    let spec = of_kind::<Deployment>(&all(), "Deployment").remove(0).spec.expect("spec");
+    assert_eq!(
+        (spec.replicas, spec.strategy.and_then(|how| how.type_).as_deref()),
+        (Some(1), Some("Recreate"))
+    );
+}
+
+#[test]
 fn every_object_is_one_of_weft() {
     for object in objects(&ha()) {
         assert_eq!(
@@ -103,7 +133,7 @@ fn every_object_is_one_of_weft() {
 
 #[test]
 fn the_control_plane_passes_the_restricted_standard() {
-    for values in [Values::default(), ha()] {
+    for values in [Values::default(), ha(), all()] {
         let deployment = of_kind::<Deployment>(&values, "Deployment").remove(0);
         let pod = deployment.spec.expect("spec").template.spec.expect("spec");
         assert_eq!(crate::pod_security::restricted(&pod), [""; 0]);
