@@ -11,6 +11,7 @@
     reason = "a story on a real cluster says what it saw there, or why it was skipped"
 )]
 
+mod check;
 mod following;
 mod place;
 mod real;
