@@ -269,6 +269,14 @@ impl Api {
         plane.others().await.into_iter().map(at).collect()
     }
 
+    /// Whether the one that is asked leads, where that can be told.
+    pub(crate) fn leads(&self) -> Option<bool> {
+        match &self.way {
+            Way::ControlPlane(plane) => Some(plane.leads()),
+            Way::Tcp | Way::Pod(_) => None,
+        }
+    }
+
     pub(crate) fn base(&self) -> &str {
         &self.base
     }

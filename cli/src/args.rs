@@ -250,6 +250,17 @@ fn completions(shell: Shell) {
     output::text(&String::from_utf8_lossy(&script));
 }
 
+/// How objects or sidecars are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// For people with wide screens: more columns, or a row for each
+    Wide,
+    /// For programs
+    Json,
+}
+
 /// Reads `500ms`, `30s`, `5m`, `1h`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
-use self::catalog::{Asks, Check};
+use self::catalog::Check;
 use self::gather::Wish;
 use self::judge::{Finding, Outcome, Plan};
 use crate::api::Api;
@@ -106,7 +106,7 @@ pub(crate) async fn run(arguments: CheckArgs) -> anyhow::Result<ExitCode> {
         Format::Table => {
             output::text(&show::table(&findings));
             if !plan.cluster {
-                let left_out = Check::ALL.iter().filter(|check| check.asks() != Asks::Api).count();
+                let left_out = Check::ALL.iter().filter(|check| check.asks().needs_cluster()).count();
                 output::line(format_args!(
                     "  without a cluster: {left_out} checks of Kubernetes are not made"
                 ));

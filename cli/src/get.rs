@@ -5,11 +5,11 @@
 //! wrong; below them what could not be read. Surprise: an object whose newest text cannot be read is shown as it is in
 //! force, so the table alone would look well.
 
-use clap::ValueEnum;
 use console::style;
 use serde::Deserialize;
 
 use crate::api::query;
+use crate::args::Format;
 use crate::{output, table};
 
 #[derive(Debug, clap::Args)]
@@ -36,16 +36,6 @@ pub(crate) struct GetArgs {
     output: Format,
     #[command(flatten)]
     api: crate::args::ApiArgs,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
-    /// For people
-    Table,
-    /// For people with wide screens
-    Wide,
-    /// As the API says it
-    Json,
 }
 
 /// What stays in force with a problem, by what the API calls it.

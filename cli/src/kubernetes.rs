@@ -13,11 +13,9 @@ use std::time::Duration;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
-/// Where the control plane lives, and what its Deployment, Service, ServiceAccount and Lease are called.
+/// Where the control plane lives, and what its Deployment, ServiceAccount and Lease are called, and the Service of the replica that
+/// leads and has the live graph.
 pub(crate) use weft_control_plane::install::{NAME as CONTROL_PLANE, NAMESPACE};
-
-/// The Service of the replica that leads: it has the live graph.
-pub(crate) const LEADER_SERVICE: &str = "weft-control-plane-leader";
 
 /// How long the API server may take to be reached.
 const CONNECT: Duration = Duration::from_secs(4);

@@ -74,12 +74,15 @@ pub(crate) struct Reports {
     /// Of these, those that ran into the deadline.
     #[serde(default)]
     pub(crate) detect_timeouts: Option<u64>,
-    /// Outbound requests, lately; `None` where the control plane does not count them.
+    /// Outbound requests of an app that has been called, lately; `None` where the control plane does not count them.
     #[serde(default)]
     pub(crate) outbound: Option<u64>,
-    /// Of these, those whose app carried a trace on.
+    /// Of these, those in the trace of a request that the app was sent.
     #[serde(default)]
-    pub(crate) outbound_traced: Option<u64>,
+    pub(crate) outbound_carried: Option<u64>,
+    /// Of these, those in a trace of the app's own.
+    #[serde(default)]
+    pub(crate) outbound_own: Option<u64>,
 }
 
 /// How a sidecar's configuration fares.

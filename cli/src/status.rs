@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use clap::ValueEnum;
 use console::{Style, style};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::args::Format;
 use crate::proxies::{self, Proxies, Sidecar, Sync, elapsed};
 use crate::{output, table};
 
@@ -32,16 +32,6 @@ pub(crate) struct StatusArgs {
     output: Format,
     #[command(flatten)]
     api: crate::args::ApiArgs,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
-    /// A row for each workload
-    Table,
-    /// A row for each sidecar
-    Wide,
-    /// For programs
-    Json,
 }
 
 /// Rejections that are shown in full.

@@ -33,12 +33,16 @@ use crate::ingest::{self, Guard, Ingest};
 use crate::inject::reconcile::Latest;
 use crate::inject::{self, Settings};
 use crate::inspect::Configuration;
+use crate::lead::Lead;
 use crate::mesh::CurrentMesh;
 use crate::sources::kubernetes::{self, Connection};
 use crate::sources::{Problems, Report, files};
 use crate::world::Live;
 use crate::xds::{self, Status};
 use crate::{admin, listen, serve};
+
+/// How long serving waits for the first look at the Lease. An API server that has just listed everything answers sooner.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 
 /// Where the program really listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -172,7 +176,7 @@ impl App {
         let auth = Auth::new(auth, &credentials, client, insecure, &registry)?;
         ensure_guarded(&auth, insecure, bound.api)?;
 
-        let leads = lead(cluster.as_ref(), &registry, &drain);
+        let (leads, lead) = lead(cluster.as_ref(), &registry, &drain);
         background(&live, &ingest, &auth, &drain);
         let metrics = xds::Metrics::new(&registry);
         let statuses = status.clone();
@@ -199,6 +203,7 @@ impl App {
             status,
             admission,
             metrics,
+            lead.clone(),
             drain.token.clone(),
             drain.tasks.clone(),
         );
@@ -225,7 +230,13 @@ impl App {
             };
             inject::run::start(program, Settings::new(&injecting, &trust_domain), listener);
         }
-        listeners.serve(xds, secure, &ingest, (api, auth, audit), (&registry, &metrics), &drain)?;
+        // A sidecar that is taken before this could be of another's, and what it reports missing there.
+        if tokio::time::timeout(FIRST_LOOK, lead.looked()).await.is_err() {
+            warn!(
+                "nobody knows who leads: the Lease could not be read within {FIRST_LOOK:?}; sidecars are served until it is"
+            );
+        }
+        listeners.serve(xds, secure, (&ingest, &lead), (api, auth, audit), (&registry, &metrics), &drain)?;
         announce(&bound, ready_file.as_deref())?;
         Ok(Self { bound, drain, ingest, deadline: drain_deadline })
     }
@@ -276,32 +287,36 @@ impl Listeners {
         self,
         xds: xds::Server,
         secure: Option<(&Ca, Guard)>,
-        ingest: &Ingest,
+        (ingest, lead): (&Ingest, &Lead),
         (api, auth, audit): (Api, Auth, Audit),
         (registry, metrics): (&Registry, &serve::Metrics),
         drain: &Drain,
     ) -> std::io::Result<()> {
         if let Some(listener) = self.control {
+            let name = "control";
             let router = serve::grpc_server()
-                .add_service(xds.clone().service())
-                .add_service(ingest.grpc_service())
-                .add_service(ingest.grpc_logs_service());
-            serve::grpc("control", listener, router, metrics, drain);
+                .add_service(metrics.led(name, lead, xds.clone().service()))
+                .add_service(metrics.led(name, lead, ingest.grpc_service()))
+                .add_service(metrics.led(name, lead, ingest.grpc_logs_service()));
+            serve::grpc(name, listener, router, lead, metrics, drain);
         }
         if let (Some(listener), Some((ca, guard))) = (self.control_tls, secure) {
+            let name = "control_tls";
             let router = serve::grpc_server()
-                .add_service(ca.service())
-                .add_service(xds.service())
-                .add_service(ingest.guarded_grpc_service(guard.clone()))
-                .add_service(ingest.guarded_grpc_logs_service(guard));
-            serve::grpc_tls("control_tls", listener, ca.listener().clone(), router, metrics, drain);
+                .add_service(metrics.led(name, lead, ca.service()))
+                .add_service(metrics.led(name, lead, xds.service()))
+                .add_service(metrics.led(name, lead, ingest.guarded_grpc_service(guard.clone())))
+                .add_service(metrics.led(name, lead, ingest.guarded_grpc_logs_service(guard)));
+            serve::grpc_tls(name, listener, ca.listener().clone(), router, lead, metrics, drain);
         }
         if let Some(listener) = self.otlp_grpc {
-            let router = serve::grpc_server().add_service(ingest.grpc_service());
-            serve::grpc("otlp_grpc", listener, router, metrics, drain);
+            let name = "otlp_grpc";
+            let router = serve::grpc_server().add_service(metrics.led(name, lead, ingest.grpc_service()));
+            serve::grpc(name, listener, router, lead, metrics, drain);
         }
         if let Some(listener) = self.otlp_http {
-            serve::http("otlp_http", listener, ingest.http_router(), metrics, drain);
+            let router = ingest.http_router(lead.clone(), metrics.requests_sent_away("otlp_http"));
+            serve::http("otlp_http", listener, router, metrics, drain);
         }
         if let Some(listener) = self.api {
             let views = api.live();
@@ -349,11 +364,12 @@ fn tell(cluster: &Cluster, registry: &Registry, drain: &Drain) -> Events {
 }
 
 /// Stands for election where there may be others.
-fn lead(cluster: Option<&Cluster>, registry: &Registry, drain: &Drain) -> ca::Leads {
-    let Some(cluster) = cluster else { return ca::alone() };
-    let (leader, leads) = Leader::new(cluster, &cluster.identity(), lease::Settings::default(), registry);
+fn lead(cluster: Option<&Cluster>, registry: &Registry, drain: &Drain) -> (ca::Leads, Lead) {
+    let Some(cluster) = cluster else { return (ca::alone(), Lead::alone()) };
+    let (leader, leads, lead) =
+        Leader::new(cluster, &cluster.identity(), lease::Settings::default(), registry);
     drain.tasks.spawn(leader.run(drain.token.clone()));
-    leads
+    (leads, lead)
 }
 
 /// Who knows service account tokens.

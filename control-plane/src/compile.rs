@@ -29,7 +29,7 @@ use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
 use sha2::{Digest, Sha256};
 use weft_wire::tls::TRUST_BUNDLE;
-use weft_wire::xds::{Destination, ListenerName, parse_endpoint_cluster, parse_runtime_layer};
+use weft_wire::xds::{Destination, ListenerName, RuntimeLayer, parse_endpoint_cluster};
 use weft_wire::{ServiceId, ServicePort};
 
 use crate::world::{Key, Peer, Port, Service, World};
@@ -52,7 +52,7 @@ pub struct Resource {
 pub fn depends_on(kind: Kind, name: &str, namespace: &str) -> Option<Key> {
     match kind {
         Kind::Secret => (name == TRUST_BUNDLE).then_some(Key::Trust),
-        Kind::Runtime => parse_runtime_layer(name).map(|pod| Key::Address(pod.to_canonical())),
+        Kind::Runtime => RuntimeLayer::parse(name).map(|layer| Key::Pod(runtime::pod(layer))),
         Kind::Listener => match name.parse().ok()? {
             ListenerName::Inbound(address) => Some(Key::Inbound(address.ip().to_canonical())),
             ListenerName::Outbound(Destination::Address(address)) => {

@@ -41,11 +41,13 @@ use std::time::Duration;
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::LogsServiceServer;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::MetricsServiceServer;
+use prometheus::IntCounter;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
 
 use crate::circuits::{self as circuit_table, SharedCircuits};
 use crate::graph::{Limits, Mesh, SharedGraph, Timestamp};
+use crate::lead::Lead;
 use crate::rules::SharedRules;
 use crate::store::{self, Outcome, Report, Store, Unavailable};
 use callers::Callers;
@@ -207,9 +209,9 @@ impl Ingest {
         InterceptedService::new(grpc::logs_service(self.clone(), Some(guard)), grpc::known)
     }
 
-    /// OTLP/HTTP: `POST /v1/metrics`.
-    pub fn http_router(&self) -> axum::Router {
-        http::router(self.clone())
+    /// OTLP/HTTP: `POST /v1/metrics`, as long as no other control plane leads; what is refused then is counted by `sent_away`.
+    pub fn http_router(&self, lead: Lead, sent_away: IntCounter) -> axum::Router {
+        http::router(self.clone(), lead, sent_away)
     }
 
     /// The graph that is fed.

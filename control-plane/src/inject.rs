@@ -48,6 +48,8 @@ pub struct Namespace {
     pub labels: BTreeMap<String, String>,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
+    /// Whether policies keep out whom none lets in, at every port of its pods. Only who follows the cluster knows.
+    pub closed: bool,
 }
 
 /// What is to be injected.
@@ -104,13 +106,25 @@ impl Answer {
 /// # Errors
 /// When the pod asks for something impossible; says where and what to write instead.
 pub fn inject(subject: Subject<'_>, settings: &Settings) -> Result<Answer, Refusal> {
-    let bare = strip(subject.pod)?;
+    let (bare, unread) = match strip(subject.pod) {
+        Ok(bare) => (bare, None),
+        Err(refusal) => (subject.pod.clone(), Some(refusal)),
+    };
     let typed: Pod = serde_path_to_error::deserialize(&bare).map_err(Refusal::shape)?;
     let mut warnings = Vec::new();
-    let wish = wishes::inject(&typed, subject.namespace, &mut warnings)?;
-    if let Some(reason) = reason::why_not(&typed, &subject, wish, settings) {
+    let (wish, wrong) = wishes::inject(&typed, subject.namespace, &mut warnings);
+    let reason = reason::unwanted(&subject, wish, settings).or_else(|| {
+        // What is in the pod can be told only where what was injected can be.
+        if unread.is_some() { None } else { reason::blocked(&typed, Some(subject.namespace)) }
+    });
+    let wrong = unread.or(wrong);
+    if let Some(reason) = reason {
         warnings.extend(reason.is_worth_a_warning(wish).then(|| format!("no sidecar: {reason}")));
+        warnings.extend(wrong.map(|wrong| format!("{wrong} (it does nothing here)")));
         return Ok(Answer { verdict: Verdict::LeftAlone(reason), warnings });
+    }
+    if let Some(wrong) = wrong {
+        return Err(wrong);
     }
     let wishes = wishes::Wishes::read(&typed, subject.namespace, settings, &mut warnings)?;
     let pod = shape::inject(bare, &typed, &subject, &wishes, settings, &mut warnings)?;

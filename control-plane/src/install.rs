@@ -96,7 +96,7 @@ fn everything(values: &Values) -> Vec<Object> {
     objects.extend(rights::objects());
     objects.extend(workload::services());
     objects.extend([
-        workload::network_policy(),
+        workload::network_policy(values),
         workload::disruption_budget(),
         workload::deployment(values),
         workload::injector(values),

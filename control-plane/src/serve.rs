@@ -6,9 +6,11 @@
 //!
 //! Invariants: no listener holds more connections than its bound; at the bound it stops accepting (the rest
 //! waits in the kernel's queue) and counts it. Every connection sees the end: gRPC as GOAWAY, HTTP as
-//! `Connection: close`.
+//! `Connection: close`. gRPC connections also end when another control plane is seen to lead: they lead here, and a client that
+//! keeps one would be refused on it for ever.
 
 mod counted;
+mod led;
 mod peer;
 pub mod tls;
 
@@ -23,14 +25,17 @@ use futures_util::{Stream, StreamExt as _};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use prometheus::{IntCounterVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 use tracing::{debug, error, warn};
 
 use crate::drain::Drain;
+use crate::lead::Lead;
 use counted::{Counted, Stream as Wire};
+pub use led::Led;
 pub use peer::{Nobody, Peer, Verified};
 
 /// gRPC connections: a sidecar has two (configuration and reports), so this is a mesh of 10,000.
@@ -48,6 +53,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a gRPC call may take to be answered, its request's body included: a report waits for the journal for 11 s
 /// at most. The configuration stream is answered at once and then lives for as long as it likes.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection stays after another control plane was seen to lead: time to be told so.
+const SENT_AWAY_STAYS: Duration = Duration::from_millis(500);
 /// After a failed accept (usually: no file descriptors left) it is pointless to try again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -57,6 +64,7 @@ pub struct Metrics {
     full: IntCounterVec,
     accept_errors: IntCounterVec,
     handshake_failures: IntCounterVec,
+    sent_away: IntCounterVec,
 }
 
 impl Metrics {
@@ -85,7 +93,24 @@ impl Metrics {
                 "TLS handshakes that failed, by reason.",
                 &["listener", "reason"],
             ),
+            sent_away: counter(
+                "weft_listener_sent_away_total",
+                "Connections ended and requests refused because another control plane leads.",
+                &["listener", "what"],
+            ),
         }
+    }
+
+    /// Counts the requests that another control plane should have been asked.
+    #[must_use]
+    pub fn requests_sent_away(&self, listener: &str) -> IntCounter {
+        self.sent_away.with_label_values(&[listener, "request"])
+    }
+
+    /// `service`, as long as no other control plane leads.
+    #[must_use]
+    pub fn led<S>(&self, listener: &str, lead: &Lead, service: S) -> Led<S> {
+        Led::new(service, lead.clone(), self.requests_sent_away(listener))
     }
 }
 
@@ -99,24 +124,26 @@ pub fn grpc_server() -> tonic::transport::Server {
         .timeout(CALL_TIMEOUT)
 }
 
-/// Serves gRPC until the drain.
+/// Serves gRPC until the drain. Connections end when another control plane leads.
 pub fn grpc(
     name: &'static str,
     listener: TcpListener,
     router: tonic::transport::server::Router,
+    lead: &Lead,
     metrics: &Metrics,
     drain: &Drain,
 ) {
     let gate = Gate::new(name, listener, GRPC_CONNECTIONS_MAX, metrics.clone());
-    serve_grpc(name, gate.into_stream(), router, drain);
+    serve_grpc(name, gate.into_stream(), router, lead, metrics, drain);
 }
 
-/// Serves gRPC over TLS until the drain.
+/// Serves gRPC over TLS until the drain. Connections end when another control plane leads.
 pub fn grpc_tls(
     name: &'static str,
     listener: TcpListener,
     settings: tls::Settings,
     router: tonic::transport::server::Router,
+    lead: &Lead,
     metrics: &Metrics,
     drain: &Drain,
 ) {
@@ -125,12 +152,14 @@ pub fn grpc_tls(
     let shaken = gate.into_stream().map(move |counted| {
         let (settings, failures) = (settings.clone(), failures.clone());
         async move {
-            let Ok(Counted { stream: Wire::Plain(stream), peer, place, .. }) = counted else { return None };
+            let Counted { stream: Wire::Plain(stream), peer, place, closed, .. } = counted else {
+                return None;
+            };
             match settings.accept(stream, peer.address).await {
                 Ok((stream, peer)) => {
                     let newcomer = peer.verified.is_none();
                     let ends = newcomer.then(|| Box::pin(tokio::time::sleep(tls::NEWCOMER_STAYS)));
-                    Some(Ok(Counted { stream: Wire::Tls(Box::new(stream)), peer, place, ends }))
+                    Some(Counted { stream: Wire::Tls(Box::new(stream)), peer, place, ends, closed })
                 }
                 Err((reason, error)) => {
                     failures.with_label_values(&[name, reason]).inc();
@@ -141,20 +170,49 @@ pub fn grpc_tls(
         }
     });
     let connections = shaken.buffer_unordered(tls::HANDSHAKES_MAX).filter_map(std::future::ready);
-    serve_grpc(name, connections, router, drain);
+    serve_grpc(name, connections, router, lead, metrics, drain);
 }
 
 fn serve_grpc(
     name: &'static str,
-    connections: impl Stream<Item = io::Result<Counted>> + Send + 'static,
+    connections: impl Stream<Item = Counted> + Send + 'static,
     router: tonic::transport::server::Router,
+    lead: &Lead,
+    metrics: &Metrics,
     drain: &Drain,
 ) {
-    let token = drain.token.clone();
+    let (Drain { token, tasks }, lead) = (drain.clone(), lead.clone());
+    let sent_away = metrics.sent_away.with_label_values(&[name, "connection"]);
     drain.tasks.spawn(async move {
-        let connections = pin!(connections);
-        if let Err(error) = router.serve_with_incoming_shutdown(connections, token.cancelled()).await {
-            error!(listener = name, error = &error as &dyn std::error::Error, "listener ended");
+        let mut connections = pin!(connections);
+        while let Some(Some(mut counted)) = token.run_until_cancelled(connections.next()).await {
+            // A server for each: only so one can be told to go and not all.
+            let (router, token, lead, sent_away) =
+                (router.clone(), token.clone(), lead.clone(), sent_away.clone());
+            let closed = CancellationToken::new();
+            counted.closed = Some(closed.clone().drop_guard());
+            let end = async move {
+                let led = async {
+                    lead.lost().await;
+                    tokio::time::sleep(SENT_AWAY_STAYS).await;
+                };
+                tokio::select! {
+                    () = token.cancelled() => {}
+                    () = closed.cancelled() => {}
+                    () = led => sent_away.inc(),
+                }
+            };
+            let only =
+                futures_util::stream::iter([io::Result::Ok(counted)]).chain(futures_util::stream::pending());
+            tasks.spawn(async move {
+                if let Err(error) = router.serve_with_incoming_shutdown(only, end).await {
+                    error!(
+                        listener = name,
+                        error = &error as &dyn std::error::Error,
+                        "connection not served"
+                    );
+                }
+            });
         }
     });
 }
@@ -195,7 +253,7 @@ pub fn https(
         while let Some(counted) = token.run_until_cancelled(gate.accept()).await {
             let (config, router, token, failures) = (config.clone(), router.clone(), token.clone(), failures.clone());
             tasks.spawn(async move {
-                let Counted { stream: Wire::Plain(stream), peer, place, ends } = counted else { return };
+                let Counted { stream: Wire::Plain(stream), peer, place, ends, closed } = counted else { return };
                 let address = peer.address;
                 let shaken = match config() {
                     Some(config) => tls::shake(config, stream).await,
@@ -209,7 +267,7 @@ pub fn https(
                         return;
                     }
                 };
-                let counted = Counted { stream, peer, place, ends };
+                let counted = Counted { stream, peer, place, ends, closed };
                 if let Err(error) = connection(counted, router, token.cancelled()).await {
                     debug!(listener = name, peer = %address, error = &error as &dyn std::error::Error, "connection ended");
                 }
@@ -262,7 +320,7 @@ impl Gate {
                     // A socket that cannot take an option is about to fail anyway.
                     drop(stream.set_nodelay(true));
                     let peer = Peer { address: peer, secure: false, verified: None };
-                    return Counted { stream: Wire::Plain(stream), peer, place, ends: None };
+                    return Counted { stream: Wire::Plain(stream), peer, place, ends: None, closed: None };
                 }
                 Err(error) => {
                     self.metrics.accept_errors.with_label_values(&[self.name]).inc();
@@ -273,7 +331,7 @@ impl Gate {
         }
     }
 
-    fn into_stream(self) -> impl Stream<Item = io::Result<Counted>> {
-        futures_util::stream::unfold(self, |gate| async move { Some((Ok(gate.accept().await), gate)) })
+    fn into_stream(self) -> impl Stream<Item = Counted> {
+        futures_util::stream::unfold(self, |gate| async move { Some((gate.accept().await, gate)) })
     }
 }

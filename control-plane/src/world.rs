@@ -350,10 +350,14 @@ impl World {
         }
     }
 
-    fn pod_changed(&self, old: Option<&PodSpec>, name: &ObjectName, changes: &mut Changes) {
+    fn pod_changed<'a>(&'a self, old: Option<&'a PodSpec>, name: &ObjectName, changes: &mut Changes) {
         let new = self.pods.get(name).map(|pod| &pod.spec);
         if old == new {
             return;
+        }
+        let ended = |pod: Option<&'a PodSpec>| pod.and_then(|pod| pod.app_ended.as_deref());
+        if ended(old) != ended(new) {
+            changes.touched.insert(Key::Pod(name.clone()));
         }
         for pod in [old, new].into_iter().flatten() {
             for address in &pod.addresses {
@@ -575,6 +579,12 @@ impl World {
     #[must_use]
     pub fn injected_namespaces(&self) -> BTreeSet<Arc<str>> {
         self.pods.injected()
+    }
+
+    /// How many pods run that the injector gave a sidecar.
+    #[must_use]
+    pub fn running_sidecars(&self) -> usize {
+        self.pods.running_sidecars()
     }
 
     // === who is at an address ===

@@ -4,18 +4,20 @@
 //! subscribed resources that changed, in an order in which every reference is good when it arrives.
 //!
 //! `session` is the pure state of one stream; `server` is the shell that owns streams; `status` tells people
-//! who runs what. Non-goal: the state-of-the-world variant of the protocol, which resends everything.
+//! who runs what, and `whole` whether all are there who could. Non-goal: the state-of-the-world variant of the protocol, which resends everything.
 
 mod metrics;
 mod server;
 mod session;
 mod status;
+mod whole;
 
 use std::fmt;
 
 pub use metrics::Metrics;
-pub use server::{Server, WARM_UP};
+pub use server::Server;
 pub use status::{KindStatus, ProxyStatus, Refusal, Running, Status};
+pub use whole::{COME_BACK, WARM_UP, is_whole};
 
 /// The kinds of resource, in the order in which they are pushed: what is referred to goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -24,6 +24,7 @@ use weft_control_plane::api::{Api, Gate, HostPolicy, OPENAPI};
 use weft_control_plane::graph::EmptyMesh;
 use weft_control_plane::ingest::{Config, Ingest};
 use weft_control_plane::inspect::Configuration;
+use weft_control_plane::lead::{Lead, Seen};
 use weft_control_plane::store::Outcome;
 
 use client::{Call, Sidecar};
@@ -270,10 +271,36 @@ async fn a_late_report_is_placed_where_it_happened() {
     assert_eq!(count("1m").await, 7);
 }
 
+fn http_router(plane: &Plane, lead: Lead) -> axum::Router {
+    let sent_away = prometheus::IntCounter::new("sent_away", "Requests refused.").expect("a valid name");
+    plane.ingest.http_router(lead, sent_away)
+}
+
+#[tokio::test]
+async fn otlp_over_http_is_sent_to_the_one_that_leads() {
+    let plane = Plane::open(None);
+    let (tells, hears) = tokio::sync::watch::channel(Seen::Nobody);
+    let router = http_router(&plane, Lead::new(hears));
+    let post = async || {
+        let request = Request::post("/v1/metrics").header(header::CONTENT_TYPE, "application/json");
+        router.clone().oneshot(request.body(Body::from("{}")).unwrap()).await.unwrap()
+    };
+    assert_eq!(post().await.status(), StatusCode::OK, "nobody else leads");
+    tells.send_replace(Seen::Theirs("cp-two_1b2c".into()));
+    let answer = post().await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(answer.headers()[header::RETRY_AFTER], "1");
+    assert_eq!(answer.headers()[header::CONNECTION], "close", "on another it comes to the other");
+    let body = to_bytes(answer.into_body(), 1024).await.unwrap();
+    assert!(String::from_utf8_lossy(&body).contains("cp-two leads"), "{body:?}");
+    tells.send_replace(Seen::Ours(tokio::time::Instant::now()));
+    assert_eq!(post().await.status(), StatusCode::OK);
+}
+
 #[tokio::test]
 async fn otlp_over_http_takes_protobuf_json_and_gzip() {
     let plane = Plane::open(None);
-    let router = plane.ingest.http_router();
+    let router = http_router(&plane, Lead::alone());
     let post = async |kind: &str, encoding: Option<&str>, body: Vec<u8>| {
         let mut request = Request::post("/v1/metrics").header(header::CONTENT_TYPE, kind);
         if let Some(encoding) = encoding {

@@ -128,7 +128,7 @@ async fn serve(
                 node: node.borrow().clone(),
                 listeners_max: xds::LISTENERS_MAX_DEFAULT,
                 identity: identity.clone(),
-                runtime: config.identity.addresses.first().copied().filter(|_| is_classic(&config)),
+                runtime: config.identity.layer().filter(|_| is_classic(&config)),
             });
             let asking = task
                 .follow(following)
@@ -420,7 +420,7 @@ fn runtime_builder() -> tokio::runtime::Builder {
 }
 
 fn speaks_for(config: &Config) -> record::Identity {
-    let crate::config::Identity { workload, version, pod, instance, zone: _, addresses: _ } =
+    let crate::config::Identity { workload, version, pod, instance, pod_uid: _, zone: _, addresses: _ } =
         config.identity.clone();
     record::Identity { workload, version, pod, instance }
 }

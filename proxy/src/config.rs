@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_wire::annotation::Sidecar;
-use weft_wire::xds::{Destination, Protocol};
+use weft_wire::xds::{Destination, Protocol, RuntimeLayer};
 use weft_wire::{ServicePort, WorkloadId};
 
 use self::parse::{
@@ -59,6 +59,9 @@ pub struct Arguments {
     /// The pod's name
     #[arg(long, env = "WEFT_POD", value_name = "NAME")]
     pub pod: Option<String>,
+    /// The pod's uid, which no other pod of its name has
+    #[arg(long, env = "WEFT_POD_UID", value_name = "UID")]
+    pub pod_uid: Option<String>,
     /// The zone it runs in, as `topology.kubernetes.io/zone` says it
     #[arg(long, env = "WEFT_ZONE", value_name = "NAME")]
     pub zone: Option<String>,
@@ -158,12 +161,24 @@ pub struct Identity {
     pub version: Option<Arc<str>>,
     /// The pod's name, when there is a pod.
     pub pod: Option<Arc<str>>,
+    /// The pod's uid, when known.
+    pub pod_uid: Option<Arc<str>>,
     /// The zone it runs in, when known.
     pub zone: Option<Arc<str>>,
     /// One start of one sidecar.
     pub instance: Arc<str>,
     /// The pod's addresses, never empty.
     pub addresses: Vec<IpAddr>,
+}
+
+impl Identity {
+    /// The name of what the control plane says of this pod; `None` where there is none.
+    #[must_use]
+    pub fn layer(&self) -> Option<String> {
+        let uid = self.pod_uid.as_deref().unwrap_or_default();
+        let layer = RuntimeLayer { namespace: self.workload.namespace(), pod: self.pod.as_deref()?, uid };
+        Some(layer.to_string())
+    }
 }
 
 /// Listen addresses; `None` is `off`.
@@ -311,6 +326,7 @@ impl TryFrom<Arguments> for Config {
             namespace,
             workload_version,
             pod,
+            pod_uid,
             zone,
             instance,
             pod_ips,
@@ -345,6 +361,7 @@ impl TryFrom<Arguments> for Config {
             workload: parse_workload(workload, &namespace, control_plane.is_some())?,
             version: workload_version.filter(|text| !text.is_empty()).map(Arc::from),
             pod: pod.filter(|text| !text.is_empty()).map(Arc::from),
+            pod_uid: pod_uid.filter(|text| !text.is_empty()).map(Arc::from),
             zone: zone.filter(|text| !text.is_empty()).map(Arc::from),
             instance: instance
                 .filter(|text| !text.is_empty())
@@ -397,6 +414,15 @@ impl TryFrom<Arguments> for Config {
             ready_file,
             record,
         };
+        if config.sidecar == Sidecar::Classic
+            && config.control_plane.is_some()
+            && config.identity.pod.is_none()
+        {
+            return Err(Error::Missing {
+                variable: "WEFT_POD",
+                fix: "a classic sidecar is told by the control plane when its app has ended, by its pod's name: set it from metadata.name",
+            });
+        }
         if !config.register.is_empty() && config.listen.inbound.is_none() {
             return Err(Error::Missing {
                 variable: "WEFT_INBOUND_LISTEN",
@@ -418,6 +444,7 @@ impl Config {
             "workload": text(&self.identity.workload),
             "version": self.identity.version.as_deref(),
             "pod": self.identity.pod.as_deref(),
+            "pod_uid": self.identity.pod_uid.as_deref(),
             "zone": self.identity.zone.as_deref(),
             "instance": &*self.identity.instance,
             "addresses": self.identity.addresses,

@@ -6,7 +6,8 @@
 //! refuses it.
 //!
 //! Invariants: every question has the probe's own deadline; of an answer at most [`ANSWER_MAX`] is read; whoever asks chooses
-//! one of the questions that the pod's author wrote and nothing in it. Surprise: what the kubelet calls a success is answered
+//! one of the questions that the pod's author wrote and nothing in it; and of a hook, which does something, they must know the
+//! headers that its author wrote, as if they asked the app itself. Surprise: what the kubelet calls a success is answered
 //! with 200 even where the app said 302, because the kubelet would follow that itself. Non-goal: `exec`, which needs no network.
 
 use std::collections::BTreeMap;
@@ -16,9 +17,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
-use weft_wire::pod::ProbeKind;
+use weft_wire::pod::{PROBES_MAX, ProbeKind, is_sent_as_written};
 
 use crate::check;
 use crate::connect::{ConnectOptions, connect};
@@ -27,9 +29,6 @@ use crate::tls::Stream;
 mod http_get;
 
 pub use http_get::ANSWER_MAX;
-
-/// Probes at most: a pod has a handful of containers with five each.
-const PROBES_MAX: usize = 256;
 
 /// Deadlines are clipped to this: the kubelet has gone long before.
 const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
@@ -167,6 +166,27 @@ impl Probe {
     }
 }
 
+impl Probe {
+    /// Whether whoever asks has what the author of a hook wrote into it: in its headers the sidecar would otherwise lend a
+    /// secret to everybody. Of any other question the answer is all there is.
+    fn is_shown_by(&self, from: &HeaderMap) -> bool {
+        let Ask::Http(get) = &self.ask else { return true };
+        !self.is_hook || get.headers.keys().all(|name| is_shown(name, &get.headers, from))
+    }
+}
+
+/// Whether `from` has the values of this header as they are written; how long the answer takes says nothing of them.
+fn is_shown(name: &HeaderName, written: &HeaderMap, from: &HeaderMap) -> bool {
+    let mut shown = from.get_all(name).iter();
+    let wanted = written.get_all(name).iter().map(|value| value.as_bytes().trim_ascii());
+    let mut wanted =
+        wanted.filter(|value| is_sent_as_written(name.as_str(), &String::from_utf8_lossy(value)));
+    let is_same = |value: &[u8], shown: Option<&HeaderValue>| {
+        shown.is_some_and(|shown| verify_slices_are_equal(shown.as_bytes().trim_ascii(), value).is_ok())
+    };
+    wanted.all(|value| is_same(value, shown.next()))
+}
+
 impl Get {
     fn new(key: &str, get: HttpGet) -> Result<Self, Invalid> {
         let mut headers = HeaderMap::new();
@@ -217,6 +237,10 @@ impl Asker {
     /// headers.
     pub async fn ask(&self, key: &str, from: &HeaderMap) -> Option<Verdict> {
         let probe = self.probes.0.get(key)?;
+        if !probe.is_shown_by(from) {
+            let words = "this hook is for the kubelet: it comes with headers (lifecycle, httpGet.httpHeaders) that this request lacks";
+            return Some(Verdict::new(StatusCode::FORBIDDEN, words));
+        }
         let address = SocketAddr::new(self.address, probe.port);
         let asked = tokio::time::timeout(probe.timeout, self.question(probe, address, from)).await;
         let verdict = asked.unwrap_or_else(|_elapsed| {

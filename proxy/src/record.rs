@@ -24,6 +24,7 @@ pub mod access_log;
 pub(crate) mod cell;
 mod guard;
 pub(crate) mod handshake;
+mod heard;
 mod ledger;
 pub mod limit;
 mod metrics;
@@ -187,25 +188,31 @@ impl Detected {
     }
 }
 
-/// Where the trace of an outbound request began.
+/// Where the trace of an outbound request came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// The app sent it along.
+    /// From a request that the app was sent: it carried the trace on.
     Carried,
-    /// Here: the app said nothing of a trace.
+    /// From the app itself, or from somewhere else than a request that came in lately.
+    Own,
+    /// From here: the app said nothing of a trace.
     New,
+    /// Nobody has called the app yet, so there was nothing to carry on.
+    Unprompted,
 }
 
 impl Origin {
-    /// Both, in declaration order.
-    pub const ALL: [Self; 2] = [Self::Carried, Self::New];
+    /// All, in declaration order.
+    pub const ALL: [Self; 4] = [Self::Carried, Self::Own, Self::New, Self::Unprompted];
 
     /// The word in metrics.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
             Self::Carried => "carried",
+            Self::Own => "own",
             Self::New => "new",
+            Self::Unprompted => "unprompted",
         }
     }
 }
@@ -273,6 +280,8 @@ pub struct Telemetry {
     shards: Mutex<Vec<Arc<Cells>>>,
     books: Mutex<Books>,
     learners: Mutex<HashMap<Box<str>, Weak<Learner>>>,
+    /// Traces that came in.
+    pub(crate) heard: heard::Heard,
     /// Bounds that bit outside workers.
     limits: [AtomicU64; Limit::ALL.len()],
     access_log: access_log::Handle,
@@ -314,6 +323,7 @@ impl Telemetry {
                 shards: Mutex::default(),
                 books: Mutex::default(),
                 learners: Mutex::default(),
+                heard: heard::Heard::default(),
                 limits: [const { AtomicU64::new(0) }; Limit::ALL.len()],
                 access_log,
                 access_log_queue: Mutex::new(Some(queue)),
@@ -420,7 +430,7 @@ impl Telemetry {
         totals
     }
 
-    /// Outbound requests by where their trace began.
+    /// Outbound requests by where their trace came from.
     pub(crate) fn traces(&self) -> [u64; Origin::ALL.len()] {
         let mut counts = [0; Origin::ALL.len()];
         for cells in lock(&self.shards).iter() {

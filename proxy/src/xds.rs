@@ -21,7 +21,6 @@
 //! worker never meets half a configuration.
 //! Non-goal: wildcard subscriptions. A sidecar's memory must not grow with the cluster.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,8 +67,8 @@ pub struct Options {
     pub listeners_max: usize,
     /// Who the stream is opened as, and who is told of a new trust bundle; `None` without TLS.
     pub identity: Option<Arc<Identity>>,
-    /// The pod whose end nobody else tells this sidecar: that of a classic one.
-    pub runtime: Option<IpAddr>,
+    /// The layer that says whether this pod's app has ended, where nobody else tells the sidecar: a classic one.
+    pub runtime: Option<String>,
 }
 
 /// Destinations subscribed at a time unless said otherwise: a pod that calls more than this many at once is a gateway
@@ -85,8 +84,8 @@ pub fn spawn(options: Options) -> (Arc<Directory>, Task) {
     if identity.is_some() {
         client.want_trust_bundle();
     }
-    if let Some(pod) = runtime {
-        client.want_runtime(pod);
+    if let Some(layer) = &runtime {
+        client.want_runtime(layer);
     }
     directory.set_status(client.status());
     let task = Task::new(Arc::clone(&directory), client, control_plane, interests, identity);

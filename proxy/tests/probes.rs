@@ -50,9 +50,14 @@ async fn sidecar(probes: &serde_json::Value) -> (Child, SocketAddr, tempfile::Te
 
 /// What the kubelet would ask; status and body.
 async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    get_with(address, path, "").await
+}
+
+/// The same with more headers.
+async fn get_with(address: SocketAddr, path: &str, headers: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let head = format!(
-        "GET {path} HTTP/1.1\r\nhost: {address}\r\nuser-agent: kube-probe/1.36\r\naccept: */*\r\nconnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nhost: {address}\r\nuser-agent: kube-probe/1.36\r\naccept: */*\r\nconnection: close\r\n{headers}\r\n"
     );
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = String::new();
@@ -217,6 +222,28 @@ async fn the_sidecar_asks_the_app_as_the_kubelet_would() {
     // None of it is a request or connection of the mesh.
     let (_, metrics) = get(sidecar, "/metrics").await;
     assert!(!metrics.contains("http_server_request_duration_seconds_count"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_hook_with_a_secret_is_asked_for_by_whoever_knows_it_only() {
+    let web = http_app().await;
+    let header = |name: &str, value: &str| json!({ "name": name, "value": value });
+    let headers = [header("X-Probe", "1"), header("Host", "web.example"), header("X-Secret", " s3cret")];
+    let question = json!({ "httpGet": { "path": "/headers", "httpHeaders": headers }, "port": web.port(), "timeoutSeconds": 20 });
+    let probes = json!({ "app/pre-stop": question, "app/readiness": question });
+    let (_child, sidecar, _directory) = sidecar(&probes).await;
+    for (headers, expected) in [
+        ("", 403),
+        ("x-secret: s3cret\r\n", 403),
+        ("x-probe: 1\r\nx-secret: s3cre\r\n", 403),
+        ("x-probe: 1\r\nx-secret: S3cret\r\n", 403),
+        ("x-secret: s3cret\r\nx-probe: 1\r\n", 200),
+    ] {
+        let (status, words) = get_with(sidecar, "/probe/app/pre-stop", headers).await;
+        assert_eq!(status, expected, "{headers:?}: {words}");
+    }
+    // A probe tells only how the app is.
+    assert_eq!(get(sidecar, "/probe/app/readiness").await.0, 200);
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@
 //! subresources, TokenReviews. Invariants: whatever is stopped and resumed keeps its objects and its port; nothing is
 //! answered that a real server would not.
 //!
-//! Non-goals: validation, defaulting, admission, authorization, controllers (nobody makes Pods or EndpointSlices of what is
+//! Non-goals: validation, defaulting, admission (but of pods that are not really created), authorization (but when asked about it),
+//! controllers (nobody makes Pods or EndpointSlices of what is
 //! written), field ownership: a server-side apply is a merge.
 
 use std::collections::BTreeMap;
@@ -45,10 +46,15 @@ struct Shared {
     faults: Mutex<Vec<Fault>>,
     asked: Mutex<BTreeMap<(String, String), u64>>,
     tokens: Mutex<BTreeMap<String, Account>>,
+    denied: Mutex<Vec<(String, String)>>,
+    admission: Mutex<Option<Box<Admission>>>,
     watches: broadcast::Sender<End>,
     watching: AtomicU64,
     bookmarks: Mutex<Duration>,
 }
+
+/// What becomes of a pod on its way in.
+type Admission = dyn Fn(&mut Value) + Send;
 
 /// How watches are ended from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +99,8 @@ impl ApiServer {
             faults: Mutex::default(),
             asked: Mutex::default(),
             tokens: Mutex::default(),
+            denied: Mutex::default(),
+            admission: Mutex::default(),
             watches,
             watching: AtomicU64::new(0),
             bookmarks: Mutex::new(Duration::from_secs(1)),
@@ -277,6 +285,21 @@ impl ApiServer {
             audiences: vec![audience.to_owned()],
         };
         lock(&self.shared.tokens).insert(token.to_owned(), account);
+    }
+
+    /// Answers reviews of access that nobody may do this.
+    pub fn deny(&self, verb: &str, resource: &str) {
+        lock(&self.shared.denied).push((verb.to_owned(), resource.to_owned()));
+    }
+
+    /// Denies nothing any more.
+    pub fn allow_all(&self) {
+        lock(&self.shared.denied).clear();
+    }
+
+    /// What a webhook would make of pods that are created by `dryRun`.
+    pub fn admit(&self, change: impl Fn(&mut Value) + Send + 'static) {
+        *lock(&self.shared.admission) = Some(Box::new(change));
     }
 
     // === faults ===

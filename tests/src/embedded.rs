@@ -36,8 +36,8 @@ enum Trust {
 enum Origin {
     /// A directory of its own.
     Directory,
-    /// The cluster of a kubeconfig.
-    Cluster(PathBuf),
+    /// The cluster of a kubeconfig, with the plane's own namespace in it.
+    Cluster(PathBuf, String),
 }
 
 /// The control plane on free ports.
@@ -67,16 +67,17 @@ impl Plane {
     /// When it does not start.
     pub async fn follow(server: &ApiServer) -> anyhow::Result<Self> {
         let directory = directory("")?;
-        let origin = Origin::Cluster(server.kubeconfig(directory.path())?);
+        let origin = Origin::Cluster(server.kubeconfig(directory.path())?, "weft-system".to_owned());
         Self::run(directory, origin, Trust::Insecure, "127.0.0.1:0").await
     }
 
-    /// As [`Plane::follow`], on the cluster that a kubeconfig names.
+    /// As [`Plane::follow`], on the cluster that a kubeconfig names. It leads in `namespace`, where no other does: of two in one
+    /// the second would serve no sidecar.
     ///
     /// # Errors
     /// As [`Plane::follow`].
-    pub async fn follow_at(kubeconfig: &Path) -> anyhow::Result<Self> {
-        let origin = Origin::Cluster(kubeconfig.to_owned());
+    pub async fn follow_at(kubeconfig: &Path, namespace: &str) -> anyhow::Result<Self> {
+        let origin = Origin::Cluster(kubeconfig.to_owned(), namespace.to_owned());
         Self::run(directory("")?, origin, Trust::Insecure, "127.0.0.1:0").await
     }
 
@@ -106,8 +107,9 @@ impl Plane {
             Origin::Directory => {
                 words.push(format!("--source={}", directory.path().join("source").display()));
             }
-            Origin::Cluster(kubeconfig) => {
+            Origin::Cluster(kubeconfig, namespace) => {
                 words.push("--kubernetes".to_owned());
+                words.push(format!("--namespace={namespace}"));
                 words.push(format!("--kubeconfig={}", kubeconfig.display()));
                 // Planes of several tests would ask for one port.
                 words.push("--inject-listen=off".to_owned());

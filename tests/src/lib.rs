@@ -16,3 +16,4 @@ pub mod package;
 pub mod podman;
 pub mod poll;
 pub mod process;
+pub mod relay;

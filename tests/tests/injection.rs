@@ -42,7 +42,7 @@ webhooks:
 - name: injector.weft.dev
   admissionReviewVersions: [v1]
   sideEffects: None
-  clientConfig: {service: {name: weft-control-plane, namespace: weft-system, path: /inject}}
+  clientConfig: {service: {name: weft-injector, namespace: weft-system, path: /inject}}
 ";
 
 /// A control plane that follows `server`, and where its webhook is.
@@ -97,10 +97,10 @@ async fn ask(webhook: SocketAddr, bundle: &str, body: &[u8]) -> anyhow::Result<(
         rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let config = config.with_root_certificates(roots).with_no_client_auth();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let name = ServerName::try_from("weft-control-plane.weft-system.svc")?;
+    let name = ServerName::try_from("weft-injector.weft-system.svc")?;
     let mut stream = connector.connect(name, TcpStream::connect(webhook).await?).await?;
     let head = format!(
-        "POST /inject?timeout=5s HTTP/1.1\r\nhost: weft-control-plane.weft-system.svc\r\ncontent-type: application/json\r\n\
+        "POST /inject?timeout=5s HTTP/1.1\r\nhost: weft-injector.weft-system.svc\r\ncontent-type: application/json\r\n\
          content-length: {}\r\nconnection: close\r\n\r\n",
         body.len()
     );
@@ -137,6 +137,7 @@ async fn decide(webhook: SocketAddr, bundle: &str, pod: &Value) -> anyhow::Resul
 #[tokio::test(flavor = "multi_thread")]
 async fn webhook_and_command_line_make_the_same_of_every_shape() -> anyhow::Result<()> {
     let server = ApiServer::start().await?;
+    server.define_weft()?;
     server.apply(CLUSTER)?;
     let directory = tempfile::tempdir()?;
     let (_control_plane, webhook) = control_plane(&server, directory.path()).await?;
@@ -202,6 +203,22 @@ async fn webhook_and_command_line_make_the_same_of_every_shape() -> anyhow::Resu
     let question = String::from_utf8(review(&pod))?.replace("\"shop\"", "\"new\"");
     let (_, body) = ask(webhook, &bundle, question.as_bytes()).await?;
     ensure!(String::from_utf8_lossy(&body).contains("\"patch\""), "{}", String::from_utf8_lossy(&body));
+    // A policy that closes the namespace closes its pods from their start.
+    let patch = async || {
+        let response = decide(webhook, &bundle, &pod).await?;
+        let patch = response["patch"].as_str().with_context(|| response.to_string())?;
+        anyhow::Ok(String::from_utf8(base64_of_kubernetes::decode(patch)?)?)
+    };
+    ensure!(!patch().await?.contains("WEFT_DEFAULT_ACCESS"), "open without a policy");
+    server.apply(
+        "{apiVersion: weft.dev/v1alpha1, kind: AccessPolicy, metadata: {name: closed, namespace: shop}, spec: {rules: []}}",
+    )?;
+    poll::until("pods start closed", PATIENCE, async || {
+        let patch = patch().await?;
+        ensure!(patch.contains(r#"{"name":"WEFT_DEFAULT_ACCESS","value":"deny"}"#), "{patch}");
+        anyhow::Ok(())
+    })
+    .await?;
     Ok(())
 }
 
@@ -240,13 +257,16 @@ async fn the_certificate_comes_back_whoever_takes_it_away() -> anyhow::Result<()
 
 // === a classic sidecar's end ===
 
+/// The pod's uid.
+const UID: &str = "6f1c3a52";
+
 /// A pod with a classic sidecar at an address of loopback, and what its only other container is doing.
 fn pod(policy: &str, state: &str, more: &str) -> String {
     format!(
         "\
 apiVersion: v1
 kind: Pod
-metadata: {{name: migrate-x7k2p, namespace: shop, labels: {{app: migrate}}{more}}}
+metadata: {{name: migrate-x7k2p, namespace: shop, uid: {UID}, labels: {{app: migrate}}{more}}}
 spec:
   restartPolicy: {policy}
   containers: [{{name: weft-proxy}}, {{name: app}}]
@@ -296,6 +316,9 @@ impl Classic {
                 "--workload=migrate",
                 "--namespace=shop",
                 "--pod-ips=127.9.8.7",
+                "--pod=migrate-x7k2p",
+                "--pod-uid",
+                UID,
                 "--sidecar=classic",
             ])
             .args([
@@ -354,6 +377,11 @@ async fn a_job_with_a_classic_sidecar_completes() -> anyhow::Result<()> {
     // A failure is tried again by the kubelet, so the sidecar stays.
     classic.plane.apply(&objects(&pod("OnFailure", "terminated: {exitCode: 1}", ""), classic.db))?;
     // The next state of the same pod has arrived when the end has been told of; so a short look in between must do.
+    classic.call().await?;
+    assert_eq!(classic.readiness().await?, 200);
+    // The end of one that had this pod's name and address before is not its own.
+    let other = pod("OnFailure", "terminated: {exitCode: 0}", "").replace(UID, "0d8e7f21");
+    classic.plane.apply(&objects(&other, classic.db))?;
     classic.call().await?;
     assert_eq!(classic.readiness().await?, 200);
     classic.plane.apply(&objects(&pod("OnFailure", "terminated: {exitCode: 0}", ""), classic.db))?;

@@ -58,6 +58,10 @@ pub const PROBES: &str = "weft.dev/probes";
 pub const DRAIN_DEADLINE: &str = "weft.dev/drain-deadline";
 /// Who may call while nothing is known.
 pub const DEFAULT_ACCESS: &str = "weft.dev/default-access";
+/// Value of [`DEFAULT_ACCESS`]: everybody.
+pub const ALLOW: &str = "allow";
+/// Value of [`DEFAULT_ACCESS`]: nobody.
+pub const DENY: &str = "deny";
 /// How long ambiguous first bytes are held back.
 pub const DETECT_TIMEOUT: &str = "weft.dev/detect-timeout";
 /// Whether the control plane may restart what lacks a sidecar.
@@ -229,7 +233,7 @@ pub const TABLE: &[Annotation] = &[
         DEFAULT_ACCESS,
         Place::Both,
         "`allow`, `deny`",
-        "On a namespace: whether its services may be called where no policy speaks. On a pod: the same, while the control plane has not said anything yet.",
+        "On a namespace: whether its services may be called where no policy speaks. On a pod: whether it may be called while the control plane has not said anything yet; by default `deny` where its namespace is closed, by this or by a policy.",
         access,
     ),
     row(
@@ -483,7 +487,7 @@ pub fn duration_ms(text: &str) -> Result<u64, String> {
 }
 
 fn access(text: &str) -> Result<(), String> {
-    if matches!(text, "allow" | "deny") { Ok(()) } else { Err("write allow or deny".into()) }
+    if matches!(text, ALLOW | DENY) { Ok(()) } else { Err("write allow or deny".into()) }
 }
 
 fn image(text: &str) -> Result<(), String> {

@@ -52,7 +52,7 @@ pub const ACCESS_DECISIONS: &str = "weft.access.decisions";
 /// State of a circuit as one proxy sees it, gauge: 0 closed, 1 half open, 2 open. Carries everything that is known of the
 /// circuit as attributes, so that one point is enough to show it.
 pub const CIRCUIT_STATE: &str = "weft.circuit.state";
-/// Outbound requests by where their trace began, sum, split by [`TRACE_ORIGIN`].
+/// Outbound requests by where their trace came from, sum, split by [`TRACE_ORIGIN`].
 pub const TRACE_REQUESTS: &str = "weft.trace.requests";
 /// How long protocol detection took, seconds, exponential histogram.
 pub const DETECT_DURATION: &str = "weft.detect.duration";
@@ -85,7 +85,8 @@ pub const SERVER_PORT: &str = "server.port";
 /// The caller's address as the inbound side saw it. Beside a verified identity it tells workloads apart that share one.
 pub const CLIENT_ADDRESS: &str = "client.address";
 
-/// Where a request's trace began: `carried`, by the app with what it sent, or `new`, here; only on [`TRACE_REQUESTS`].
+/// Where a request's trace came from: `carried` on by the app from a request that it was sent, its `own`, `new` (made here), or
+/// `unprompted` (nobody had called the app yet); only on [`TRACE_REQUESTS`].
 pub const TRACE_ORIGIN: &str = "weft.trace.origin";
 /// How protocol detection ended; only on [`DETECT_DURATION`].
 pub const DETECT_RESULT: &str = "weft.detect.result";

@@ -31,6 +31,11 @@ pub const IMAGE: &str = "weft-proxy";
 /// How the paths begin at which the sidecar answers the kubelet for the app: `/probe/<container>/<kind>`.
 pub const PROBE_PATH: &str = "/probe/";
 
+/// What the kubelet may ask of a pod at most, if the sidecar is to ask it: a handful of containers have five each.
+pub const PROBES_MAX: usize = 256;
+/// Bytes of all that, as JSON in one variable: Linux starts no program with a longer one than 128 KiB.
+pub const PROBES_BYTES_MAX: usize = 120 * 1024;
+
 /// What the kubelet asks of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProbeKind {
@@ -70,6 +75,14 @@ impl ProbeKind {
     }
 }
 
+/// Whether the kubelet sends this header of an `httpGet` as it is written there: not what an HTTP client writes itself, nor
+/// what is empty. Of a hook the sidecar wants to see each of these before it asks the app, so that a secret in it stays one.
+#[must_use]
+pub fn is_sent_as_written(header: &str, value: &str) -> bool {
+    const CLIENTS: [&str; 5] = ["host", "connection", "content-length", "trailer", "transfer-encoding"];
+    !value.trim().is_empty() && !CLIENTS.iter().any(|own| own.eq_ignore_ascii_case(header))
+}
+
 /// Where the sidecar answers for `container`.
 #[must_use]
 pub fn probe_path(container: &str, kind: ProbeKind) -> String {
@@ -79,6 +92,12 @@ pub fn probe_path(container: &str, kind: ProbeKind) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_client_writes_itself_is_not_asked_for() {
+        assert!(is_sent_as_written("X-Token", "1") && is_sent_as_written("User-Agent", "me"));
+        assert!(!is_sent_as_written("HOST", "a.example") && !is_sent_as_written("Accept", " "));
+    }
 
     #[test]
     fn paths_of_probes_begin_alike_and_differ() {

@@ -6,7 +6,7 @@
 //! pod was called directly.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::str::FromStr;
 
 /// Key under which Weft's own metadata stands in `filter_metadata` of listeners, clusters and endpoints.
@@ -69,16 +69,35 @@ pub const ZONE_MIN_HEALTHY_PERCENT: u32 = 70;
 /// sidecar, which nobody else tells, then ends too.
 pub const APP_ENDED: &str = "weft.app_ended";
 
-/// The name of the `Runtime` resource of the pod at an address.
-#[must_use]
-pub fn runtime_layer(pod: IpAddr) -> String {
-    format!("pod/{pod}")
+/// A pod as its `Runtime` resource is named: `pod/<namespace>/<name>/<uid>`. Not by its address, nor by its name alone: the next
+/// pod may have the same, and would hear of this one's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RuntimeLayer<'a> {
+    /// The pod's namespace.
+    pub namespace: &'a str,
+    /// Its name.
+    pub pod: &'a str,
+    /// Which of all pods of that name. Empty, and not in the name, where nobody knows it: a pod that no API server has.
+    pub uid: &'a str,
 }
 
-/// The address in a name made by [`runtime_layer`].
-#[must_use]
-pub fn parse_runtime_layer(name: &str) -> Option<IpAddr> {
-    name.strip_prefix("pod/")?.parse().ok()
+impl<'a> RuntimeLayer<'a> {
+    /// The pod in a resource's name.
+    #[must_use]
+    pub fn parse(name: &'a str) -> Option<Self> {
+        let mut segments = name.strip_prefix("pod/")?.split('/');
+        let (namespace, pod, uid) = (segments.next()?, segments.next()?, segments.next());
+        let is_pod = !namespace.is_empty() && !pod.is_empty() && uid != Some("") && segments.next().is_none();
+        is_pod.then_some(Self { namespace, pod, uid: uid.unwrap_or_default() })
+    }
+}
+
+impl fmt::Display for RuntimeLayer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { namespace, pod, uid } = self;
+        write!(f, "pod/{namespace}/{pod}")?;
+        if uid.is_empty() { Ok(()) } else { write!(f, "/{uid}") }
+    }
 }
 
 /// What a port was declared to speak (`appProtocol`, or the port's name).
@@ -203,9 +222,16 @@ mod tests {
 
     #[test]
     fn layers_are_named_after_their_pod() {
-        let pod: IpAddr = "fd00::7".parse().expect("an address");
-        assert_eq!(parse_runtime_layer(&runtime_layer(pod)), Some(pod));
-        assert_eq!(parse_runtime_layer("pod/orders"), None);
+        for (uid, name) in [("", "pod/shop/db-0"), ("6f1c", "pod/shop/db-0/6f1c")] {
+            let layer = RuntimeLayer { namespace: "shop", pod: "db-0", uid };
+            assert_eq!(layer.to_string(), name);
+            assert_eq!(RuntimeLayer::parse(name), Some(layer));
+        }
+        for name in
+            ["pod/10.0.0.7", "pod/shop/", "pod//db-0", "pod/shop/db-0/", "pod/shop/db-0/6f1c/x", "shop/db-0"]
+        {
+            assert_eq!(RuntimeLayer::parse(name), None, "{name}");
+        }
     }
 
     #[test]

@@ -63,6 +63,15 @@ pub(crate) enum Asks {
     Api,
     /// Both.
     Both,
+    /// The API server; the control plane's API where no cluster is looked at.
+    Either,
+}
+
+impl Asks {
+    /// Whether there is nothing to say without a cluster.
+    pub(crate) const fn needs_cluster(self) -> bool {
+        matches!(self, Self::Cluster | Self::Both)
+    }
 }
 
 macro_rules! checks {
@@ -135,7 +144,7 @@ checks! {
     Problems "configuration" Configuration After Api true [Api] "everything in the configuration could be read";
     Objects "objects" Configuration After Api true [Api] "every object is accepted, and what it refers to exists";
     Connected "sidecars" DataPlane Proxy Api true [Api] "sidecars are connected";
-    Uninjected "uninjected" DataPlane Proxy Cluster false [ApiServer] "every pod that should have a sidecar has one";
+    Uninjected "uninjected" DataPlane Proxy Either false [ApiServer] "every pod that should have a sidecar has one";
     InjectedConnected "injected-connected" DataPlane Proxy Both true [ApiServer Api] "every sidecar in a running pod is connected to the control plane";
     ProxyVersion "proxy-version" DataPlane Proxy Api false [Connected] "sidecars are of the control plane's version";
     Nacked "config-nacked" DataPlane Proxy Api true [Connected] "no sidecar refused its configuration";

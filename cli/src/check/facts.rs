@@ -69,7 +69,7 @@ pub(crate) struct Webhook {
     pub(crate) name: String,
     /// The `caBundle`s of its webhooks, PEM.
     pub(crate) bundles: Vec<Vec<u8>>,
-    /// Where they are served: `weft-system/weft-control-plane:443`, or a URL.
+    /// Where they are served: `weft-system/weft-injector:443`, or a URL.
     pub(crate) served_by: Vec<String>,
 }
 
@@ -163,6 +163,21 @@ pub(crate) struct Mesh {
     pub(crate) objects: Fact<Vec<String>>,
     /// `None`: not asked.
     pub(crate) sidecars: Option<Fact<Sidecars>>,
+    /// `None`: not asked.
+    pub(crate) injection: Option<Fact<Injection>>,
+}
+
+/// The control plane's census of pods.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Injection {
+    /// Whether pods are looked at there at all.
+    pub(crate) taken: bool,
+    /// Pods with a sidecar.
+    pub(crate) injected: usize,
+    /// Pods that should have one and have none, as `shop/web-1`.
+    pub(crate) missed: Vec<String>,
+    /// How many of them are not listed.
+    pub(crate) unlisted: usize,
 }
 
 #[derive(Debug, Clone)]

@@ -7,6 +7,7 @@
 pub(in crate::check) mod cluster;
 pub(in crate::check) mod injector;
 pub(in crate::check) mod mesh;
+mod pods;
 mod proxy;
 
 use jiff::Timestamp;
@@ -106,7 +107,7 @@ impl Plan {
             When::After => !self.before,
             When::Proxy => !self.before && self.proxy,
         };
-        now && (self.cluster || check.asks() == Asks::Api)
+        now && (self.cluster || !check.asks().needs_cluster())
     }
 }
 
@@ -116,7 +117,9 @@ pub(crate) fn judge(plan: Plan, facts: &Facts) -> Vec<Finding> {
     for &check in Check::ALL.iter().filter(|check| plan.includes(**check)) {
         let holds =
             |need: &Check| findings.iter().any(|finding| finding.check == *need && finding.outcome.holds());
-        let outcome = match check.needs().iter().find(|need| !holds(need)) {
+        // What cannot be asked here, a check that asks somebody else does without.
+        let mut needs = check.needs().iter().filter(|need| plan.includes(**need));
+        let outcome = match needs.find(|need| !holds(need)) {
             Some(need) => Outcome::skip(format!("needs {need}")),
             None => one(check, facts),
         };
@@ -128,7 +131,7 @@ pub(crate) fn judge(plan: Plan, facts: &Facts) -> Vec<Finding> {
 fn one(check: Check, facts: &Facts) -> Outcome {
     match check.asks() {
         Asks::Cluster => match &facts.cluster {
-            Some(cluster) => cluster::judge(check, cluster, facts),
+            Some(cluster) => cluster::judge(check, cluster),
             None => Outcome::skip("no cluster is looked at"),
         },
         Asks::Api => match &facts.mesh {
@@ -136,7 +139,8 @@ fn one(check: Check, facts: &Facts) -> Outcome {
             Some(mesh) => mesh::judge(check, mesh),
             None => Outcome::skip("the control plane is not asked"),
         },
-        Asks::Both => proxy::both(facts),
+        Asks::Both => pods::both(facts),
+        Asks::Either => pods::uninjected(facts).unwrap_or_else(|outcome| outcome),
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) fn manifests(copies: &[Copy]) -> Result<Vec<(String, String)>, serde_
         if role.frail {
             documents.extend(protection(role));
         }
-        let texts = documents.iter().map(serde_yaml::to_string).collect::<Result<Vec<_>, _>>()?;
+        let texts = documents.iter().map(weft_control_plane::yaml::text).collect::<Result<Vec<_>, _>>()?;
         files.push((format!("{}.yaml", role.name), texts.join("---\n")));
     }
     Ok(files)

@@ -52,7 +52,8 @@ pub(super) fn files() -> Vec<(String, String)> {
 }
 
 fn text(objects: &[Value]) -> String {
-    let documents = objects.iter().map(|object| serde_yaml::to_string(object).expect("objects are YAML"));
+    let documents =
+        objects.iter().map(|object| weft_control_plane::yaml::text(object).expect("objects are YAML"));
     documents.collect::<Vec<_>>().join("---\n")
 }
 

@@ -1,6 +1,6 @@
 //! `weft identity --all`: who every connected sidecar is, until when, and whether it trusts the current roots.
 //!
-//! In: the API's `/api/proxies`. Out: a table, those that need a look first, or the API's own JSON. Exit code: success iff each
+//! In: `/api/proxies` of the replica that leads. Out: whom it asked, on standard error; a table, those that need a look first, or the API's own JSON. Exit code: success iff each
 //! has a certificate that is valid.
 
 use std::cmp::Reverse;
@@ -61,6 +61,7 @@ impl Sidecar {
 pub(super) async fn run(api: &Api, json: bool) -> anyhow::Result<ExitCode> {
     let body = api.get("/api/proxies").await?;
     let Proxies { at, mut proxies } = api.read(&body)?;
+    output::note(asked(api.base(), api.leads()));
     if json {
         output::text(&String::from_utf8_lossy(&body));
     } else {
@@ -68,6 +69,18 @@ pub(super) async fn run(api: &Api, json: bool) -> anyhow::Result<ExitCode> {
     }
     let valid = proxies.iter().all(|sidecar| sidecar.is_valid(at));
     Ok(if valid { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whom these answers are from: sidecars are connected to the replica that leads, and it alone knows all of them.
+fn asked(whom: &str, leads: Option<bool>) -> String {
+    match leads {
+        Some(true) => format!("asked {whom}, which leads"),
+        Some(false) => format!(
+            "asked {whom}; no replica is marked as the one that leads, and others may have sidecars, too: see `weft check`"
+        ),
+        // An address says nothing of who is behind it.
+        None => format!("asked {whom}"),
+    }
 }
 
 fn show(sidecars: &mut [Sidecar], now: Timestamp) -> String {
@@ -142,6 +155,13 @@ mod tests {
         .expect("the API's JSON");
         insta::assert_snapshot!(show(&mut known.proxies, known.at));
         assert_eq!(known.proxies.iter().filter(|sidecar| sidecar.is_valid(known.at)).count(), 1);
+    }
+
+    #[test]
+    fn whom_it_asked_is_said_and_whether_that_one_knows_all() {
+        assert_eq!(asked("pod a", Some(true)), "asked pod a, which leads");
+        assert!(asked("pod a", Some(false)).contains("no replica is marked"));
+        assert_eq!(asked("http://127.0.0.1:8080", None), "asked http://127.0.0.1:8080");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use weft_control_plane::install::change::{
-    Named, Version, differences, holds_policies, remembered, removal, step,
+    Named, Version, differences, holds_policies, remembered, removal, serves_old_sidecars, step,
 };
 use weft_control_plane::install::values::Values;
 use weft_control_plane::install::{INSTALLED_WITH, NAME, NAMESPACE, Object, objects, text};
@@ -65,7 +65,7 @@ pub(crate) async fn upgrade(arguments: UpgradeArgs) -> anyhow::Result<()> {
             !matches!(named.kind.as_str(), "Secret" | "Lease" | "Namespace") && !holds_policies(&named);
         if optional && !wanted.contains(&named) && cluster.get(&named).await?.is_some() {
             changes += 1;
-            output::note(format_args!("- {named}: no longer wished; kubectl delete it"));
+            output::note(goes(&named));
         }
     }
     if changes == 0 {
@@ -76,6 +76,15 @@ pub(crate) async fn upgrade(arguments: UpgradeArgs) -> anyhow::Result<()> {
     }
     output::text(&text(&objects));
     Ok(())
+}
+
+/// What is said of an object that is no longer wished.
+fn goes(named: &Named) -> String {
+    let when = match serves_old_sidecars(named) {
+        true => ", but not before every pod with a sidecar has been restarted: theirs still come in there",
+        false => "",
+    };
+    format!("- {named}: no longer wished; kubectl delete it{when}")
 }
 
 /// Version and wishes of what is installed.
@@ -163,6 +172,17 @@ mod tests {
             let error = format!("{:#}", before(&deployment(annotations)).expect_err(word));
             assert!(error.contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn what_old_sidecars_need_goes_after_them() {
+        let all = removal();
+        let service = |name: &str| {
+            let found = all.iter().find(|one| one.kind == "Service" && one.name == name);
+            goes(found.expect("an installation has or had it"))
+        };
+        assert!(service("weft-control-plane-leader").contains("restarted"));
+        assert!(!service("weft-injector").contains("restarted"));
     }
 
     #[test]

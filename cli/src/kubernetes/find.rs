@@ -1,6 +1,6 @@
 //! Where in a cluster the control plane runs.
 //!
-//! In: a client. Out: a pod and a port of it, to be forwarded to. The leader's Service says which of several pods has the live
+//! In: a client. Out: a pod and a port of it, to be forwarded to. The Service says which of several pods has the live
 //! graph; before there is a leader, or in an installation without that Service, any ready pod of the Deployment will do.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 
 use super::forward::{self, Forward, Forwarded};
-use super::{CONTROL_PLANE, Cluster, LEADER_SERVICE, NAMESPACE, Trouble, ask};
+use super::{CONTROL_PLANE, Cluster, NAMESPACE, Trouble, ask};
 
 /// Where the API listens in its pod, unless the Service says otherwise.
 const API_PORT: u16 = weft_wire::port::API;
@@ -33,7 +33,15 @@ pub(crate) enum Error {
 /// The control plane of a cluster, wherever it is at the moment.
 pub(crate) struct ControlPlane {
     cluster: Cluster,
-    current: Mutex<Forward>,
+    current: Mutex<Found>,
+}
+
+/// One of its pods.
+#[derive(Clone)]
+struct Found {
+    pod: Forward,
+    /// Whether it is the one that leads.
+    leads: bool,
 }
 
 impl fmt::Debug for ControlPlane {
@@ -57,9 +65,10 @@ impl ControlPlane {
             Err(error) => error,
         };
         match control_plane(&self.cluster).await {
-            Ok(other) if other.pod() != known.pod() => {
-                *self.current.lock().unwrap_or_else(PoisonError::into_inner) = other.clone();
-                other.connect().await
+            Ok(other) if other.pod.pod() != known.pod() => {
+                let pod = other.pod.clone();
+                *self.current.lock().unwrap_or_else(PoisonError::into_inner) = other;
+                pod.connect().await
             }
             // The same pod again, or none: the first complaint says more.
             Ok(_) | Err(_) => Err(refused),
@@ -81,6 +90,15 @@ impl ControlPlane {
 
     /// Where it was last.
     pub(crate) fn forward(&self) -> Forward {
+        self.found().pod
+    }
+
+    /// Whether that pod leads, as far as the leader's Service says so.
+    pub(crate) fn leads(&self) -> bool {
+        self.found().leads
+    }
+
+    fn found(&self) -> Found {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -91,29 +109,29 @@ impl ControlPlane {
 }
 
 /// The pod with the API.
-async fn control_plane(cluster: &Cluster) -> Result<Forward, Error> {
+async fn control_plane(cluster: &Cluster) -> Result<Found, Error> {
     let client = &cluster.client;
     let service = match by_service(client).await {
-        Ok(found) => return Ok(found),
+        Ok(pod) => return Ok(Found { pod, leads: true }),
         Err(Trouble::Unreachable(words)) => return Err(Error::Unreachable(words)),
         Err(trouble) => trouble,
     };
     match by_deployment(client).await {
-        Ok(found) => Ok(found),
+        Ok(pod) => Ok(Found { pod, leads: false }),
         Err(Trouble::Unreachable(words)) => Err(Error::Unreachable(words)),
         Err(Trouble::Missing) if service == Trouble::Missing => Err(Error::Absent(format!(
-            "there is neither Service {LEADER_SERVICE} nor Deployment {CONTROL_PLANE} in namespace {NAMESPACE}; is Weft \
+            "there is neither Service nor Deployment {CONTROL_PLANE} in namespace {NAMESPACE}; is Weft \
              installed there? (weft install | kubectl apply -f -)"
         ))),
         Err(trouble) => Err(Error::Absent(format!(
-            "Service {LEADER_SERVICE} in {NAMESPACE}: {service}; Deployment {CONTROL_PLANE}: {trouble}"
+            "Service {CONTROL_PLANE} in {NAMESPACE}: {service}; Deployment {CONTROL_PLANE}: {trouble}"
         ))),
     }
 }
 
 async fn by_service(client: &Client) -> Result<Forward, Trouble> {
     let services: Api<Service> = Api::namespaced(client.clone(), NAMESPACE);
-    let service = ask(services.get(LEADER_SERVICE)).await?;
+    let service = ask(services.get(CONTROL_PLANE)).await?;
     let spec = service.spec.unwrap_or_default();
     let ports = spec.ports.unwrap_or_default();
     let named = ports.iter().find(|port| port.name.as_deref() == Some(API_PORT_NAME));

@@ -46,7 +46,7 @@ impl Server {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// With the leader's Service, and the Deployment.
+    /// With the Service, and the Deployment.
     pub(crate) fn installed() -> Self {
         let server = Self::default();
         (server.objects().service, server.objects().deployment) = (true, true);
@@ -70,7 +70,7 @@ impl Server {
     pub(crate) async fn start(&self) -> Cluster {
         let of = format!("/api/v1/namespaces/{NAMESPACE}");
         let router = Router::new()
-            .route(&format!("{of}/services/{LEADER_SERVICE}"), get(service))
+            .route(&format!("{of}/services/{CONTROL_PLANE}"), get(service))
             .route(
                 &format!("/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{CONTROL_PLANE}"),
                 get(deployment),
@@ -97,7 +97,7 @@ async fn service(State(server): State<Server>) -> Response {
         return missing();
     }
     axum::Json(json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": { "name": LEADER_SERVICE, "namespace": NAMESPACE },
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": CONTROL_PLANE, "namespace": NAMESPACE },
         "spec": { "selector": { "weft.dev/leader": "true" }, "ports": [{ "name": "grpc-control", "port": 15012, "targetPort": "grpc-control" }, { "name": "http-api", "port": 8080, "targetPort": "http-api" }] },
     }))
     .into_response()
@@ -225,6 +225,7 @@ mod stories {
         assert_eq!(answer["host"], "127.0.0.1:8080");
         assert_eq!(answer["authorization"], "Bearer weft_api_x");
         assert_eq!(server.forwarded(), ["b"]);
+        assert_eq!(api.leads(), Some(true));
         assert_eq!(api.base(), "pod weft-system/b (context test)");
         let others: Vec<String> = api.others().await.iter().map(|api| api.base().to_owned()).collect();
         assert_eq!(others, ["pod weft-system/a"]);
@@ -247,7 +248,9 @@ mod stories {
     async fn before_anybody_leads_any_ready_pod_is_asked() {
         let server = Server::installed();
         server.pod("a", Port::Open(echo().await), false);
-        api(&server).await.get("/").await.expect("an answer");
+        let any = api(&server).await;
+        any.get("/").await.expect("an answer");
+        assert_eq!(any.leads(), Some(false));
         server.objects().service = false;
         api(&server).await.get("/").await.expect("an answer");
     }

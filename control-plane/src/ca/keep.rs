@@ -1,8 +1,8 @@
 //! The task that keeps the authority going: renews the own certificate and the intermediate, takes a rotation's next step when
 //! everybody is ready, and takes over what the operator brings.
 //!
-//! Surprise: for the first seconds after a start no rotation goes on, because sidecars are still coming back, and "everybody
-//! who is connected" would be few. Of several control planes that share a place only the one that leads takes steps; the others
+//! Surprise: for the first seconds after a start, or after the lead came over, no rotation goes on, because sidecars are still
+//! coming back, and "everybody who is connected" would be few ([`is_whole`]). Of several control planes that share a place only the one that leads takes steps; the others
 //! follow what it writes.
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::authority::{Adoption, Authority, RotateError, Step};
 use super::store::{Document, Version};
 use super::{CONFLICTS_MAX, Ca, Refusal, brought, kept, own, serial};
 use crate::compile;
-use crate::xds::{Kind, Status, WARM_UP};
+use crate::xds::{Kind, Status, is_whole};
 
 /// How often it looks.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -37,12 +37,13 @@ pub fn alone() -> Leads {
 
 impl Ca {
     /// Keeps the authority going until `shutdown`.
-    pub async fn run(self, status: Status, leads: Leads, shutdown: CancellationToken) {
+    pub async fn run(self, status: Status, mut leads: Leads, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(PERIOD);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let started = tokio::time::Instant::now();
         let (mut read_at, mut followed_at, mut is_behind) = (started, started, false);
-        let (mut has_led, mut led_since) = (*leads.borrow(), started);
+        let mut led_since = started;
+        leads.mark_unchanged();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -59,17 +60,19 @@ impl Ca {
             }
             let now = SystemTime::now();
             let adoption = self.adoption(&status);
-            let (is_leading, rotates) = (*leads.borrow(), self.authority().rotation().is_some());
-            if is_leading && !has_led {
+            // Also when it was lost and had again between two looks: it may have been another's meanwhile.
+            if leads.has_changed().unwrap_or(false) {
                 // Sidecars of whoever led before are coming over.
                 led_since = tokio::time::Instant::now();
             }
-            has_led = is_leading;
+            let (is_leading, rotates) = (*leads.borrow_and_update(), self.authority().rotation().is_some());
             if self.0.brought.is_some() && read_at.elapsed() >= BROUGHT_PERIOD {
                 read_at = tokio::time::Instant::now();
                 self.adopt(is_leading, now).await;
             }
-            if is_leading && (led_since.elapsed() >= WARM_UP || adoption.connected > 0 && !rotates) {
+            let expected = self.0.live.read().running_sidecars();
+            let is_whole = is_whole(led_since.elapsed(), adoption.connected, expected);
+            if is_leading && (is_whole || adoption.connected > 0 && !rotates) {
                 self.step(adoption, now).await;
             }
             self.renew_own(now);

@@ -13,7 +13,7 @@ use super::store::{Document, Failure, Kept, Store, Version, WriteError};
 use super::token::{State, TTL_DEFAULT, Wish};
 use super::{Ca, Disk, Options, Refusal};
 use crate::world::Live;
-use crate::xds::Status;
+use crate::xds::{COME_BACK, Status};
 
 async fn open(directory: &Path) -> Ca {
     let options = Options {
@@ -130,6 +130,10 @@ impl Store for Shared {
 }
 
 async fn open_shared(store: &Arc<Shared>) -> Ca {
+    open_in(store, Live::default()).await
+}
+
+async fn open_in(store: &Arc<Shared>, live: Live) -> Ca {
     let options = Options {
         domain: "cluster.local".into(),
         leaf_life: Duration::from_secs(3_600),
@@ -138,7 +142,7 @@ async fn open_shared(store: &Arc<Shared>) -> Ca {
         accounts: None,
         hears: None,
     };
-    Ca::open(options, Live::default(), &Registry::new(), SystemTime::now()).await.unwrap()
+    Ca::open(options, live, &Registry::new(), SystemTime::now()).await.unwrap()
 }
 
 fn roots(ca: &Ca) -> Vec<[u8; 32]> {
@@ -195,6 +199,46 @@ async fn a_rotation_that_one_begins_is_everybodys_and_only_who_leads_goes_on_wit
     for task in running {
         task.await.unwrap();
     }
+}
+
+/// Right after a fail-over nobody is connected, and nobody of nobody lacks the new root.
+#[tokio::test(start_paused = true)]
+async fn a_rotation_waits_for_those_who_come_over_from_whoever_led_before() {
+    const POD: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, annotations: {weft.dev/status: '{\"version\":\"0.1.0\"}'}}
+spec: {containers: []}
+status: {podIP: 10.0.0.7, phase: Running}
+";
+    let store = Arc::new(Shared::default());
+    let ca = open_in(&store, Live::new(crate::fixture::world(POD))).await;
+    ca.rotate(false).await.unwrap();
+    // The bundle has been out for long: only who has it is left to wait for.
+    for (version, bytes) in store.documents().values_mut() {
+        let mut document: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+        document["rotation"]["since"] = 1_700_000_000.into();
+        (*version, *bytes) = (*version + 1, serde_json::to_vec(&document).unwrap());
+    }
+    ca.catch_up().await.unwrap();
+    let (before, shutdown) = (roots(&ca), CancellationToken::new());
+    let (tells, leads) = watch::channel(false);
+    let running = tokio::spawn(ca.clone().run(Status::default(), leads, shutdown.clone()));
+    let second = Duration::from_secs(1);
+    tokio::time::sleep(COME_BACK * 2).await;
+    assert_eq!(roots(&ca), before, "it does not lead");
+    tells.send_replace(true);
+    tokio::time::sleep(COME_BACK - second * 2).await;
+    assert_eq!(roots(&ca), before, "the sidecar of the pod may be on its way");
+    // Lost and had again between two looks: another may have led, and taken the sidecars over.
+    tells.send_replace(false);
+    tells.send_replace(true);
+    tokio::time::sleep(COME_BACK - second * 2).await;
+    assert_eq!(roots(&ca), before, "on its way once more");
+    tokio::time::sleep(second * 5).await;
+    assert_ne!(roots(&ca), before, "a sidecar that never comes is not waited for");
+    shutdown.cancel();
+    running.await.unwrap();
 }
 
 #[tokio::test]

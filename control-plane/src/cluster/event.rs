@@ -224,6 +224,7 @@ mod tests {
             generation: Some(1),
             attached: Vec::new(),
             conditions: conditions.iter().map(condition).collect(),
+            counted: true,
         }
     }
 

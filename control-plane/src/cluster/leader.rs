@@ -1,7 +1,7 @@
 //! The task that leads or waits: keeps the Lease `weft-control-plane`, and the label of the pod that leads.
 //!
 //! In: the Lease as the API server has it. Out: whether this control plane leads, as a `watch` that everybody asks before they
-//! write; the label `weft.dev/leader` on its own pod, by which the Service of the API and the dashboard finds it.
+//! write; whether another does, for those who serve sidecars ([`Lead`]); the label `weft.dev/leader` on its own pod, by which the Service of the mesh finds it.
 //!
 //! Invariant: the word that we lead is taken back when [`Election::until`] has come, whatever a request is waiting for. Surprise:
 //! who ends in good order gives the Lease back, so that the next one need not wait.
@@ -23,6 +23,7 @@ use weft_wire::annotation::LEADER as LABEL;
 
 use super::lease::{Act, Election, Record, Settings};
 use super::{ApiError, Cluster, MANAGER, ask, labels};
+use crate::lead::{Lead, Seen};
 
 /// The Lease.
 pub const LEASE: &str = "weft-control-plane";
@@ -43,6 +44,9 @@ pub struct Leader {
     /// The version of the Lease that we wrote or read last.
     version: Option<String>,
     leads: watch::Sender<bool>,
+    seen: watch::Sender<Seen>,
+    /// Whether the Lease was ever read.
+    looked: bool,
     metrics: Metrics,
     /// What our own pod was labelled as, and when.
     labelled: Option<(bool, Instant)>,
@@ -81,15 +85,16 @@ impl Metrics {
 
 impl Leader {
     /// One who has looked at nothing yet, called `identity` (of which there must be no other, nor have been one), and what hears
-    /// whether it leads.
+    /// whether it leads, and whether another does.
     #[must_use]
     pub fn new(
         cluster: &Cluster,
         identity: &str,
         settings: Settings,
         registry: &Registry,
-    ) -> (Self, watch::Receiver<bool>) {
+    ) -> (Self, watch::Receiver<bool>, Lead) {
         let (leads, hears) = watch::channel(false);
+        let (seen, sees) = watch::channel(Seen::Nothing);
         let leader = Self {
             leases: Api::namespaced(cluster.client.clone(), &cluster.namespace),
             pods: Api::namespaced(cluster.client.clone(), &cluster.namespace),
@@ -98,10 +103,12 @@ impl Leader {
             settings,
             version: None,
             leads,
+            seen,
+            looked: false,
             metrics: Metrics::new(registry),
             labelled: None,
         };
-        (leader, hears)
+        (leader, hears, Lead::new(sees))
     }
 
     /// Leads or waits until `shutdown`, and gives back then what it holds.
@@ -173,6 +180,7 @@ impl Leader {
             Ok(found) => found,
             Err(error) => return self.failed(&error),
         };
+        self.looked = true;
         self.version = found.as_ref().and_then(|lease| lease.metadata.resource_version.clone());
         let record = found.map(|lease| record(lease.spec.unwrap_or_default()));
         // It was seen between asking and now; the later moment makes us wait longer.
@@ -230,7 +238,23 @@ impl Leader {
     /// Lets everybody know whether we lead.
     fn tell(&mut self) {
         let leads = self.election.leads(Instant::now());
-        if self.leads.send_replace(leads) == leads {
+        self.seen.send_if_modified(|seen| {
+            let now = match (leads, self.election.another()) {
+                (true, _) if matches!(seen, Seen::Ours(_)) => return false,
+                (true, _) => Seen::Ours(tokio::time::Instant::now()),
+                (false, Some(other)) => Seen::Theirs(other.into()),
+                (false, None) if self.looked => Seen::Nobody,
+                (false, None) => Seen::Nothing,
+            };
+            let is_news = *seen != now;
+            if let (Seen::Theirs(other), true) = (&now, is_news) {
+                info!(holder = &**other, "another control plane leads: sidecars are sent to it");
+            }
+            *seen = now;
+            is_news
+        });
+        let changed = |before: &mut bool| std::mem::replace(before, leads) != leads;
+        if !self.leads.send_if_modified(changed) {
             return;
         }
         self.metrics.leads.set(i64::from(leads));

@@ -87,6 +87,13 @@ impl Election {
         self.observed.as_ref().and_then(|(record, _)| record.holder.as_deref())
     }
 
+    /// Who else holds the Lease, as far as we know. Nobody does when it was given back, or when we could not renew it and nobody
+    /// has taken it.
+    #[must_use]
+    pub fn another(&self) -> Option<&str> {
+        self.holder().filter(|holder| *holder != &*self.identity)
+    }
+
     /// Takes note of the Lease as it is, read at `now`, and says what to do. `wall` is the time for people.
     pub fn look(&mut self, found: Option<&Record>, now: Instant, wall: Timestamp) -> Act {
         let Some(found) = found else {

@@ -5,7 +5,8 @@
 //!
 //! Invariants: what others wrote stays (`merge`); a status is said of the version of the spec that it was found out of, and of
 //! no other; objects are written one after the other with a pause, so that a large change does not press the API server: what
-//! is not written now still differs at the next look. Surprise: how many sidecars run something changes all the time. Where
+//! is not written now still differs at the next look; right after the lead came over nobody is connected yet, and what was said
+//! of how many run something stays until they are ([`is_whole`]). Surprise: how many sidecars run something changes all the time. Where
 //! only that number differs an object is written once in [`NUMBERS`].
 
 mod known;
@@ -29,7 +30,7 @@ use crate::ca::Leads;
 use crate::inspect::objects::{Condition, Told, told};
 use crate::sources::Problems;
 use crate::world::Live;
-use crate::xds::Status;
+use crate::xds::{COME_BACK, Status, WARM_UP, is_whole};
 use known::Known;
 use merge::Wanted;
 use metrics::Metrics;
@@ -74,6 +75,7 @@ pub struct Writer {
 impl Leading for Writer {
     /// Looks and writes. Ends never; may be dropped at any moment.
     async fn lead(&self) {
+        let led = Instant::now();
         let mut known = Known::default();
         let mut read_at: Option<Instant> = None;
         loop {
@@ -86,14 +88,17 @@ impl Leading for Writer {
             let mut problems = self.problems.clone();
             problems.mark_unchanged();
             let began = Instant::now();
-            let Some(wanted) = self.wanted().await else { continue };
+            let Some(wanted) = self.wanted(led).await else { continue };
             let took = began.elapsed();
             let all_written = self.write(&mut known, &wanted).await;
             // Looking costs at most a tenth of a core.
             tokio::time::sleep(GATHER.max(took * 10)).await;
             if all_written {
                 let look = Instant::now() + LOOK;
-                let deadline = known.again().map_or(look, |again| again.min(look));
+                // Sidecars are counted from then on, whether one more comes or not.
+                let counted = [led + WARM_UP, led + COME_BACK].into_iter().find(|at| *at > Instant::now());
+                let deadline =
+                    [Some(look), known.again(), counted].into_iter().flatten().min().unwrap_or(look);
                 tokio::select! {
                     () = tokio::time::sleep_until(deadline) => {}
                     changed = changes.recv() => if changed == Err(RecvError::Closed) { tokio::time::sleep_until(deadline).await },
@@ -125,15 +130,16 @@ impl Writer {
         while_leading(leads, shutdown, &self).await;
     }
 
-    /// What there is to say of every object.
-    async fn wanted(&self) -> Option<BTreeMap<Key, Wanted>> {
+    /// What there is to say of every object, by one who leads since `led`.
+    async fn wanted(&self, led: Instant) -> Option<BTreeMap<Key, Wanted>> {
         let (world, status) = (self.world.clone(), self.status.clone());
         let telling = tokio::task::spawn_blocking(move || {
             // A copy, so that nobody who changes the world waits for it.
             let copy = world.read().clone();
-            told(&copy, &status.proxies())
+            let proxies = status.proxies();
+            (told(&copy, &proxies), proxies.len(), copy.running_sidecars())
         });
-        let told = match telling.await {
+        let (told, connected, expected) = match telling.await {
             Ok(told) => told,
             Err(error) => {
                 warn!(%error, "how objects fare was not found out");
@@ -141,7 +147,8 @@ impl Writer {
                 return None;
             }
         };
-        let mut wanted: BTreeMap<Key, Wanted> = told.into_iter().map(of_told).collect();
+        let counted = is_whole(led.elapsed(), connected, expected);
+        let mut wanted: BTreeMap<Key, Wanted> = told.into_iter().map(|told| of_told(told, counted)).collect();
         for problem in self.problems.borrow().problems.iter() {
             let Some(key) = problem.object.as_deref().and_then(key_of) else { continue };
             let field = problem.field.as_deref().map(|field| format!("{field}: ")).unwrap_or_default();
@@ -181,9 +188,9 @@ impl Writer {
     }
 }
 
-fn of_told(told: Told) -> (Key, Wanted) {
+fn of_told(told: Told, counted: bool) -> (Key, Wanted) {
     let Told { kind, namespace, name, generation, attached, conditions } = told;
-    (Key { kind, namespace, name }, Wanted { generation, attached, conditions })
+    (Key { kind, namespace, name }, Wanted { generation, attached, conditions, counted })
 }
 
 /// `HTTPRoute shop/orders`, of the kinds that have a status of ours.
@@ -206,7 +213,12 @@ fn rejected(key: &Key, message: String) -> Wanted {
     // The words of the Gateway API and of GEP-713.
     let reason = if key.kind.ends_with("Route") { "UnsupportedValue" } else { "Invalid" };
     let condition = Condition { kind: "Accepted", status: "False", reason, message };
-    Wanted { generation: None, attached: vec![condition.clone(); PARENTS], conditions: vec![condition] }
+    Wanted {
+        generation: None,
+        attached: vec![condition.clone(); PARENTS],
+        conditions: vec![condition],
+        counted: true,
+    }
 }
 
 /// Parents of a route at most: what is said of a route that could not be read is said of each of them.

@@ -42,10 +42,12 @@ pub struct Reporter {
     pub detected: u64,
     /// Of these, those that were held until the deadline.
     pub detect_timeouts: u64,
-    /// Requests that its app sent to others in the last five minutes.
+    /// Requests that its app sent to others in the last five minutes, once it had been called itself.
     pub outbound: u64,
-    /// Of these, those that carried a trace.
-    pub outbound_traced: u64,
+    /// Of these, those in the trace of a request that the app was sent.
+    pub outbound_carried: u64,
+    /// Of these, those in a trace of the app's own.
+    pub outbound_own: u64,
 }
 
 #[derive(Debug)]
@@ -162,7 +164,8 @@ impl Callers {
     pub(super) fn reporter(&self, instance: &str, now: Timestamp) -> Option<Reporter> {
         let state = self.state();
         let known = state.instances.get(instance)?;
-        let Habits { detected, detect_timeouts, outbound, outbound_traced } = known.lately.sum(now);
+        let Habits { detected, detect_timeouts, outbound, outbound_carried, outbound_own } =
+            known.lately.sum(now);
         Some(Reporter {
             last_sequence: known.sequence,
             last_report_at: known.last_end,
@@ -171,7 +174,8 @@ impl Callers {
             detected,
             detect_timeouts,
             outbound,
-            outbound_traced,
+            outbound_carried,
+            outbound_own,
         })
     }
 

@@ -17,10 +17,12 @@ pub struct Habits {
     pub detected: u64,
     /// Of these, those that were held until the deadline.
     pub detect_timeouts: u64,
-    /// Requests that the app sent to others.
+    /// Requests that the app sent to others once it had been called itself.
     pub outbound: u64,
-    /// Of these, those that carried a trace.
-    pub outbound_traced: u64,
+    /// Of these, those in the trace of a request that the app was sent.
+    pub outbound_carried: u64,
+    /// Of these, those in a trace of the app's own.
+    pub outbound_own: u64,
 }
 
 impl Habits {
@@ -31,7 +33,8 @@ impl Habits {
             detected: self.detected.saturating_add(other.detected),
             detect_timeouts: self.detect_timeouts.saturating_add(other.detect_timeouts),
             outbound: self.outbound.saturating_add(other.outbound),
-            outbound_traced: self.outbound_traced.saturating_add(other.outbound_traced),
+            outbound_carried: self.outbound_carried.saturating_add(other.outbound_carried),
+            outbound_own: self.outbound_own.saturating_add(other.outbound_own),
         }
     }
 }

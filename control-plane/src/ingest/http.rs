@@ -16,6 +16,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use prometheus::IntCounter;
 use prost::Message;
 use serde::Serialize;
 use tokio::sync::Semaphore;
@@ -23,17 +24,18 @@ use tower_http::decompression::RequestDecompressionLayer;
 
 use super::{Envelope, Ingest, REQUEST_BYTES_MAX, grpc};
 use crate::graph::Timestamp;
+use crate::lead::Lead;
 
 const PROTOBUF: &str = "application/x-protobuf";
 const JSON: &str = "application/json";
 
-pub(super) fn router(ingest: Ingest) -> Router {
+pub(super) fn router(ingest: Ingest, lead: Lead, sent_away: IntCounter) -> Router {
     Router::new()
         .route("/v1/metrics", post(metrics))
         // Inside the decompression, so that it bounds what a small compressed body can grow to.
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
         .layer(RequestDecompressionLayer::new())
-        .with_state(Intake { ingest, places: Arc::new(Semaphore::new(PLACES)) })
+        .with_state(Intake { ingest, lead, sent_away, places: Arc::new(Semaphore::new(PLACES)) })
 }
 
 /// Requests read at a time: with bodies of 8 MiB, half a gigabyte at worst.
@@ -46,6 +48,8 @@ const BODY_WAIT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 struct Intake {
     ingest: Ingest,
+    lead: Lead,
+    sent_away: IntCounter,
     places: Arc<Semaphore>,
 }
 
@@ -99,13 +103,20 @@ const UNAVAILABLE: i32 = 14;
 
 async fn metrics(State(intake): State<Intake>, request: Request) -> Response {
     let received_at = Timestamp::now();
-    let Intake { ingest, places } = intake;
+    let Intake { ingest, lead, sent_away, places } = intake;
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
     let headers = request.headers().clone();
     let Some(encoding) = Encoding::of(&headers) else {
         let text = format!("content-type is neither {PROTOBUF} nor {JSON}");
         return Encoding::Json.refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID_ARGUMENT, text);
     };
+    if let Some(other) = lead.other() {
+        sent_away.inc();
+        let mut response = encoding.refuse(StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, other.to_string());
+        // On this connection it would never come to the other.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        return response;
+    }
     let invalid = |status, text: String| {
         ingest.0.metrics.invalid();
         encoding.refuse(status, INVALID_ARGUMENT, text)

@@ -39,10 +39,10 @@ pub fn of(pod: &Pod) -> Injection {
         return Injection { sidecar: Some(version.into()), restart, ..Injection::default() };
     }
     let wish = match wishes::inject(pod, &Namespace::default(), &mut Vec::new()) {
-        Ok(wishes::Wish::OfPod(wish)) => Some(wish),
         // The webhook would refuse it: whoever wrote that will hear of it with the next pod.
-        Err(_) => Some(false),
-        Ok(_) => None,
+        (_, Some(_)) => Some(false),
+        (wishes::Wish::OfPod(wish), None) => Some(wish),
+        (_, None) => None,
     };
     let mut owners = pod.metadata.owner_references.iter().flatten();
     let controller = owners.find(|owner| owner.controller != Some(false)).map(|owner| {
@@ -65,8 +65,8 @@ pub fn of_namespace(namespace: &Namespace) -> Option<bool> {
         return Some(false);
     }
     match wishes::inject(&Pod::default(), namespace, &mut Vec::new()) {
-        Ok(wishes::Wish::OfNamespace(wish)) => Some(wish),
-        Ok(_) | Err(_) => None,
+        (wishes::Wish::OfNamespace(wish), _) => Some(wish),
+        _ => None,
     }
 }
 
@@ -92,6 +92,8 @@ pub struct Found {
 /// All pods at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Census {
+    /// Whether anybody looked: where objects are files nobody injects, and nobody looks.
+    pub taken: bool,
     /// Pods with a sidecar.
     pub injected: usize,
     /// Pods without one that should have it.
@@ -106,7 +108,7 @@ impl Census {
     /// Looks at everybody. `own` is the control plane's namespace, `version` the injector's.
     #[must_use]
     pub fn take(world: &World, own: &str, version: &str) -> Self {
-        let mut census = Self::default();
+        let mut census = Self { taken: true, ..Self::default() };
         let mut found: Vec<&PodSpec> = Vec::new();
         for pod in world.pods() {
             match &pod.injection.sidecar {

@@ -9,6 +9,7 @@
 //! nothing else depends on it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::ByteString;
@@ -18,12 +19,15 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use weft_wire::tls::CONTROL_PLANE;
-use x509_parser::prelude::FromDer as _;
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::ca::issue::{AUTHORITY_BACKDATED, ROOT_LIFE};
 
 /// Life of the certificate that is served: it is renewed when a third is left.
 pub const LEAF_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// The Service by which the API server calls the webhook: every replica that is ready answers it, whoever leads.
+pub const SERVICE: &str = "weft-injector";
 
 /// Keys of the Secret.
 pub const ROOTS: &str = "ca.crt";
@@ -96,6 +100,22 @@ impl Material {
         roots(&self.roots).iter().all(|root| trusted.iter().any(|other| other.contents() == root.contents()))
     }
 
+    /// Whether the served certificate is for all of these DNS names and addresses.
+    fn is_for(&self, names: &[String]) -> bool {
+        let Ok(certificate) = pem::parse(&self.certificate) else { return false };
+        let Ok((_, certificate)) = X509Certificate::from_der(certificate.contents()) else { return false };
+        let Ok(Some(held)) = certificate.subject_alternative_name() else { return false };
+        let held = &held.value.general_names;
+        names.iter().all(|name| {
+            held.iter().any(|held| match (held, name.parse::<IpAddr>()) {
+                (GeneralName::IPAddress(bytes), Ok(IpAddr::V4(address))) => **bytes == address.octets(),
+                (GeneralName::IPAddress(bytes), Ok(IpAddr::V6(address))) => **bytes == address.octets(),
+                (GeneralName::DNSName(held), Err(_)) => held == name,
+                _ => false,
+            })
+        })
+    }
+
     /// For a TLS library: chain and key.
     #[must_use]
     pub fn tls(&self) -> Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
@@ -117,7 +137,8 @@ pub fn next(kept: Option<&Material>, now: SystemTime) -> Result<Next, Error> {
     if root_ends < now + LEAF_LIFE * 2 {
         return Ok(Next::Announce(anew(&kept.roots, now)?));
     }
-    if kept.ends < now + LEAF_LIFE / 3 {
+    // Also when it is for names of before.
+    if kept.ends < now + LEAF_LIFE / 3 || !kept.is_for(&names()) {
         let root_key = KeyPair::from_pem(&kept.root_key)?;
         let issuer = Issuer::new(root_params(now), root_key);
         let (certificate, key) = leaf(&issuer, now)?;
@@ -170,14 +191,13 @@ fn leaf(issuer: &Issuer<'_, KeyPair>, now: SystemTime) -> Result<(String, String
 
 /// How the API server calls the webhook: by its Service; or, where it runs beside it, by loopback.
 fn names() -> Vec<String> {
-    let (namespace, service) = CONTROL_PLANE;
-    let service = format!("{service}.{namespace}.svc");
+    let service = format!("{SERVICE}.{}.svc", CONTROL_PLANE.0);
     vec![service, "localhost".into(), "127.0.0.1".into(), "::1".into()]
 }
 
 /// When a certificate ends.
 fn ends(der: &[u8]) -> Option<SystemTime> {
-    let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(der).ok()?;
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let seconds = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
     Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }
@@ -207,7 +227,7 @@ mod tests {
         let verifier =
             rustls::client::WebPkiServerVerifier::builder_with_provider(store.into(), provider).build();
         let (chain, _) = served.tls().expect("TLS");
-        let name = "weft-control-plane.weft-system.svc".try_into().expect("a name");
+        let name = "weft-injector.weft-system.svc".try_into().expect("a name");
         let at = rustls::pki_types::UnixTime::since_unix_epoch(
             at.duration_since(SystemTime::UNIX_EPOCH).expect("later"),
         );
@@ -236,6 +256,22 @@ mod tests {
         assert_eq!(renewed.roots, material.roots);
         assert!(verifies(&renewed, &material.roots, late + LEAF_LIFE / 2));
         assert_eq!(next(Some(&renewed), late).expect("kept"), Next::Keep);
+    }
+
+    #[test]
+    fn a_certificate_for_other_names_is_made_anew_by_the_same_root() {
+        let material = first();
+        assert!(material.is_for(&names()));
+        let key = KeyPair::from_pem(&material.root_key).expect("a key");
+        let issuer = Issuer::new(root_params(now()), key);
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
+        let old = CertificateParams::new(vec!["weft-control-plane.weft-system.svc".to_owned()]);
+        let old = old.and_then(|params| params.signed_by(&key, &issuer)).expect("a certificate");
+        let before = Material { certificate: old.pem(), key: key.serialize_pem(), ..material.clone() };
+        assert!(!verifies(&before, &material.roots, now()));
+        let Ok(Next::Write(renewed)) = next(Some(&before), now()) else { panic!("written") };
+        assert_eq!(renewed.roots, material.roots, "the API server trusts it already");
+        assert!(verifies(&renewed, &material.roots, now()));
     }
 
     #[test]

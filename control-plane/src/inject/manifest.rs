@@ -11,6 +11,7 @@ use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::{Answer, Namespace, Refusal, Settings, Subject, Verdict, inject, strip};
+use crate::yaml;
 
 /// What is done to every pod.
 #[derive(Debug, Clone, Copy)]
@@ -106,7 +107,7 @@ pub fn transform(text: &str, namespace: Option<&str>, work: Work<'_>) -> Result<
                 out.push('\n');
             }
         } else {
-            let written = serde_yaml::to_string(&value);
+            let written = yaml::text(&value);
             out.push_str(&written.map_err(|source| Error::Write { position: index + 1, source })?);
         }
     }
@@ -186,7 +187,7 @@ fn namespaces(documents: &[Value]) -> BTreeMap<String, Namespace> {
             texts.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
         };
         let (labels, annotations) = (map("labels"), map("annotations"));
-        Some((name.clone(), Namespace { name, labels, annotations }))
+        Some((name.clone(), Namespace { name, labels, annotations, closed: false }))
     });
     found.collect()
 }
@@ -289,6 +290,13 @@ mod tests {
         let (out, notes) = transform(text, None, Work::Inject(&Settings::default())).expect("YAML");
         assert_eq!(out, text);
         assert_eq!(notes, []);
+    }
+
+    #[test]
+    fn a_text_stays_one_to_kubectl() {
+        let text = "kind: Pod\nspec: {containers: [{name: app, env: [{name: A, value: \"on\"}, {name: B, value: \"1_000\"}]}]}\n";
+        let (out, _) = transform(text, None, Work::Inject(&Settings::default())).expect("YAML");
+        assert!(out.contains("value: 'on'\n") && out.contains("value: '1_000'\n"), "{out}");
     }
 
     #[test]

@@ -6,14 +6,19 @@
 //!
 //! Invariant: the original handler is in that JSON as it was written, so [`restore`] gives back what was there. Surprise: a
 //! probe that names a `host` is left alone: it asks somebody else than the pod. What is run inside (`exec`) needs no network.
+//! A hook keeps its headers, because the sidecar wants to see them: it does something, and whoever reaches the sidecar's port
+//! may ask. No secret of ours could do that: `weft inject` has none, and what is made up anew each time is another pod.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
 use weft_wire::annotation::Sidecar;
 use weft_wire::pod::{self as names, ProbeKind};
 use weft_wire::port;
+
+use super::Refusal;
 
 /// The sidecar's variable with what the kubelet would ask, as JSON.
 pub const ENVIRONMENT: &str = "WEFT_PROBES";
@@ -30,6 +35,7 @@ pub(super) fn rewrite(
     warnings: &mut Vec<String>,
 ) -> BTreeMap<String, Value> {
     let mut probes = BTreeMap::new();
+    let mut open = Vec::new();
     // A classic sidecar is not there yet when these are asked.
     let init = match sidecar {
         Sidecar::Native => typed.init_containers.as_deref().unwrap_or_default(),
@@ -49,6 +55,9 @@ pub(super) fn rewrite(
                 match point_at_sidecar(handler, container, kind, timeout) {
                     Ok(None) => {}
                     Ok(Some(entry)) => {
+                        if kind.is_hook() && !has_headers(&entry) {
+                            open.push(format!("{}/{}", container.name, kind.word()));
+                        }
                         probes.insert(format!("{}/{}", container.name, kind.word()), entry);
                     }
                     Err(port) => warnings.push(format!(
@@ -60,7 +69,42 @@ pub(super) fn rewrite(
             }
         }
     }
+    if !open.is_empty() {
+        warnings.push(format!(
+            "whoever reaches port {} of the pod can call its http hooks ({}); where that does harm, write them as exec, or give them a \
+             header with a secret (httpGet.httpHeaders), which the sidecar wants to see",
+            port::METRICS,
+            open.join(", ")
+        ));
+    }
     probes
+}
+
+/// Whether the kubelet shows something of its own with a hook.
+fn has_headers(entry: &Value) -> bool {
+    let headers = entry.pointer("/httpGet/httpHeaders").and_then(Value::as_array);
+    let word = |header: &Value, field: &str| {
+        header.get(field).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let mut headers = headers.into_iter().flatten();
+    headers.any(|header| names::is_sent_as_written(&word(header, "name"), &word(header, "value")))
+}
+
+/// The sidecar's variable.
+pub(super) fn encode(probes: &BTreeMap<String, Value>, pod: &ObjectMeta) -> Result<String, Refusal> {
+    let json = serde_json::to_string(probes);
+    let json = json.map_err(|error| Refusal::new("spec.containers", error.to_string()))?;
+    let (count, bytes) = (probes.len(), json.len());
+    let excess = if count > names::PROBES_MAX {
+        format!("{count} probes and hooks, and a sidecar asks at most {}", names::PROBES_MAX)
+    } else if bytes > names::PROBES_BYTES_MAX {
+        format!("probes and hooks of {bytes} bytes, and a sidecar takes at most {}", names::PROBES_BYTES_MAX)
+    } else {
+        return Ok(json);
+    };
+    let name = pod.name.as_deref().or(pod.generate_name.as_deref()).unwrap_or("without a name");
+    let fix = format!("pod {name} has {excess}; write some as exec, or set weft.dev/probes: disabled");
+    Err(Refusal::new("spec.containers", fix))
 }
 
 /// Gives every probe back what it asked before.
@@ -130,7 +174,11 @@ fn point_at_sidecar(
     };
     handler.remove(key);
     let path = names::probe_path(&container.name, kind);
-    handler.insert("httpGet".to_owned(), json!({ "path": path, "port": port::METRICS }));
+    let mut get = json!({ "path": path, "port": port::METRICS });
+    if let Some(headers) = original.get("httpHeaders").filter(|_| kind.is_hook()) {
+        get["httpHeaders"] = headers.clone();
+    }
+    handler.insert("httpGet".to_owned(), get);
     let mut entry = Map::new();
     entry.insert(key.to_owned(), original);
     entry.insert("port".to_owned(), port.into());

@@ -136,21 +136,20 @@ impl Refusal {
     }
 }
 
-/// The first reason that holds.
-pub(super) fn why_not(pod: &Pod, subject: &Subject<'_>, wish: Wish, settings: &Settings) -> Option<Reason> {
+/// Why nobody wants a sidecar in the pod, whatever is in it.
+pub(super) fn unwanted(subject: &Subject<'_>, wish: Wish, settings: &Settings) -> Option<Reason> {
     let namespace = subject.namespace.name.as_str();
     if is_never_injected(namespace, &settings.namespace) {
         return Some(Reason::Namespace(namespace.to_owned()));
     }
     match wish {
-        Wish::Silent if !subject.asked => return Some(Reason::NotAsked),
-        Wish::OfPod(false) => return Some(Reason::OptedOut("pod")),
+        Wish::Silent if !subject.asked => Some(Reason::NotAsked),
+        Wish::OfPod(false) => Some(Reason::OptedOut("pod")),
         // Whoever did not ask need not hear of it.
-        Wish::OfNamespace(false) if subject.asked => return Some(Reason::OptedOut("namespace")),
-        Wish::OfNamespace(false) => return Some(Reason::NotAsked),
-        Wish::OfPod(true) | Wish::OfNamespace(true) | Wish::Silent => {}
+        Wish::OfNamespace(false) if subject.asked => Some(Reason::OptedOut("namespace")),
+        Wish::OfNamespace(false) => Some(Reason::NotAsked),
+        Wish::OfPod(true) | Wish::OfNamespace(true) | Wish::Silent => None,
     }
-    blocked(pod, Some(subject.namespace))
 }
 
 /// Whether a namespace's pods are left alone whatever they say; `own` is the control plane's.

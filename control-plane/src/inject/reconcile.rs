@@ -6,11 +6,12 @@
 //!
 //! Invariants: nothing is restarted that nobody allowed (`--restart-uninjected`, or `weft.dev/restart: enabled` on pod or
 //! namespace), nothing while the webhook could not do better than last time, one owner at a time, and none twice within
-//! [`OWNER_EVERY`]. Surprise: a pod must have been missed for [`PATIENCE`]: a webhook that comes back finds what it missed
-//! replaced by itself often enough.
+//! [`OWNER_EVERY`], whoever led then: when an owner was restarted stands in its own template. Surprise: a pod must have been
+//! missed for [`PATIENCE`]: a webhook that comes back finds what it missed replaced by itself often enough.
 //!
 //! What the API server must allow, and why: `get` pods (is it still so?), `create` and `patch` events, `get` replicasets (whose
-//! it is), `patch` deployments, statefulsets and daemonsets (the template's annotation; only needed where restarts are allowed).
+//! it is), `get` and `patch` deployments, statefulsets and daemonsets (the template's annotation; only needed where restarts are
+//! allowed).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -79,10 +80,20 @@ impl Restarts {
         self.last.is_some_and(|last| now.saturating_duration_since(last) < RESTART_EVERY)
     }
 
-    /// Whether `owner` may be restarted now; if so, it counts as restarted.
-    fn admit(&mut self, owner: &Owner, now: Instant) -> bool {
+    /// Whether `owner` need not be asked about: it has been restarted within the hour, as far as is known here.
+    fn knows(&mut self, owner: &Owner, now: Instant) -> bool {
         self.of.retain(|_, at| now.saturating_duration_since(*at) < OWNER_EVERY);
-        if self.rests(now) || self.of.contains_key(owner) {
+        self.of.contains_key(owner)
+    }
+
+    /// Whether `owner`, which was restarted so long `ago` if ever, may be restarted now; if so, it counts as restarted.
+    fn admit(&mut self, owner: &Owner, ago: Option<Duration>, now: Instant) -> bool {
+        if self.rests(now) || self.knows(owner, now) {
+            return false;
+        }
+        if let Some(ago) = ago.filter(|ago| *ago < OWNER_EVERY) {
+            // Another control plane did it, or this one before it was started.
+            self.of.insert(owner.clone(), now.checked_sub(ago).unwrap_or(now));
             return false;
         }
         self.last = Some(now);
@@ -222,13 +233,13 @@ impl Reconciler {
         for pod in missing {
             let since = self.missed.get(&key(pod)).copied().unwrap_or(now);
             if pod.restart.unwrap_or(self.restart_all) && now.saturating_duration_since(since) >= PATIENCE {
-                match self.owner(pod).await {
-                    Ok(Some(owner)) if *self.leads.borrow() && self.restarts.admit(&owner, now) => {
+                match self.may_restart(pod, now).await {
+                    Ok(Some(owner)) => {
                         let restarted = self.restart(&owner).await;
                         self.count("restart", restarted, pod);
                         return;
                     }
-                    Ok(_) => {}
+                    Ok(None) => {}
                     Err(error) => return self.count("restart", Err(error), pod),
                 }
             }
@@ -298,6 +309,41 @@ impl Reconciler {
         }
     }
 
+    /// Whom to restart for a pod, if that is due; it counts as restarted.
+    async fn may_restart(&mut self, pod: &Found, now: Instant) -> Result<Option<Owner>, Error> {
+        let Some(owner) = self.owner(pod).await? else { return Ok(None) };
+        if self.restarts.knows(&owner, now) {
+            return Ok(None);
+        }
+        let at = self.restarted_at(&owner).await?;
+        let ago = at.map(|at| ago(at, Timestamp::now()));
+        // The lead may have gone meanwhile.
+        let due = *self.leads.borrow() && self.restarts.admit(&owner, ago, now);
+        Ok(due.then_some(owner))
+    }
+
+    /// When an owner was restarted last, by whichever control plane.
+    async fn restarted_at(&self, (namespace, kind, name): &Owner) -> Result<Option<Timestamp>, Error> {
+        let client = self.client.clone();
+        let template = match *kind {
+            "StatefulSet" => {
+                let found = within(Api::<StatefulSet>::namespaced(client, namespace).get_opt(name)).await?;
+                found.and_then(|found| Some(found.spec?.template))
+            }
+            "DaemonSet" => {
+                let found = within(Api::<DaemonSet>::namespaced(client, namespace).get_opt(name)).await?;
+                found.and_then(|found| Some(found.spec?.template))
+            }
+            _ => {
+                let found = within(Api::<Deployment>::namespaced(client, namespace).get_opt(name)).await?;
+                found.and_then(|found| Some(found.spec?.template))
+            }
+        };
+        let annotations = template.and_then(|template| template.metadata?.annotations);
+        // What is no time was not written here, and says nothing.
+        Ok(annotations.and_then(|annotations| annotations.get(keys::RESTARTED_AT)?.parse().ok()))
+    }
+
     /// As `kubectl rollout restart` does it: another annotation on the template.
     async fn restart(&self, (namespace, kind, name): &Owner) -> Result<(), Error> {
         let now = Timestamp::now().to_string();
@@ -325,6 +371,11 @@ impl Reconciler {
     }
 }
 
+/// How long ago `at` was. Clocks differ: what is yet to come is now.
+fn ago(at: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(at)).unwrap_or_default()
+}
+
 /// The API server did not do it.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -347,11 +398,77 @@ mod tests {
         let (mut restarts, begun) = (Restarts::default(), Instant::now());
         let owner = |name: &str| ("shop".to_owned(), "Deployment", name.to_owned());
         let at = |seconds| begun + Duration::from_secs(seconds);
-        assert!(restarts.admit(&owner("a"), at(0)));
-        assert!(!restarts.admit(&owner("b"), at(29)), "too soon after another");
-        assert!(restarts.admit(&owner("b"), at(30)));
-        assert!(!restarts.admit(&owner("a"), at(3599)));
-        assert!(restarts.admit(&owner("a"), at(3600)));
+        assert!(restarts.admit(&owner("a"), None, at(0)));
+        assert!(!restarts.admit(&owner("b"), None, at(29)), "too soon after another");
+        assert!(restarts.admit(&owner("b"), None, at(30)));
+        assert!(!restarts.admit(&owner("a"), None, at(3599)));
+        assert!(restarts.admit(&owner("a"), Some(Duration::from_secs(3600)), at(3600)));
         assert!(restarts.of.len() <= 2);
+    }
+
+    #[test]
+    fn what_another_control_plane_has_restarted_rests_as_long() {
+        let (mut restarts, now) = (Restarts::default(), Instant::now());
+        let owner = |name: &str| ("shop".to_owned(), "Deployment", name.to_owned());
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        assert!(!restarts.admit(&owner("a"), Some(minutes(50)), now));
+        assert!(restarts.admit(&owner("b"), Some(minutes(60)), now), "nothing was done just now");
+        // It is not asked about again until it is due.
+        assert!(restarts.knows(&owner("a"), now + minutes(9)));
+        assert!(!restarts.knows(&owner("a"), now + minutes(10)));
+        assert!(restarts.admit(&owner("a"), Some(minutes(60)), now + minutes(10)));
+    }
+
+    #[tokio::test]
+    async fn a_new_leader_reads_from_the_owner_when_another_one_has_restarted_it() {
+        let hours = |hours: i64| (Timestamp::now() - jiff::SignedDuration::from_hours(hours)).to_string();
+        for (annotations, expected) in [
+            (json!({}), true),
+            (json!({ (keys::RESTARTED_AT): hours(0) }), false),
+            (json!({ (keys::RESTARTED_AT): hours(2) }), true),
+            (json!({ (keys::RESTARTED_AT): "yesterday" }), true),
+        ] {
+            let template = json!({ "metadata": { "annotations": annotations } });
+            let spec = json!({ "serviceName": "db", "selector": {}, "template": template });
+            let answer = json!({ "metadata": { "name": "db" }, "spec": spec }).to_string();
+            let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+                let is_asked = request.method() == "GET"
+                    && request.uri().path() == "/apis/apps/v1/namespaces/shop/statefulsets/db";
+                let answer = if is_asked { answer.clone() } else { "{}".to_owned() };
+                async move {
+                    let body = http_body_util::Full::new(bytes::Bytes::from(answer));
+                    Ok::<_, std::convert::Infallible>(http::Response::new(body))
+                }
+            });
+            let needs = Needs {
+                live: Live::default(),
+                client: Client::new(service, "default"),
+                namespace: "weft-system",
+                pod: None,
+                leads: watch::channel(true).1,
+                webhook: Arc::new(|| true),
+                restart_all: true,
+                latest: Latest::default(),
+            };
+            let mut reconciler = Reconciler::new(needs, &Registry::new());
+            let controller = crate::world::ControllerRef { kind: "StatefulSet".into(), name: "db".into() };
+            let found = Found {
+                namespace: "shop".into(),
+                pod: "db-0".into(),
+                workload: "shop/db".into(),
+                sidecar: None,
+                controller: Some(Arc::new(controller)),
+                restart: None,
+            };
+            let owner = reconciler.may_restart(&found, Instant::now()).await.expect("an answer");
+            assert_eq!(owner.is_some(), expected, "{annotations}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_is_no_reason_to_restart_or_never_to() {
+        let time = |text: &str| text.parse::<Timestamp>().expect("a time");
+        assert_eq!(ago(time("2026-01-01T00:00:10Z"), time("2026-01-01T00:01:00Z")), Duration::from_secs(50));
+        assert_eq!(ago(time("2026-01-01T00:01:00Z"), time("2026-01-01T00:00:10Z")), Duration::ZERO);
     }
 }

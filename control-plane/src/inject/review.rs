@@ -20,8 +20,8 @@ const WARNINGS_MAX: usize = 16;
 /// Unprocessable: the pod can be read, and what it asks for cannot be done.
 const REFUSED: u16 = 422;
 
-/// What is asked.
-#[derive(Debug, Clone, PartialEq)]
+/// What is asked. Not to be cloned: it may be megabytes.
+#[derive(Debug, PartialEq)]
 pub struct Question {
     /// Names the question in its answer.
     uid: String,

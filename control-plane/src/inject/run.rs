@@ -70,9 +70,10 @@ pub fn start(program: Program<'_>, settings: Settings, listener: TcpListener) {
     drain.tasks.spawn(keeper.run(drain.token.clone()));
     let in_use = served.clone();
     let webhook = Arc::new(move || in_use.is_in_use());
-    let needs = Needs { live, client: client.clone(), namespace, pod, leads, webhook, restart_all, latest };
+    let namespaces = Namespaces::new(seen, live.clone(), Some(client.clone()));
+    let needs = Needs { live, client, namespace, pod, leads, webhook, restart_all, latest };
     drain.tasks.spawn(Reconciler::new(needs, registry).run(drain.token.clone()));
-    let webhook = Webhook::new(Namespaces::new(seen, Some(client)), settings, registry);
+    let webhook = Webhook::new(namespaces, settings, registry);
     serve::https("injector", listener, move || served.current(), webhook.router(), metrics, drain);
 }
 

@@ -51,11 +51,11 @@ fn checked(key: &'static str) -> impl Fn(&str) -> Result<String, String> + Clone
     }
 }
 
-/// `https://weft-control-plane-leader.weft-system.svc:15012`: of several control planes the one that leads, because graph, rotation
+/// `https://weft-control-plane.weft-system.svc:15012`: of several control planes the one that leads, because graph, rotation
 /// and statuses are made of what is connected to it. Another one is found there when it goes.
 fn control_plane() -> String {
     let (namespace, name) = tls::CONTROL_PLANE;
-    format!("https://{name}-leader.{namespace}.svc:{}", port::CONTROL_TLS)
+    format!("https://{name}.{namespace}.svc:{}", port::CONTROL_TLS)
 }
 
 impl Default for Options {

@@ -126,6 +126,8 @@ fn environment(
         field("WEFT_POD", "metadata.name"),
         field("WEFT_POD_IPS", "status.podIPs"),
     ];
+    // By which it asks whether its app has ended.
+    variables.extend((wishes.sidecar == Sidecar::Classic).then(|| field("WEFT_POD_UID", "metadata.uid")));
     // Where nobody knows what the pod is of, it is itself.
     variables.push(match workload(&typed.metadata, subject) {
         Some(name) => text("WEFT_WORKLOAD", &name),
@@ -158,9 +160,7 @@ fn environment(
     ];
     variables.extend(settings.into_iter().filter_map(|(name, value)| Some(text(name, &value?))));
     if !asked.is_empty() {
-        let json = serde_json::to_string(asked)
-            .map_err(|error| Refusal::new("spec.containers", error.to_string()))?;
-        variables.push(text(probes::ENVIRONMENT, &json));
+        variables.push(text(probes::ENVIRONMENT, &probes::encode(asked, &typed.metadata)?));
     }
     Ok(variables)
 }

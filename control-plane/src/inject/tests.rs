@@ -205,6 +205,79 @@ fn only_whoever_asks_gets_a_sidecar_from_the_webhook() {
     assert!(typo.warnings[0].contains("enabled or disabled"), "{:?}", typo.warnings);
 }
 
+#[test]
+fn a_pod_that_stays_without_a_sidecar_is_let_in_whatever_it_says_of_one() {
+    let ask = |annotations: Value| {
+        let pod = json!({ "metadata": { "annotations": annotations }, "spec": { "containers": [{ "name": "app" }] } });
+        let labels = [("weft.dev/inject".to_owned(), "enabled".to_owned())].into();
+        let namespace = Namespace { name: "shop".into(), labels, ..Namespace::default() };
+        inject(Subject { pod: &pod, namespace: &namespace, owner: None, asked: false }, &settings())
+    };
+    for key in ["weft.dev/cpu-limit", "weft.dev/status", "weft.dev/drain-deadline"] {
+        let answer = ask(json!({ "weft.dev/inject": "disabled", (key): "banana" })).expect("let in");
+        assert_eq!(answer.verdict, Verdict::LeftAlone(Reason::OptedOut("pod")), "{key}");
+        assert!(answer.warnings.iter().any(|warning| warning.contains(key)), "{:?}", answer.warnings);
+        assert!(ask(json!({ (key): "banana" })).is_err_and(|refusal| refusal.place.contains(key)), "{key}");
+    }
+    // What it wants nobody knows.
+    assert!(ask(json!({ "weft.dev/inject": "false" })).is_err());
+}
+
+#[test]
+fn more_probes_than_a_sidecar_asks_are_refused_by_pod_and_limit() {
+    let probe = |path: &str| json!({ "httpGet": { "path": path, "port": 80 } });
+    let pod = |containers: usize, path: &str| {
+        let container = |index: usize| json!({ "name": format!("c{index}"), "livenessProbe": probe(path), "readinessProbe": probe(path) });
+        json!({ "metadata": { "name": "web" }, "spec": { "containers": (0..containers).map(container).collect::<Vec<_>>() } })
+    };
+    let ask = |pod: &Value| {
+        let namespace = Namespace { name: "shop".into(), ..Namespace::default() };
+        inject(Subject { pod, namespace: &namespace, owner: None, asked: true }, &settings())
+    };
+    assert!(ask(&pod(names::PROBES_MAX / 2, "/")).is_ok());
+    let said = ask(&pod(names::PROBES_MAX / 2 + 1, "/")).expect_err("too many").to_string();
+    assert!(said.contains("pod web has 258 ") && said.contains("256"), "{said}");
+    let said = ask(&pod(2, &"/a".repeat(20_000))).expect_err("too long").to_string();
+    assert!(said.contains("pod web") && said.contains("122880"), "{said}");
+    let mut quiet = pod(names::PROBES_MAX, "/");
+    quiet["metadata"]["annotations"] = json!({ "weft.dev/probes": "disabled" });
+    assert!(ask(&quiet).is_ok(), "as the refusal advises");
+}
+
+#[test]
+fn where_policies_close_a_namespace_its_pods_start_closed() {
+    let access = |closed: bool, of_namespace: Option<&str>, of_pod: Option<&str>| {
+        let annotations = |value: Option<&str>| {
+            value
+                .map(|value| ("weft.dev/default-access".to_owned(), value.to_owned()))
+                .into_iter()
+                .collect::<BTreeMap<_, _>>()
+        };
+        let namespace = Namespace {
+            name: "shop".into(),
+            annotations: annotations(of_namespace),
+            closed,
+            ..Namespace::default()
+        };
+        let pod = json!({ "metadata": { "annotations": annotations(of_pod) }, "spec": { "containers": [{ "name": "app" }] } });
+        let ask = |pod: &Value| {
+            inject(Subject { pod, namespace: &namespace, owner: None, asked: true }, &settings())
+                .expect("injected")
+        };
+        let injected = ask(&pod).pod().expect("injected").clone();
+        assert_eq!(ask(&injected).verdict, Verdict::Unchanged);
+        let environment = injected["spec"]["initContainers"][1]["env"].as_array().expect("variables").clone();
+        let variable = environment.into_iter().find(|variable| variable["name"] == "WEFT_DEFAULT_ACCESS");
+        variable.map(|variable| variable["value"].as_str().expect("a text").to_owned())
+    };
+    let deny = Some("deny".to_owned());
+    assert_eq!(access(false, None, None), None);
+    assert_eq!(access(true, None, None), deny);
+    assert_eq!(access(true, Some("allow"), None), deny, "that is where no policy speaks");
+    assert_eq!(access(true, None, Some("allow")).as_deref(), Some("allow"));
+    assert_eq!(access(false, Some("deny"), None), deny);
+}
+
 fn port() -> impl Strategy<Value = Value> {
     prop_oneof![
         (1_u16..9000).prop_map(|port| json!(port)),

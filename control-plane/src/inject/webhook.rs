@@ -24,6 +24,7 @@ use tracing::{debug, info, warn};
 
 use super::review::{Decision, Question, words};
 use super::{Namespace, Settings};
+use crate::world::Live;
 
 /// The largest question: the API server's own limit of a request is 3 MiB.
 pub const BODY_MAX: usize = 4 << 20;
@@ -43,18 +44,19 @@ pub const PATH: &str = "/inject";
 /// Longest name of a namespace (RFC 1123).
 const NAMESPACE_NAME_MAX: usize = 63;
 
-/// What namespaces say. Cheap to clone.
+/// What namespaces say, and what is said of them. Cheap to clone.
 #[derive(Clone)]
 pub struct Namespaces {
     seen: Store<PartialObjectMeta<NamespaceObject>>,
+    live: Live,
     client: Option<Client>,
 }
 
 impl Namespaces {
-    /// What a watch has seen; others are asked for, if there is somebody to ask.
+    /// What a watch has seen; others are asked for, if there is somebody to ask. `live` knows their policies.
     #[must_use]
-    pub fn new(seen: Store<PartialObjectMeta<NamespaceObject>>, client: Option<Client>) -> Self {
-        Self { seen, client }
+    pub fn new(seen: Store<PartialObjectMeta<NamespaceObject>>, live: Live, client: Option<Client>) -> Self {
+        Self { seen, live, client }
     }
 
     /// What a namespace says; `None` if nobody knows it.
@@ -64,12 +66,13 @@ impl Namespaces {
         if name.is_empty() || name.len() > NAMESPACE_NAME_MAX || !name.bytes().all(fits) {
             return None;
         }
+        let closed = self.live.read().is_closed(name);
         if let Some(seen) = self.seen.get(&ObjectRef::new(name)) {
-            return Some(of_object(&seen));
+            return Some(of_object(&seen, closed));
         }
         let api: Api<NamespaceObject> = Api::all(self.client.clone()?);
         match api.get_metadata_opt(name).await {
-            Ok(found) => found.as_ref().map(of_object),
+            Ok(found) => found.as_ref().map(|found| of_object(found, closed)),
             Err(error) => {
                 warn!(
                     namespace = name,
@@ -82,12 +85,13 @@ impl Namespaces {
     }
 }
 
-fn of_object(object: &PartialObjectMeta<NamespaceObject>) -> Namespace {
+fn of_object(object: &PartialObjectMeta<NamespaceObject>, closed: bool) -> Namespace {
     let metadata = &object.metadata;
     Namespace {
         name: metadata.name.clone().unwrap_or_default(),
         labels: metadata.labels.clone().unwrap_or_default(),
         annotations: metadata.annotations.clone().unwrap_or_default(),
+        closed,
     }
 }
 
@@ -136,7 +140,7 @@ impl Webhook {
             .with_state(self.clone())
     }
 
-    async fn decide(&self, question: &Question) -> Decision {
+    async fn decide(&self, question: &Arc<Question>) -> Decision {
         let known = async {
             match &question.pod {
                 Some(_) => self.0.namespaces.get(&question.namespace).await,
@@ -147,7 +151,7 @@ impl Webhook {
             return Decision { word: "late", ..question.without_namespace() };
         };
         let Some(namespace) = namespace else { return question.without_namespace() };
-        let (question, settings) = (question.clone(), self.0.settings.clone());
+        let (question, settings) = (Arc::clone(question), self.0.settings.clone());
         // A pod may be megabytes of JSON; whoever else is served here need not wait for it.
         let deciding = tokio::task::spawn_blocking(move || question.decide(&namespace, &settings));
         match deciding.await {
@@ -180,7 +184,7 @@ async fn answer(State(webhook): State<Webhook>, request: Request) -> Response {
         }
     };
     let question = match Question::read(&body) {
-        Ok(question) => question,
+        Ok(question) => Arc::new(question),
         Err(error) => {
             count("malformed");
             debug!(error = &error as &dyn std::error::Error, "a question that cannot be read");

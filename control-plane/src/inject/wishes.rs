@@ -2,8 +2,8 @@
 //!
 //! In: metadata. Out: a [`Wish`] (a sidecar or not) and [`Wishes`] (how it should be). Invariants: the pod wins over its
 //! namespace, the namespace over the injector's settings; an impossible value on a pod is a [`Refusal`], because its author
-//! is there to read it; on a namespace it is a warning, because every pod of it would be refused otherwise. Unknown keys below
-//! `weft.dev/` are warnings that name the nearest key there is.
+//! is there to read it; on a namespace it is a warning, because every pod of it would be refused otherwise, and so it is on a
+//! pod that stays without a sidecar anyway. Unknown keys below `weft.dev/` are warnings that name the nearest key there is.
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -50,10 +50,16 @@ pub(super) struct Wishes {
     pub(super) detect_timeout: Option<String>,
 }
 
-/// Reads `weft.dev/inject`, and warns of keys that mean nothing.
-pub(super) fn inject(pod: &Pod, namespace: &Namespace, warnings: &mut Vec<String>) -> Result<Wish, Refusal> {
+/// Reads `weft.dev/inject`, and warns of keys that mean nothing. Beside the wish: the first of the pod's values that is
+/// impossible, which is no concern of a pod that gets no sidecar.
+pub(super) fn inject(
+    pod: &Pod,
+    namespace: &Namespace,
+    warnings: &mut Vec<String>,
+) -> (Wish, Option<Refusal>) {
     let ObjectMeta { annotations, labels, .. } = &pod.metadata;
     let mut found = Vec::new();
+    let mut wrong = None;
     for (kind, map) in [("annotations", annotations), ("labels", labels)] {
         for (key, value) in map.iter().flatten() {
             let Some(row) = known(key, kind, warnings) else { continue };
@@ -63,9 +69,12 @@ pub(super) fn inject(pod: &Pod, namespace: &Namespace, warnings: &mut Vec<String
                 }
                 continue;
             }
-            row.check(value).map_err(|fix| Refusal::new(place(kind, key), fix))?;
+            if let Err(fix) = row.check(value) {
+                wrong.get_or_insert_with(|| Refusal::new(place(kind, key), fix));
+            }
             if key == keys::INJECT {
-                found.push(value == "enabled");
+                // What cannot be read asks for something; for what, its author must say.
+                found.push(keys::switch(value).unwrap_or(true));
             }
         }
     }
@@ -76,7 +85,7 @@ pub(super) fn inject(pod: &Pod, namespace: &Namespace, warnings: &mut Vec<String
                     .into(),
             );
         }
-        return Ok(Wish::OfPod(wish));
+        return (Wish::OfPod(wish), wrong);
     }
     let of_namespace = [&namespace.annotations, &namespace.labels]
         .into_iter()
@@ -89,7 +98,7 @@ pub(super) fn inject(pod: &Pod, namespace: &Namespace, warnings: &mut Vec<String
             }
         });
     let found: Vec<bool> = of_namespace.collect();
-    Ok(one(&found).map_or(Wish::Silent, Wish::OfNamespace))
+    (one(&found).map_or(Wish::Silent, Wish::OfNamespace), wrong)
 }
 
 /// `disabled` wins over `enabled`.
@@ -146,7 +155,7 @@ impl Wishes {
                 let text = |text: &str| keys::duration_ms(text).map(|ms| (text.to_owned(), ms));
                 reader.parsed(keys::DRAIN_DEADLINE, text)?
             },
-            default_access: reader.text(keys::DEFAULT_ACCESS)?,
+            default_access: reader.default_access()?,
             detect_timeout: reader.text(keys::DETECT_TIMEOUT)?,
         };
         wishes.check_pairs()?;
@@ -221,6 +230,14 @@ impl<'a> Reader<'a> {
         parse: impl Fn(&'a str) -> Result<Vec<T>, String>,
     ) -> Result<Vec<T>, Refusal> {
         Ok(self.parsed(key, parse)?.unwrap_or_default())
+    }
+
+    /// Who may call while the control plane has said nothing: as the pod says; nobody where policies close the namespace,
+    /// which says only what holds without any; as the namespace says.
+    fn default_access(&mut self) -> Result<Option<String>, Refusal> {
+        let is_said = self.pod.annotations.as_ref().is_some_and(|all| all.contains_key(keys::DEFAULT_ACCESS));
+        let access = self.text(keys::DEFAULT_ACCESS)?;
+        Ok(if self.namespace.closed && !is_said { Some(keys::DENY.to_owned()) } else { access })
     }
 
     /// The text of a key, judged by its row.

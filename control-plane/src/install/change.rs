@@ -150,6 +150,15 @@ impl From<&Object> for Named {
     }
 }
 
+/// What installations of before had: API version, kind and name.
+const FORMER: [(&str, &str, &str); 1] = [("v1", "Service", "weft-control-plane-leader")];
+
+/// Whether sidecars of before may still need an object that is no longer wished: it goes when their pods have been restarted.
+#[must_use]
+pub fn serves_old_sidecars(named: &Named) -> bool {
+    FORMER.iter().any(|(_, kind, name)| named.kind == *kind && named.name == *name)
+}
+
 /// Everything that may be there of an installation, whatever was wished, in the order in which it can go: nobody calls what
 /// is gone already, and what holds others goes last. ConfigMaps in other namespaces are for the cluster to tell.
 #[must_use]
@@ -166,6 +175,7 @@ pub fn removal() -> Vec<Named> {
             .map(|name| own("v1", "Secret", name)),
     );
     all.push(own("coordination.k8s.io/v1", "Lease", NAME));
+    all.extend(FORMER.map(|(api_version, kind, name)| own(api_version, kind, name)));
     all.sort_by_key(|one| match one.kind.as_str() {
         "MutatingWebhookConfiguration" => 0,
         "Deployment" => 1,
@@ -244,6 +254,8 @@ mod tests {
         assert!(at("Deployment") < at("ClusterRole weft-control-plane"));
         assert!(at("Lease weft-system/weft-control-plane") < at("CustomResourceDefinition"));
         assert_eq!(all.last().map(ToString::to_string).as_deref(), Some("Namespace weft-system"));
+        assert!(at("Service weft-system/weft-control-plane-leader") < at("CustomResourceDefinition"));
+        assert_eq!(all.iter().filter(|one| serves_old_sidecars(one)).count(), 1);
         assert!(at("PodDisruptionBudget") > 0 && at("Secret weft-system/weft-ca") > 0);
         assert_eq!(all.iter().filter(|one| holds_policies(one)).count(), 3);
     }

@@ -1,18 +1,19 @@
 //! The Helm chart, made from the same objects as everything else.
 //!
 //! In: nothing but the objects. Out: the chart's files. A template is the text of objects that were made of *marks* in place of
-//! values, with each mark replaced by an expression; and where three replicas differ from one, both texts stand in it, line
-//! by line.
+//! values, with each mark replaced by an expression; and where a switch makes a difference, both texts stand in it, line by
+//! line.
 //!
 //! Invariant: whatever the values, the chart renders the objects of [`super::objects`] (a test renders it; so does `helm`).
-//! Surprise: few expressions are enough: `if`, `with`, a value, `toYaml … | nindent`, and `toJson … | quote`.
+//! Surprise: few expressions are enough: `if`, `with`, a value, `toYaml … | nindent`, `toJson … | quote`, and `fail` for wishes that
+//! do not go together.
 
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 use similar::{DiffOp, capture_diff_slices};
 
-use super::values::{SecretName, Values};
-use super::{INSTALLED_WITH, everything};
+use super::values::{SHARED, SecretName, UNGUARDED, Values};
+use super::{INSTALLED_WITH, Object, everything};
 
 /// Values that are maps or lists, with the field that holds them.
 const BLOCKS: [(&str, &str); 4] = [
@@ -22,7 +23,25 @@ const BLOCKS: [(&str, &str); 4] = [
     ("image.pullSecrets", "imagePullSecrets"),
 ];
 /// Values that may be empty, and whose line is not there then.
-const OPTIONAL: [&str; 1] = ["controlPlane.priorityClassName"];
+const OPTIONAL: [&str; 8] = [
+    "api.oidc.operatorGroups",
+    "api.oidc.viewerGroups",
+    "api.publicUrl",
+    "controlPlane.priorityClassName",
+    "sidecar.kind",
+    "sidecar.logLevel",
+    "sidecar.resources.limits.cpu",
+    "sidecar.resources.limits.memory",
+];
+/// Values that change more than a line, or another one than theirs: the innermost first, if one matters only while another is off.
+const SWITCHES: [&str; 6] = [
+    "controlPlane.history.persistentVolumeClaim",
+    "api.oidc.clientSecret",
+    "api.oidc.issuer",
+    "api.tokensSecret",
+    "api.expose",
+    "ha",
+];
 /// The value that stands before a slash, or neither.
 const REGISTRY: &str = "image.registry";
 
@@ -34,9 +53,12 @@ pub fn files() -> Vec<(String, String)> {
         ("values.yaml".to_owned(), commented()),
         ("values.schema.json".to_owned(), format!("{:#}\n", schema())),
     ];
-    let (one, three) = (everything(&marked(false)), everything(&marked(true)));
-    for (one, three) in one.iter().zip(&three) {
-        let text = choice(&expressions(&one.text()), &expressions(&three.text()));
+    files.push(("templates/refuse.yaml".to_owned(), refusals()));
+    // By which switches are on, a bit for each.
+    let all: Vec<Vec<Object>> = (0..1 << SWITCHES.len()).map(|on| everything(&marked(on))).collect();
+    for (index, one) in all[0].iter().enumerate() {
+        let texts: Vec<Vec<String>> = all.iter().map(|some| expressions(&some[index].text())).collect();
+        let text: String = folded(&texts, &SWITCHES).iter().map(|line| format!("{line}\n")).collect();
         let text = match one.condition {
             Some(path) => format!("{{{{- if .Values.{path} }}}}\n{text}{{{{- end }}}}\n"),
             None => text,
@@ -65,9 +87,40 @@ fn mark(path: &str) -> String {
     format!("{MARK}{path})")
 }
 
-/// Values that are marks of themselves.
-fn marked(ha: bool) -> Values {
-    let mut values = Values { ha, ..Values::default() };
+/// What must not be wished together, in the words of `weft install`.
+fn refusals() -> String {
+    format!(
+        "{{{{- if .Values.api.expose }}}}\n\
+         {{{{- if not .Values.api.tokensSecret }}}}\n\
+         {{{{- if not .Values.api.oidc.issuer }}}}\n\
+         {{{{- fail {UNGUARDED:?} }}}}\n\
+         {{{{- end }}}}\n\
+         {{{{- end }}}}\n\
+         {{{{- end }}}}\n\
+         {{{{- if .Values.ha }}}}\n\
+         {{{{- if .Values.controlPlane.history.persistentVolumeClaim }}}}\n\
+         {{{{- fail {SHARED:?} }}}}\n\
+         {{{{- end }}}}\n\
+         {{{{- end }}}}\n"
+    )
+}
+
+/// Values that are marks of themselves, with those switches on whose bits are set.
+fn marked(on: usize) -> Values {
+    let is_on =
+        |path: &str| SWITCHES.iter().position(|switch| *switch == path).is_some_and(|at| on >> at & 1 == 1);
+    let mut values = Values { ha: is_on("ha"), ..Values::default() };
+    values.api.expose = is_on("api.expose");
+    let claim = &mut values.control_plane.history.persistent_volume_claim;
+    for (path, value) in [
+        ("controlPlane.history.persistentVolumeClaim", claim),
+        ("api.oidc.clientSecret", &mut values.api.oidc.client_secret),
+        ("api.oidc.issuer", &mut values.api.oidc.issuer),
+        ("api.tokensSecret", &mut values.api.tokens_secret),
+    ] {
+        *value = if is_on(path) { mark(path) } else { String::new() };
+    }
+    let (oidc, sidecar) = (&mut values.api.oidc, &mut values.sidecar);
     for (path, value) in [
         (REGISTRY, &mut values.image.registry),
         ("image.tag", &mut values.image.tag),
@@ -76,6 +129,16 @@ fn marked(ha: bool) -> Values {
         ("log", &mut values.log),
         ("controlPlane.priorityClassName", &mut values.control_plane.priority_class_name),
         ("injector.failurePolicy", &mut values.injector.failure_policy),
+        ("api.publicUrl", &mut values.api.public_url),
+        ("api.oidc.clientId", &mut oidc.client_id),
+        ("api.oidc.operatorGroups", &mut oidc.operator_groups),
+        ("api.oidc.viewerGroups", &mut oidc.viewer_groups),
+        ("sidecar.kind", &mut sidecar.kind),
+        ("sidecar.logLevel", &mut sidecar.log_level),
+        ("sidecar.resources.requests.cpu", &mut sidecar.resources.requests.cpu),
+        ("sidecar.resources.requests.memory", &mut sidecar.resources.requests.memory),
+        ("sidecar.resources.limits.cpu", &mut sidecar.resources.limits.cpu),
+        ("sidecar.resources.limits.memory", &mut sidecar.resources.limits.memory),
     ] {
         *value = mark(path);
     }
@@ -106,16 +169,31 @@ fn expressions(text: &str) -> Vec<String> {
             lines.push(format!("{space}{field}:"));
             lines.push(format!("{space}  {{{{- toYaml . | nindent {} }}}}", indent + 2));
             lines.push(format!("{space}{{{{- end }}}}"));
-        } else if let Some(path) = OPTIONAL.iter().find(|path| line.contains(&mark(path))) {
+        } else if let Some((path, mark)) = optional(line) {
             let space = " ".repeat(indent(line));
             lines.push(format!("{space}{{{{- with .Values.{path} }}}}"));
-            lines.push(line.replace(&mark(path), "{{ . | quote }}"));
+            // An option of a command line is no text of its own, and has no character that needs quotes.
+            let dot = if line.ends_with(&format!("={mark}")) { "{{ . }}" } else { "{{ . | quote }}" };
+            lines.push(line.replace(&mark, dot));
             lines.push(format!("{space}{{{{- end }}}}"));
         } else {
             lines.push(values_in(line));
         }
     }
     lines
+}
+
+/// The value that may be empty, if the line ends with one: then the line is there for it alone.
+fn optional(line: &str) -> Option<(&'static str, String)> {
+    let marks = OPTIONAL.iter().map(|path| (*path, mark(path)));
+    marks.into_iter().find(|(_, mark)| line.ends_with(mark.as_str()))
+}
+
+/// One text of those with a switch off (the first half) and on (the second), for each switch.
+fn folded(texts: &[Vec<String>], switches: &[&str]) -> Vec<String> {
+    let Some((last, rest)) = switches.split_last() else { return texts[0].clone() };
+    let (off, on) = texts.split_at(texts.len() / 2);
+    choice(last, &folded(off, rest), &folded(on, rest))
 }
 
 fn indent(line: &str) -> usize {
@@ -135,24 +213,25 @@ fn values_in(line: &str) -> String {
     out
 }
 
-/// One text or the other, line by line, by whether there are three replicas.
-fn choice(one: &[String], three: &[String]) -> String {
-    let mut lines: Vec<&str> = Vec::new();
-    for operation in capture_diff_slices(similar::Algorithm::Myers, one, three) {
+/// One text or the other, line by line, by whether a switch is on.
+fn choice(switch: &str, off: &[String], on: &[String]) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for operation in capture_diff_slices(similar::Algorithm::Myers, off, on) {
         if let DiffOp::Equal { .. } = operation {
-            lines.extend(one[operation.old_range()].iter().map(String::as_str));
+            lines.extend_from_slice(&off[operation.old_range()]);
             continue;
         }
-        let (without, with) = (&one[operation.old_range()], &three[operation.new_range()]);
-        lines.push(if with.is_empty() { "{{- if not .Values.ha }}" } else { "{{- if .Values.ha }}" });
-        lines.extend(with.iter().map(String::as_str));
+        let (without, with) = (&off[operation.old_range()], &on[operation.new_range()]);
+        let not = if with.is_empty() { "not " } else { "" };
+        lines.push(format!("{{{{- if {not}.Values.{switch} }}}}"));
+        lines.extend_from_slice(with);
         if !with.is_empty() && !without.is_empty() {
-            lines.push("{{- else }}");
+            lines.push("{{- else }}".to_owned());
         }
-        lines.extend(without.iter().map(String::as_str));
-        lines.push("{{- end }}");
+        lines.extend_from_slice(without);
+        lines.push("{{- end }}".to_owned());
     }
-    lines.iter().map(|line| format!("{line}\n")).collect()
+    lines
 }
 
 /// The schema of the values, as Helm checks them.
@@ -186,7 +265,7 @@ fn comment(values: &serde_yaml::Value, schema: &Value, depth: usize, out: &mut S
             comment(value, schema, depth + 1, out);
         } else {
             let one: serde_yaml::Mapping = [(field.into(), value.clone())].into_iter().collect();
-            let text = serde_yaml::to_string(&one).expect("values are YAML");
+            let text = crate::yaml::text(&one).expect("values are YAML");
             out.extend(text.lines().map(|line| format!("{space}{line}\n")));
         }
     }

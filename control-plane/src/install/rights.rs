@@ -153,11 +153,11 @@ const OWN: &[Right] = &[
 
 /// In every namespace, if it is wished.
 const RESTART: &[Right] = &[Right {
-    reason: "another annotation on the template, as kubectl rollout restart writes it",
+    reason: "another annotation on the template, as kubectl rollout restart writes it; and when it was written last",
     group: "apps",
     resources: &["daemonsets", "deployments", "statefulsets"],
     names: &[],
-    verbs: &["patch"],
+    verbs: &["get", "patch"],
 }];
 /// The value that wishes it.
 const MAY_RESTART: &str = "injector.mayRestart";

@@ -1,9 +1,9 @@
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory as _, Parser as _};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
@@ -20,6 +20,19 @@ fn ha() -> Values {
     Values { ha: true, ..Values::default() }
 }
 
+/// Everything that goes together.
+fn all() -> Values {
+    let wishes = json!({
+        "controlPlane": { "history": { "persistentVolumeClaim": "graph" } },
+        "api": { "expose": true, "publicUrl": "https://weft.example.com", "tokensSecret": "weft-api-tokens", "oidc": {
+            "issuer": "https://login.example.com", "clientId": "weft", "clientSecret": "weft-oidc",
+            "operatorGroups": "sre,platform", "viewerGroups": "*",
+        } },
+        "sidecar": { "kind": "classic", "logLevel": "debug", "resources": { "limits": { "cpu": "2", "memory": "256Mi" } } },
+    });
+    Values::layered([wishes]).expect("possible")
+}
+
 #[test]
 fn the_file_is_what_weft_install_prints() {
     let head = "Weft, as `weft install` prints it: kubectl apply -f k8s/weft.yaml\n\
@@ -30,12 +43,20 @@ fn the_file_is_what_weft_install_prints() {
 
 #[test]
 fn the_control_plane_understands_its_command_line() {
-    for values in [Values::default(), ha()] {
+    for values in [Values::default(), ha(), all()] {
         let deployment = of_kind::<Deployment>(&values, "Deployment").remove(0);
         let container = deployment.spec.expect("spec").template.spec.expect("spec").containers.remove(0);
         let arguments = container.args.expect("arguments");
         let line = ["weft-control-plane".to_owned()].into_iter().chain(arguments);
-        Config::try_parse_from(line).expect("a command line of ours");
+        let config = Config::try_parse_from(line).expect("a command line of ours");
+        let crate::config::Listen::Address(api) = config.api_listen else { panic!("an address") };
+        assert!(api.ip().is_loopback() || config.auth.api_tokens.is_some(), "{api} asks nobody");
+        let files = [config.auth.api_tokens, config.auth.oidc.oidc_client_secret_file];
+        for file in files.into_iter().flatten() {
+            let mounts = container.volume_mounts.iter().flatten();
+            let mounted = mounts.filter(|mount| file.parent() == Some(Path::new(&mount.mount_path)));
+            assert_eq!(mounted.count(), 1, "{}", file.display());
+        }
         let command = Config::command();
         let known: HashSet<_> =
             command.get_arguments().filter_map(|one| one.get_env()?.to_str().map(str::to_owned)).collect();
@@ -91,6 +112,15 @@ fn three_replicas_come_with_what_keeps_them_apart() {
 }
 
 #[test]
+fn two_programs_never_write_one_history() {
+    let spec = of_kind::<Deployment>(&all(), "Deployment").remove(0).spec.expect("spec");
+    assert_eq!(
+        (spec.replicas, spec.strategy.and_then(|how| how.type_).as_deref()),
+        (Some(1), Some("Recreate"))
+    );
+}
+
+#[test]
 fn every_object_is_one_of_weft() {
     for object in objects(&ha()) {
         assert_eq!(
@@ -103,7 +133,7 @@ fn every_object_is_one_of_weft() {
 
 #[test]
 fn the_control_plane_passes_the_restricted_standard() {
-    for values in [Values::default(), ha()] {
+    for values in [Values::default(), ha(), all()] {
         let deployment = of_kind::<Deployment>(&values, "Deployment").remove(0);
         let pod = deployment.spec.expect("spec").template.spec.expect("spec");
         assert_eq!(crate::pod_security::restricted(&pod), [""; 0]);
@@ -122,21 +152,31 @@ fn manifests(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// kubectl reads YAML 1.1, in which these are truth values, wherever they stand without quotes.
+/// kubectl reads YAML 1.1, in which `yes` and `1_000` are no texts.
 #[test]
-fn nothing_in_k8s_is_a_truth_value_by_accident() {
+fn what_yaml_1_1_would_not_take_for_a_text_is_written_so_that_it_does() {
+    let words =
+        ["y", "no", "On", "off", "~", "0o17", "1_000", "12:30:45", "2026-01-01", "<<", "true", "0644"];
+    let data = words.map(|word| (word.to_owned(), word.to_owned()));
+    let map = ConfigMap { data: Some(data.clone().into_iter().collect()), ..ConfigMap::default() };
+    let text = yaml::document(&map);
+    let read: ConfigMap = serde_yaml::from_str(&text).expect("YAML");
+    assert_eq!(read.data.map(|data| data.into_iter().collect()), Some(HashMap::from(data)));
+    for word in words {
+        assert!(text.contains(&format!("\n  '{word}': '{word}'\n")), "{word}: {text}");
+    }
     let mut files = Vec::new();
     manifests(&checked_in::directory(), &mut files);
     for file in files {
         let text = std::fs::read_to_string(&file).expect("text");
-        for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
-            let item = line.trim_start_matches("- ");
-            let (key, value) = item.split_once(':').unwrap_or(("", item));
-            for word in [key, value.trim()] {
-                let word = word.to_lowercase();
-                let accident = ["y", "n", "yes", "no", "on", "off"].contains(&word.as_str());
-                assert!(!accident, "{}: {line}", file.display());
+        for document in serde_yaml::Deserializer::from_str(&text) {
+            let object = serde_yaml::Value::deserialize(document).expect("YAML");
+            let written = crate::yaml::text(&object).expect("YAML");
+            // As it stands there, but for comments.
+            for line in written.lines() {
+                assert!(text.contains(line), "{}: {line}", file.display());
             }
+            assert_eq!(serde_yaml::from_str::<serde_yaml::Value>(&written).expect("YAML"), object);
         }
     }
 }

@@ -4,6 +4,9 @@
 //! exist; an unknown one is an error that names it. What goes into a command line or a name of an image has no character
 //! that YAML or Kubernetes could take for something else, so that a template needs no quotes.
 
+mod api;
+mod sidecar;
+
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail, ensure};
@@ -12,6 +15,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use weft_wire::tls::TRUST_DOMAIN_DEFAULT;
+
+pub use api::{Api, CLIENT_SECRET_KEY, Oidc, TOKENS_KEY, UNGUARDED};
+pub use sidecar::{Limits, Requests, Resources, Sidecar};
 
 /// Everything that may be wished.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -29,8 +35,12 @@ pub struct Values {
     pub log: String,
     /// The control plane's pods
     pub control_plane: ControlPlane,
+    /// Who may use the API and the dashboard, and from where
+    pub api: Api,
     /// How sidecars come into pods
     pub injector: Injector,
+    /// What they are like where neither pod nor namespace says otherwise (annotations weft.dev/…)
+    pub sidecar: Sidecar,
     /// Who may reach the control plane
     pub network_policy: Toggle,
     /// Namespace weft-system with its Pod Security labels. Without it, make it before
@@ -79,6 +89,18 @@ pub struct ControlPlane {
     /// Priority class of its pods; empty for none
     #[schemars(regex(pattern = r"^[a-z0-9.-]*$"))]
     pub priority_class_name: String,
+    /// The graph's history
+    pub history: History,
+}
+
+/// Where the graph's history is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct History {
+    /// A PersistentVolumeClaim in weft-system that outlives the pod; empty for a volume that ends with it. Not with ha: each
+    /// replica has a history of its own, and one claim is not for several
+    #[schemars(regex(pattern = r"^[a-z0-9.-]*$"))]
+    pub persistent_volume_claim: String,
 }
 
 /// How sidecars come into pods.
@@ -148,6 +170,7 @@ impl Default for ControlPlane {
             node_selector: BTreeMap::new(),
             tolerations: Vec::new(),
             priority_class_name: String::new(),
+            history: History::default(),
         }
     }
 }
@@ -160,7 +183,9 @@ impl Default for Values {
             trust_domain: TRUST_DOMAIN_DEFAULT.into(),
             log: "info".into(),
             control_plane: ControlPlane::default(),
+            api: Api::default(),
             injector: Injector::default(),
+            sidecar: Sidecar::default(),
             network_policy: Toggle::default(),
             namespace: Create::default(),
             crds: Create::default(),
@@ -186,16 +211,7 @@ impl Values {
 
     /// Whether every value can be used.
     fn check(&self) -> anyhow::Result<()> {
-        let Self { image, trust_domain, log, control_plane, injector, .. } = self;
-        let text = |path: &str, text: &str, more: &str, empty: bool| {
-            let allowed = |c: char| c.is_ascii_alphanumeric() || more.contains(c);
-            ensure!(
-                text.chars().all(allowed) && (empty || !text.is_empty()),
-                "{path}: {text:?} has other characters than letters, digits and {more}{}",
-                if empty { "" } else { ", or none" }
-            );
-            Ok(())
-        };
+        let Self { ha, image, trust_domain, log, control_plane, injector, api, sidecar, .. } = self;
         text("image.registry", &image.registry, "._:/-", true)?;
         ensure!(!image.registry.ends_with('/'), "image.registry: {:?} ends with a slash", image.registry);
         text("image.tag", &image.tag, "_.-", false)?;
@@ -204,6 +220,11 @@ impl Values {
             .map_err(|error| anyhow::anyhow!("trustDomain: {error}"))?;
         text("log", log, "_:=,./-", false)?;
         text("controlPlane.priorityClassName", &control_plane.priority_class_name, ".-", true)?;
+        let claim = &control_plane.history.persistent_volume_claim;
+        text("controlPlane.history.persistentVolumeClaim", claim, ".-", true)?;
+        ensure!(!ha || claim.is_empty(), "{SHARED}");
+        api.check()?;
+        sidecar.check()?;
         for (path, word, words) in [
             ("image.pullPolicy", &image.pull_policy, &["Always", "IfNotPresent", "Never"][..]),
             ("injector.failurePolicy", &injector.failure_policy, &["Ignore", "Fail"][..]),
@@ -219,6 +240,21 @@ impl Values {
         let slash = if self.image.registry.is_empty() { "" } else { "/" };
         format!("{}{slash}{program}:{}", self.image.registry, self.image.tag)
     }
+}
+
+/// Why a claim is not for several; the chart says the same.
+pub const SHARED: &str = "controlPlane.history.persistentVolumeClaim: not with ha: each of the replicas has a history of its own, and one \
+                          claim is not for several";
+
+/// Whether `value` can stand in a command line and in a template as it is.
+fn text(path: &str, value: &str, more: &str, empty: bool) -> anyhow::Result<()> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || more.contains(c);
+    ensure!(
+        value.chars().all(allowed) && (empty || !value.is_empty()),
+        "{path}: {value:?} has other characters than letters, digits and {more}{}",
+        if empty { "" } else { ", or none" }
+    );
+    Ok(())
 }
 
 /// Reads `a.b=value`, the value as YAML, into what it stands for.
@@ -237,7 +273,7 @@ pub fn assignment(text: &str) -> anyhow::Result<Value> {
 }
 
 /// Lays one value over another: objects field by field, everything else as a whole.
-fn merge(under: &mut Value, over: Value) {
+pub(super) fn merge(under: &mut Value, over: Value) {
     match (under, over) {
         (Value::Object(under), Value::Object(over)) => {
             for (field, value) in over {
@@ -284,8 +320,25 @@ mod tests {
             ("trustDomain=a/b", "trustDomain"),
             ("log='info: x'", "log"),
             ("injector.failurePolicy=Ask", "injector.failurePolicy"),
+            ("sidecar.kind=perhaps", "sidecar.kind"),
+            ("sidecar.logLevel=a b", "sidecar.logLevel"),
+            ("sidecar.resources.requests.cpu=lots", "sidecar.resources.requests.cpu"),
+            ("sidecar.resources.limits.memory=-1", "sidecar.resources.limits.memory"),
+            ("api={expose: true}", "api.tokensSecret"),
+            ("api={expose: true, publicUrl: 'https://a'}", "api.oidc.issuer"),
+            ("api.publicUrl=weft.example.com", "api.publicUrl"),
+            ("api.oidc.clientId=weft", "api.oidc.issuer"),
+            (
+                "api={publicUrl: 'https://a', oidc: {issuer: 'https://b', viewerGroups: '*'}}",
+                "api.oidc.clientId",
+            ),
+            ("api.oidc={issuer: 'https://b', clientId: w, viewerGroups: '*'}", "api.publicUrl"),
+            ("api={publicUrl: 'https://a', oidc: {issuer: 'https://b', clientId: w}}", "api.oidc"),
+            ("ha=true\u{0}controlPlane.history.persistentVolumeClaim=a", "persistentVolumeClaim"),
         ] {
-            let error = format!("{:#}", set(text).expect_err(text));
+            let layers: Vec<Value> =
+                text.split('\u{0}').map(|one| assignment(one).expect("well-formed")).collect();
+            let error = format!("{:#}", Values::layered(layers).expect_err(text));
             assert!(error.contains(path), "{text}: {error}");
         }
         for text in ["", "=1", "a", "a..b=1", "a=[1"] {

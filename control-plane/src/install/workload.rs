@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 use weft_wire::annotation::{INJECT, LEADER};
 use weft_wire::port;
 
-use crate::inject::{keeper, webhook};
+use crate::inject::{certificate, keeper, webhook};
 
-use super::values::{ControlPlane, Values};
+use super::values::{Api, CLIENT_SECRET_KEY, ControlPlane, Oidc, Sidecar, TOKENS_KEY, Values};
 use super::{INSTALLED_WITH, NAME, NAMESPACE, Object, labels, selector};
 
 /// Of the webhook's listener.
@@ -15,6 +15,14 @@ const WEBHOOK_PORT: u16 = 9443;
 const UID: u32 = port::PROXY_UID;
 /// What the journal and its write-ahead log may take.
 const HISTORY: &str = "3Gi";
+/// Where the Secret with tokens of the API is mounted.
+const TOKENS_DIRECTORY: &str = "/etc/weft/api-tokens";
+/// Where the Secret that the OpenID provider gave is mounted.
+const OIDC_DIRECTORY: &str = "/etc/weft/oidc";
+/// Where the OpenID provider sends browsers back to, below the API's public address.
+const OIDC_CALLBACK: &str = "/api/session/oidc/callback";
+/// Readable by the pod's group only, as the control plane wants it of tokens.
+const SECRET_MODE: i32 = 0o440;
 /// Namespaces whose pods never get a sidecar: what a cluster needs to run at all must not wait for anybody.
 const SYSTEM_NAMESPACES: [&str; 4] = ["kube-node-lease", "kube-public", "kube-system", NAMESPACE];
 
@@ -41,40 +49,46 @@ pub(super) fn services() -> [Object; 2] {
         })
     };
     let of = |name: &str, port: u16, protocol: &str| json!({ "name": name, "port": port, "targetPort": name, "appProtocol": protocol });
-    let all = service(
+    let mut leads = selector();
+    leads[LEADER] = "true".into();
+    let leader = service(
         NAME,
-        selector(),
+        leads,
         json!([
             of("grpc-control", port::CONTROL_TLS, "grpc"),
             of("grpc-otlp", port::OTLP_GRPC, "grpc"),
             of("http-otlp", port::OTLP_HTTP, "http"),
-            { "name": "https-webhook", "port": 443, "targetPort": "https-webhook", "appProtocol": "https" },
+            of("http-api", port::API, "http"),
         ]),
     );
-    let mut leads = selector();
-    leads[LEADER] = "true".into();
-    let leader = service(
-        &format!("{NAME}-leader"),
-        leads,
-        json!([of("grpc-control", port::CONTROL_TLS, "grpc"), of("http-api", port::API, "http")]),
+    let injector = service(
+        certificate::SERVICE,
+        selector(),
+        json!([{ "name": "https-webhook", "port": 443, "targetPort": "https-webhook", "appProtocol": "https" }]),
     );
     [
         Object::new(
             "service",
-            "Sidecars, apps that report by themselves, and the API server's webhook calls.",
-            all,
+            "The replica that leads and has the live graph, for sidecars and for apps that report by themselves. The API listens on \
+             its pod's loopback, unless it is exposed (api.expose):\n\
+             kubectl -n weft-system port-forward service/weft-control-plane 8080",
+            leader,
         ),
         Object::new(
             "service",
-            "The one that leads and has the live graph. The API listens on its pod's loopback, where it asks nobody for a password:\n\
-             kubectl -n weft-system port-forward service/weft-control-plane-leader 8080",
-            leader,
+            "Every replica that is ready, for the API server's questions about new pods.",
+            injector,
         ),
     ]
 }
 
-pub(super) fn network_policy() -> Object {
+pub(super) fn network_policy(values: &Values) -> Object {
     let ports = |names: &[&str]| names.iter().map(|name| json!({ "port": name })).collect::<Value>();
+    let anybody: &[&str] = match values.api.expose {
+        // Ingress controllers may be on a node's network; who comes in is asked for by the API itself.
+        true => &["https-webhook", "http-metrics", "http-api"],
+        false => &["https-webhook", "http-metrics"],
+    };
     let policy = json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -84,7 +98,7 @@ pub(super) fn network_policy() -> Object {
             "policyTypes": ["Ingress"],
             "ingress": [
                 { "from": [{ "namespaceSelector": {} }], "ports": ports(&["grpc-control", "grpc-otlp", "http-otlp"]) },
-                { "ports": ports(&["https-webhook", "http-metrics"]) },
+                { "ports": ports(anybody) },
             ],
         },
     });
@@ -110,9 +124,15 @@ pub(super) fn disruption_budget() -> Object {
 pub(super) fn deployment(values: &Values) -> Object {
     let replicas = if values.ha { 3 } else { 1 };
     // One more comes before the old one goes, so that there is always somebody to inject new pods.
-    let strategy = match values.ha {
-        true => json!({ "maxSurge": 1, "maxUnavailable": 1 }),
-        false => json!({ "maxSurge": 1, "maxUnavailable": 0 }),
+    let rolling = |unavailable: u8| {
+        let update = json!({ "maxSurge": 1, "maxUnavailable": unavailable });
+        json!({ "type": "RollingUpdate", "rollingUpdate": update })
+    };
+    let strategy = match (values.ha, has_claim(values)) {
+        // Two programs must not write one history: the old one goes first.
+        (_, true) => json!({ "type": "Recreate" }),
+        (true, false) => rolling(1),
+        (false, false) => rolling(0),
     };
     let wishes = serde_json::to_string(values).expect("values are JSON");
     let deployment = json!({
@@ -127,7 +147,7 @@ pub(super) fn deployment(values: &Values) -> Object {
         "spec": {
             "replicas": replicas,
             "revisionHistoryLimit": 3,
-            "strategy": { "type": "RollingUpdate", "rollingUpdate": strategy },
+            "strategy": strategy,
             "selector": { "matchLabels": selector() },
             "template": {
                 "metadata": { "labels": labels() },
@@ -136,6 +156,38 @@ pub(super) fn deployment(values: &Values) -> Object {
         },
     });
     Object::new("deployment", "", deployment)
+}
+
+/// Whether the history outlives the pod.
+fn has_claim(values: &Values) -> bool {
+    !values.control_plane.history.persistent_volume_claim.is_empty()
+}
+
+/// Secrets that are files of the control plane: what the volume is called, the Secret, where it is mounted.
+fn secrets(values: &Values) -> Vec<(&'static str, &str, &'static str)> {
+    let Api { tokens_secret, oidc, .. } = &values.api;
+    let all = [
+        ("api-tokens", tokens_secret, TOKENS_DIRECTORY, true),
+        ("oidc", &oidc.client_secret, OIDC_DIRECTORY, !oidc.issuer.is_empty()),
+    ];
+    let wished = all.into_iter().filter(|(_, secret, _, wanted)| *wanted && !secret.is_empty());
+    wished.map(|(volume, secret, directory, _)| (volume, secret.as_str(), directory)).collect()
+}
+
+fn volumes(values: &Values) -> Vec<Value> {
+    let claim = &values.control_plane.history.persistent_volume_claim;
+    let history = match has_claim(values) {
+        true => json!({ "name": "history", "persistentVolumeClaim": { "claimName": claim } }),
+        false => json!({ "name": "history", "emptyDir": { "sizeLimit": HISTORY } }),
+    };
+    let secret = |(volume, secret, _)| json!({ "name": volume, "secret": { "secretName": secret, "defaultMode": SECRET_MODE } });
+    std::iter::once(history).chain(secrets(values).into_iter().map(secret)).collect()
+}
+
+fn mounts(values: &Values) -> Vec<Value> {
+    let history = json!({ "name": "history", "mountPath": "/var/lib/weft" });
+    let secret = |(volume, _, directory)| json!({ "name": volume, "mountPath": directory, "readOnly": true });
+    std::iter::once(history).chain(secrets(values).into_iter().map(secret)).collect()
 }
 
 fn pod(values: &Values) -> Value {
@@ -153,7 +205,7 @@ fn pod(values: &Values) -> Value {
             "seccompProfile": { "type": "RuntimeDefault" },
         },
         "containers": [container(values)],
-        "volumes": [{ "name": "history", "emptyDir": { "sizeLimit": HISTORY } }],
+        "volumes": volumes(values),
     });
     // What is not wished is not there.
     if values.ha {
@@ -221,24 +273,65 @@ fn container(values: &Values) -> Value {
             "readOnlyRootFilesystem": true,
             "capabilities": { "drop": ["ALL"] },
         },
-        "volumeMounts": [{ "name": "history", "mountPath": "/var/lib/weft" }],
+        "volumeMounts": mounts(values),
     })
 }
 
 /// The control plane's command line.
 pub(super) fn arguments(values: &Values) -> Vec<String> {
-    vec![
+    let Sidecar { kind, log_level, resources } = &values.sidecar;
+    let (requests, limits) = (&resources.requests, &resources.limits);
+    let api = if values.api.expose { "[::]" } else { "127.0.0.1" };
+    let mut arguments = vec![
         "--kubernetes".into(),
         "--data-dir=/var/lib/weft".into(),
         format!("--trust-domain={}", values.trust_domain),
         format!("--control-tls-listen=[::]:{}", port::CONTROL_TLS),
-        format!("--api-listen=127.0.0.1:{}", port::API),
+        format!("--api-listen={api}:{}", port::API),
         format!("--metrics-listen=[::]:{}", port::METRICS),
         format!("--log={}", values.log),
         format!("--inject-listen=[::]:{WEBHOOK_PORT}"),
         format!("--proxy-image={}", values.image_of("weft-proxy")),
         format!("--proxy-image-pull-policy={}", values.image.pull_policy),
-    ]
+        format!("--proxy-cpu-request={}", requests.cpu),
+        format!("--proxy-memory-request={}", requests.memory),
+    ];
+    let wished = [
+        ("--proxy-cpu-limit", &limits.cpu),
+        ("--proxy-memory-limit", &limits.memory),
+        ("--proxy-log", log_level),
+        ("--sidecar", kind),
+    ];
+    arguments.extend(optional(&wished));
+    arguments.extend(signing_in(&values.api));
+    arguments
+}
+
+/// What is not wished is not there.
+fn optional<'a>(options: &'a [(&'a str, &'a String)]) -> impl Iterator<Item = String> + 'a {
+    let given = options.iter().filter(|(_, value)| !value.is_empty());
+    given.map(|(option, value)| format!("{option}={value}"))
+}
+
+/// How people and programs sign in to the API.
+fn signing_in(api: &Api) -> Vec<String> {
+    let Api { expose: _, public_url, tokens_secret, oidc } = api;
+    let Oidc { issuer, client_id, client_secret, operator_groups, viewer_groups } = oidc;
+    let mut arguments: Vec<String> = optional(&[("--api-public-url", public_url)]).collect();
+    if !tokens_secret.is_empty() {
+        arguments.push(format!("--api-tokens={TOKENS_DIRECTORY}/{TOKENS_KEY}"));
+    }
+    if !issuer.is_empty() {
+        arguments.push(format!("--oidc-issuer={issuer}"));
+        arguments.push(format!("--oidc-client-id={client_id}"));
+        arguments.push(format!("--oidc-redirect-url={public_url}{OIDC_CALLBACK}"));
+        if !client_secret.is_empty() {
+            arguments.push(format!("--oidc-client-secret-file={OIDC_DIRECTORY}/{CLIENT_SECRET_KEY}"));
+        }
+        let groups = [("--oidc-operator-group", operator_groups), ("--oidc-viewer-group", viewer_groups)];
+        arguments.extend(optional(&groups));
+    }
+    arguments
 }
 
 pub(super) fn injector(values: &Values) -> Object {
@@ -250,7 +343,7 @@ pub(super) fn injector(values: &Values) -> Object {
             "name": "injector.weft.dev",
             "admissionReviewVersions": ["v1"],
             "clientConfig": {
-                "service": { "name": NAME, "namespace": NAMESPACE, "path": webhook::PATH, "port": 443 },
+                "service": { "name": certificate::SERVICE, "namespace": NAMESPACE, "path": webhook::PATH, "port": 443 },
             },
             "rules": [{
                 "apiGroups": [""],

@@ -1,4 +1,5 @@
-//! Objects as text, and texts as objects: YAML with fields in the API's order, read strictly.
+//! Objects as text, and texts as objects: YAML with fields in the API's order, read strictly. How words are written is said by
+//! [`crate::yaml`].
 
 use anyhow::{Context as _, bail, ensure};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
@@ -23,7 +24,7 @@ const WIDTH: usize = 118;
 pub fn document(object: &impl Serialize) -> String {
     let mut value = serde_yaml::to_value(object).expect("an object of the API is YAML");
     whole(&mut value);
-    serde_yaml::to_string(&value).expect("what was read is YAML")
+    crate::yaml::text(&value).expect("what was read is YAML")
 }
 
 /// Writes numbers without a fraction as people do: schemas have all their bounds as fractions.

@@ -52,6 +52,7 @@ pub(super) fn namespace(namespace: Namespace) -> Result<Option<Object>, Refusal>
         name: name.to_owned(),
         labels: namespace.metadata.labels.clone().unwrap_or_default(),
         annotations: annotations.cloned().unwrap_or_default(),
+        closed: false,
     };
     let inject = census::of_namespace(&said);
     let restart = annotations.and_then(|annotations| annotations.get(annotation::RESTART));
@@ -218,7 +219,8 @@ pub(super) fn pod(pod: Pod) -> Result<Option<Object>, Refusal> {
         (true, true) => Health::Draining,
         (false, _) => Health::NotReady,
     };
-    let app_ended = !finished && app_ended(&spec, &status, pod.metadata.deletion_timestamp.is_some());
+    let ended = !finished && app_ended(&spec, &status, pod.metadata.deletion_timestamp.is_some());
+    let app_ended = ended.then(|| pod.metadata.uid.unwrap_or_default().into());
     let mut ports = BTreeMap::new();
     // An init container that goes on running serves as well; where two have a port of one name, the first counts.
     let goes_on = |(_, container): &(usize, Container)| container.restart_policy.as_deref() == Some("Always");

@@ -175,7 +175,7 @@ endpoints:
 }
 
 #[test]
-fn workloads_are_named_by_label_then_owner_then_app_then_pod() {
+fn workloads_are_named_by_owner_then_label_then_app_then_pod() {
     let pod = |metadata: &str| {
         let text = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p-1, {metadata}}}\n");
         match object(&text) {
@@ -188,9 +188,12 @@ fn workloads_are_named_by_label_then_owner_then_app_then_pod() {
     };
     let deployed = owner("ReplicaSet", "cart-7c4f");
     assert_eq!(
-        pod(&format!("labels: {{app.kubernetes.io/name: orders, app: x}}, {deployed}")),
-        "default/orders"
+        pod(&format!(
+            "labels: {{app.kubernetes.io/name: orders, app: x, pod-template-hash: 7c4f}}, {deployed}"
+        )),
+        "default/cart"
     );
+    assert_eq!(pod("labels: {app.kubernetes.io/name: orders, app: x}"), "default/orders");
     assert_eq!(pod(&format!("labels: {{pod-template-hash: 7c4f, app: x}}, {deployed}")), "default/cart");
     assert_eq!(pod(&owner("ReplicaSet", "bare-rs")), "default/bare-rs");
     assert_eq!(pod(&owner("StatefulSet", "db")), "default/db");

@@ -1,10 +1,11 @@
 //! What a pod is called in the mesh: the workload that it is an instance of.
 //!
 //! In: a pod's metadata. Out: a name; the same here, in the injector and in whatever reads files, because reports,
-//! policies and the graph must not know one program by two names. No label is needed: in this order, the label
-//! `app.kubernetes.io/name`, the controller, the older label `app`, the pod itself; the first that is a valid name.
+//! policies and the graph must not know one program by two names. No label is needed: in this order, the controller, the label
+//! `app.kubernetes.io/name`, the older label `app`, the pod itself; the first that is a valid name.
 //!
-//! Surprise: who stands behind a ReplicaSet or a Job is read off its name, as Kubernetes' own controllers make it. Where
+//! Surprises: versions that have Deployments of their own are one workload, if names and labels agree that they are versions
+//! ([`without_version`]). Who stands behind a ReplicaSet or a Job is read off its name, as Kubernetes' own controllers make it. Where
 //! they did not make it, [`Owner`] says who it is, to whoever follows those kinds.
 
 use std::sync::Arc;
@@ -17,8 +18,12 @@ use crate::world::ObjectName;
 
 /// The label by which people say what a pod is.
 const NAME: &str = "app.kubernetes.io/name";
-/// The label by which a Deployment's pods and ReplicaSets name their template.
-const TEMPLATE_HASH: &str = "pod-template-hash";
+/// The older one.
+const APP: &str = "app";
+/// The labels by which people say which version of it a pod is.
+const VERSIONS: [&str; 2] = ["app.kubernetes.io/version", "version"];
+/// The labels by which pods and ReplicaSets of a Deployment, and of Argo's Rollout, name their template.
+const TEMPLATE_HASHES: [&str; 2] = ["pod-template-hash", "rollouts-pod-template-hash"];
 
 /// A controller that has itself a controller, after which the pods are named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,7 +46,7 @@ pub(crate) struct Owner {
     pub(crate) name: Option<Arc<str>>,
 }
 
-/// What a pod is an instance of, as far as its metadata says so: by label or controller, but not by its own name.
+/// What a pod is an instance of, as far as its metadata says so: by controller or label, but not by its own name.
 #[must_use]
 pub fn workload_name(metadata: &ObjectMeta) -> Option<String> {
     let own = metadata.name.as_deref().unwrap_or_default();
@@ -58,9 +63,6 @@ pub(super) fn of(metadata: &ObjectMeta, name: &ObjectName) -> Result<WorkloadId,
 
 /// The ReplicaSet or Job that a pod is named after, if it is.
 pub(crate) fn named_after(metadata: &ObjectMeta, namespace: &Arc<str>) -> Option<OwnerId> {
-    if label(metadata, NAME).is_some_and(|name| WorkloadId::new("x", name).is_ok()) {
-        return None;
-    }
     let controller = controller(metadata)?;
     let between = between(controller)?;
     Some((between, ObjectName { namespace: Arc::clone(namespace), name: controller.name.as_str().into() }))
@@ -70,7 +72,8 @@ pub(crate) fn named_after(metadata: &ObjectMeta, namespace: &Arc<str>) -> Option
 pub(crate) fn owner(between: Between, metadata: &ObjectMeta) -> Result<Owner, Refusal> {
     let id = core::object_name(metadata)?;
     let name = controller(metadata).map_or(&*id.name, |controller| controller.name.as_str());
-    let told = inferred(between, &id.name, label(metadata, TEMPLATE_HASH));
+    let name = without_version(name, metadata);
+    let told = without_version(inferred(between, &id.name, metadata), metadata);
     let name = (name != told && WorkloadId::new("x", name).is_ok()).then(|| name.into());
     Ok(Owner { id: (between, id), name })
 }
@@ -79,13 +82,13 @@ fn candidates<'a>(metadata: &'a ObjectMeta, own: &'a str) -> [Option<&'a str>; 4
     let controller = controller(metadata).map(|controller| {
         let name = controller.name.as_str();
         match (between(controller), controller.kind.as_str()) {
-            (Some(between), _) => inferred(between, name, label(metadata, TEMPLATE_HASH)),
+            (Some(between), _) => without_version(inferred(between, name, metadata), metadata),
             // A kubelet's own pods are called like what they are, and end in the node's name.
             (None, "Node") => own.strip_suffix(name).and_then(|own| own.strip_suffix('-')).unwrap_or(own),
-            (None, _) => name,
+            (None, _) => without_version(name, metadata),
         }
     });
-    [label(metadata, NAME), controller, label(metadata, "app"), Some(own)]
+    [controller, label(metadata, NAME), label(metadata, APP), Some(own)]
 }
 
 fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
@@ -104,14 +107,24 @@ fn between(controller: &OwnerReference) -> Option<Between> {
     }
 }
 
-fn inferred<'a>(between: Between, name: &'a str, hash: Option<&str>) -> &'a str {
+fn inferred<'a>(between: Between, name: &'a str, metadata: &ObjectMeta) -> &'a str {
     match between {
         // A Deployment's ReplicaSet is named after it and its template's hash.
         Between::ReplicaSet => {
+            let hash = TEMPLATE_HASHES.iter().find_map(|key| label(metadata, key));
             hash.and_then(|hash| name.strip_suffix(hash)?.strip_suffix('-')).unwrap_or(name)
         }
         Between::Job => without_run(name),
     }
+}
+
+/// `catalog` of `catalog-v2`, where labels say the same: name `catalog`, version `v2`. So the versions of one program are one
+/// workload, and two programs that only share a label, as those of a chart do, are two.
+fn without_version<'a>(name: &'a str, metadata: &ObjectMeta) -> &'a str {
+    let version = VERSIONS.iter().find_map(|key| label(metadata, key));
+    let base = version.and_then(|version| name.strip_suffix(version)?.strip_suffix('-'));
+    let same = |base: &&str| [NAME, APP].iter().any(|key| label(metadata, key) == Some(base));
+    base.filter(same).unwrap_or(name)
 }
 
 /// A CronJob's Jobs are named after it and the minute they run in; without this every run were a workload.
@@ -153,7 +166,8 @@ mod tests {
             ("CloneSet", "games", json!({}), "games"),
             ("Node", "1", json!({}), "p"),
             ("Node", "elsewhere", json!({}), "p-1"),
-            ("ReplicaSet", "orders-7d4b9c", json!({ "app.kubernetes.io/name": "shop" }), "shop"),
+            ("ReplicaSet", "orders-5c8", json!({ "rollouts-pod-template-hash": "5c8" }), "orders"),
+            ("ReplicaSet", "Not_A_Name", json!({ "app.kubernetes.io/name": "shop" }), "shop"),
         ] {
             let named = workload_name(&owned_by(kind, owner, labels));
             assert_eq!(named.as_deref(), Some(expected), "{kind} {owner}");
@@ -184,10 +198,44 @@ mod tests {
     }
 
     #[test]
-    fn a_label_that_names_the_pod_makes_its_owner_unimportant() {
+    fn two_programs_that_share_a_label_are_two_workloads() {
+        let of = |name: &str, component: &str| {
+            let labels = json!({ "app.kubernetes.io/name": "shop", "app.kubernetes.io/instance": "my",
+                "app.kubernetes.io/component": component, "app.kubernetes.io/version": "1.2.3", "pod-template-hash": "7d4b9c" });
+            workload_name(&owned_by("ReplicaSet", &format!("{name}-7d4b9c"), labels))
+        };
+        assert_eq!(of("my-shop-web", "web").as_deref(), Some("my-shop-web"));
+        assert_eq!(of("my-shop-worker", "worker").as_deref(), Some("my-shop-worker"));
+    }
+
+    #[test]
+    fn versions_with_deployments_of_their_own_are_one_workload() {
+        let of = |kind: &str, owner: &str, mut labels: Value| {
+            labels["pod-template-hash"] = "7d4b9c".into();
+            workload_name(&owned_by(kind, owner, labels)).expect("a name")
+        };
+        let v2 = |name: &str, version: &str| json!({ name: "catalog", version: "v2" });
+        let new = v2("app.kubernetes.io/name", "app.kubernetes.io/version");
+        assert_eq!(of("ReplicaSet", "catalog-v2-7d4b9c", new.clone()), "catalog");
+        assert_eq!(of("StatefulSet", "catalog-v2", v2("app", "version")), "catalog");
+        // The stable one may have no version in its name; what only looks like a version is none.
+        assert_eq!(of("ReplicaSet", "catalog-7d4b9c", new.clone()), "catalog");
+        assert_eq!(of("ReplicaSet", "catalog-v3-7d4b9c", new.clone()), "catalog-v3");
+        assert_eq!(of("ReplicaSet", "other-v2-7d4b9c", new), "other-v2");
+        assert_eq!(of("ReplicaSet", "catalog-v2-7d4b9c", json!({ "version": "v2" })), "catalog-v2");
+        // The same of what follows ReplicaSets.
+        let rollout = metadata(
+            json!({ "name": "catalog-v2-5c8", "labels": { "app": "catalog", "version": "v2" },
+            "ownerReferences": [{ "apiVersion": "x/v1", "kind": "Rollout", "name": "catalog-v2", "uid": "u", "controller": true }] }),
+        );
+        assert_eq!(owner(Between::ReplicaSet, &rollout).expect("an owner").name.as_deref(), Some("catalog"));
+    }
+
+    #[test]
+    fn whoever_has_a_controller_is_named_after_it() {
         let shop: Arc<str> = "shop".into();
-        let named = owned_by("ReplicaSet", "a", json!({ "app.kubernetes.io/name": "a" }));
-        assert_eq!(named_after(&named, &shop), None);
+        let named = owned_by("ReplicaSet", "a", json!({ "app.kubernetes.io/name": "b" }));
+        assert!(named_after(&named, &shop).is_some());
         let (between, name) = named_after(&owned_by("Job", "a", json!({})), &shop).expect("an owner");
         assert_eq!((between, name.to_string().as_str()), (Between::Job, "shop/a"));
         assert_eq!(named_after(&owned_by("DaemonSet", "a", json!({})), &shop), None);

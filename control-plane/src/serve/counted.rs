@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::DropGuard;
 use tonic::transport::server::Connected;
 
 use super::peer::Peer;
@@ -20,6 +21,8 @@ pub(super) struct Counted {
     pub(super) place: OwnedSemaphorePermit,
     /// When it ends whatever is going on; only of newcomers.
     pub(super) ends: Option<Pin<Box<Sleep>>>,
+    /// Tells its server that it is over.
+    pub(super) closed: Option<DropGuard>,
 }
 
 pub(super) enum Stream {

@@ -255,6 +255,15 @@ impl World {
         AccessView { port: address.port(), posture, policies, trust_domain: self.trust_domain() }
     }
 
+    /// Whether at every port of a namespace's pods those are kept out whom no policy lets in.
+    #[must_use]
+    pub fn is_closed(&self, namespace: &str) -> bool {
+        let lets_in = |access: &Access| access.action == Action::Allow && !access.audit;
+        let mut policies = self.access.in_namespace(namespace);
+        self.access.posture(namespace) == Posture::Deny
+            || policies.any(|spec| spec.access.as_ref().is_some_and(lets_in))
+    }
+
     /// Every policy on access, in order of name.
     #[must_use]
     pub fn access_policies(&self) -> Vec<&AccessSpec> {

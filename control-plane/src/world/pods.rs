@@ -7,7 +7,7 @@ use std::sync::Arc;
 use weft_wire::{SpiffeId, WorkloadId};
 
 use super::index::Index;
-use super::spec::{ObjectName, PodSpec};
+use super::spec::{Health, ObjectName, PodSpec};
 use super::view::Peer;
 
 /// A label of a pod together with the pod's namespace: what a selector is looked up by.
@@ -107,6 +107,12 @@ impl Pods {
             }
         }
         namespaces
+    }
+
+    /// How many pods with a sidecar take calls.
+    pub(super) fn running_sidecars(&self) -> usize {
+        let runs = |pod: &&Pod| pod.spec.injection.sidecar.is_some() && pod.spec.health == Health::Ready;
+        self.pods.values().filter(runs).count()
     }
 
     /// Every address of a pod.

@@ -153,8 +153,9 @@ pub struct PodSpec {
     pub ports: BTreeMap<Box<str>, u16>,
     /// Whether it may be called where no EndpointSlice says it.
     pub health: Health,
-    /// Of a pod with a classic sidecar: whether everything else in it has ended and will not start again.
-    pub app_ended: bool,
+    /// Of a pod with a classic sidecar, once everything else in it has ended and will not start again: its uid, which is empty
+    /// where no API server has given it one.
+    pub app_ended: Option<Box<str>>,
     /// What is known of its sidecar.
     pub injection: Injection,
 }

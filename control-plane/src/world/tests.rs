@@ -60,7 +60,7 @@ fn pod(name: &str, app: &str, address: &str) -> PodSpec {
         labels: BTreeMap::from([("app".into(), app.into())]),
         ports: BTreeMap::from([("web".into(), 9000)]),
         health: Health::Ready,
-        app_ended: false,
+        app_ended: None,
         injection: Default::default(),
     }
 }

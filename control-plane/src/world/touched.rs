@@ -8,6 +8,8 @@ use std::net::IpAddr;
 
 use weft_wire::ServiceId;
 
+use super::spec::ObjectName;
+
 /// A part of the world that a resource can depend on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Key {
@@ -19,6 +21,8 @@ pub enum Key {
     Endpoints(ServiceId),
     /// What a sidecar at an address lets in: what stands there, and the routes and policies of its services.
     Inbound(IpAddr),
+    /// Whether the app of a pod has ended.
+    Pod(ObjectName),
     /// What callers of a service go by: its shape, its routes and the policies on them.
     Routes(ServiceId),
     /// A service's existence, ports, protocols, virtual IPs.

@@ -31,9 +31,10 @@ use weft_wire::WorkloadId;
 use weft_wire::node::{NodeMetadata, USER_AGENT};
 
 use super::session::{Session, Source, Violation};
-use super::{Kind, Metrics, ProxyStatus, Status};
+use super::{Kind, Metrics, ProxyStatus, Status, WARM_UP};
 use crate::admit::Admission;
 use crate::compile::{self, Resource};
+use crate::lead::Lead;
 use crate::serve::{Peer, Verified};
 use crate::world::{Event, Key, Live, StreamId, World};
 
@@ -45,8 +46,6 @@ const RESPONSES_QUEUED: usize = 1;
 const INTRODUCTION_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a client that does not read is waited for to tell it why its stream ends.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// How long after start the mesh needs to be whole again: the longest back-off of a sidecar (10 s), and some.
-pub const WARM_UP: Duration = Duration::from_secs(12);
 /// Longest instance id, version and pod name.
 const INSTANCE_MAX: usize = 200;
 /// How much of what is wrong with a node is told: it quotes the client, and travels in a header.
@@ -67,7 +66,7 @@ struct Shared {
     status: Status,
     admission: Admission,
     metrics: Metrics,
-    warm_at: tokio::time::Instant,
+    lead: Lead,
     streams: Arc<Semaphore>,
     next_stream: AtomicU64,
     shutdown: CancellationToken,
@@ -75,17 +74,18 @@ struct Shared {
 }
 
 impl Server {
-    /// A server for this world. Its streams end when `shutdown` is cancelled; `tasks` tells when they have.
+    /// A server for this world. Its streams end when another control plane leads, or when `shutdown` is cancelled; `tasks` tells
+    /// when they have.
     #[must_use]
     pub fn new(
         live: Live,
         status: Status,
         admission: Admission,
         metrics: Metrics,
+        lead: Lead,
         shutdown: CancellationToken,
         tasks: TaskTracker,
     ) -> Self {
-        let warm_at = tokio::time::Instant::now() + WARM_UP;
         let streams = Arc::new(Semaphore::new(STREAMS_MAX));
         let next_stream = AtomicU64::new(1);
         Self {
@@ -94,7 +94,7 @@ impl Server {
                 status,
                 admission,
                 metrics,
-                warm_at,
+                lead,
                 streams,
                 next_stream,
                 shutdown,
@@ -168,6 +168,7 @@ async fn serve(
 ) -> Result<(), GrpcStatus> {
     let first = tokio::select! {
         () = shared.shutdown.cancelled() => return Err(shutting_down()),
+        other = shared.lead.lost() => return Err(other.into()),
         first = tokio::time::timeout(INTRODUCTION_DEADLINE, requests.message()) => first,
     };
     let first = first.map_err(|_| GrpcStatus::deadline_exceeded("no first request"))?;
@@ -183,6 +184,7 @@ async fn serve(
         session: Session::new(!client.is_sidecar),
         namespace: client.namespace().into(),
         changes,
+        warm_at: shared.lead.since() + WARM_UP,
         warm: false,
     };
     stream.request(first)?;
@@ -201,6 +203,8 @@ struct Stream<'a> {
     session: Session,
     namespace: Box<str>,
     changes: broadcast::Receiver<Arc<crate::world::Touched>>,
+    /// When everybody whom whoever served before knew is here too.
+    warm_at: tokio::time::Instant,
     warm: bool,
 }
 
@@ -215,6 +219,7 @@ impl Stream<'_> {
         loop {
             tokio::select! {
                 () = self.shared.shutdown.cancelled() => return Err(shutting_down()),
+                other = self.shared.lead.lost() => return Err(other.into()),
                 request = requests.message() => match request? {
                     None => return Ok(()),
                     Some(request) => {
@@ -236,7 +241,7 @@ impl Stream<'_> {
                     }
                     due = true;
                 },
-                () = tokio::time::sleep_until(self.shared.warm_at), if !self.warm => {
+                () = tokio::time::sleep_until(self.warm_at), if !self.warm => {
                     self.warm = true;
                     self.session.warmed_up();
                     due = true;

@@ -76,6 +76,7 @@ fn a_rejection_names_the_variable_and_the_fix() {
         (&["--workload=Orders"], "WEFT_WORKLOAD"),
         (&["--namespace=a.b"], "WEFT_NAMESPACE"),
         (&["--pod-ips=pod"], "WEFT_POD_IPS"),
+        (&["--control-plane=http://c:15010", "--workload=a", "--sidecar=classic"], "WEFT_POD"),
         (&["--inbound-listen=15006"], "WEFT_INBOUND_LISTEN"),
         (&["--admin-listen=0.0.0.0:15000"], "WEFT_ADMIN_LISTEN"),
         (&["--inbound-forward=app"], "WEFT_INBOUND_FORWARD"),

@@ -11,14 +11,13 @@ use std::time::{Duration, Instant};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, StatusCode};
-use opentelemetry::SpanId;
 use weft_wire::{DecidedBy, Reason, header};
 
 use super::access_log;
 use super::series::{Method, Outcome, Rpc, version};
 use super::shard::Edge;
 use super::trace::{self, TraceContext};
-use super::{Direction, Origin, PeerIndex, Protocol, RuleName};
+use super::{Direction, PeerIndex, Protocol, RuleName};
 use crate::http::class::{self, GrpcStatus};
 use crate::route::template::{Kind, RouteId};
 
@@ -91,11 +90,7 @@ impl RequestRecord {
     /// Rewrites trace headers and the request id, and remembers the trace for the access log.
     pub fn propagate(&mut self, headers: &mut HeaderMap) -> TraceContext {
         let context = trace::propagate(headers, self.edge.core.ratio);
-        // Whether apps carry traces on is asked of what they send; what they are sent is others' doing.
-        if self.edge.spec.direction == Direction::Outbound {
-            let is_new = context.parent_id == SpanId::INVALID;
-            self.edge.core.traced(if is_new { Origin::New } else { Origin::Carried });
-        }
+        self.edge.core.traced(self.edge.spec.direction, &context);
         self.trace = Some(context);
         context
     }

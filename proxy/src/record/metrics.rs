@@ -78,7 +78,7 @@ const FAMILIES: [Described; 21] = [
     ),
     (
         "weft_trace_requests_total",
-        "Outbound requests by where their trace began: carried by the app, or new here.",
+        "Outbound requests by where their trace came from: carried on by the app from a request that it was sent, its own, new here, or sent before anybody had called the app.",
         MetricType::COUNTER,
     ),
     ("weft_telemetry_series", "Label sets alive in this proxy.", MetricType::GAUGE),

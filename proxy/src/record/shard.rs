@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
+use opentelemetry::SpanId;
 
 use super::access::AccessSeries;
 use super::cell::{Counter, Histogram};
@@ -21,7 +22,7 @@ use super::rules::RuleSeries;
 use super::series::{
     ConnectionLabels, ConnectionSeries, FlowLabels, FlowSeries, Outcome, RequestKey, RequestSeries, Series,
 };
-use super::trace::Ratio;
+use super::trace::{Ratio, TraceContext};
 use super::{
     Detected, Direction, EdgeSpec, Limit, Origin, PeerIndex, PeerSpec, Protocol, Telemetry, Tls, access_log,
 };
@@ -225,8 +226,18 @@ impl Core {
         self.cells.limits[limit as usize].add(1);
     }
 
-    /// An app's request for somebody else was sent on.
-    pub(crate) fn traced(&self, origin: Origin) {
+    /// A request came for the app, or one of the app's was sent on, in this trace.
+    pub(crate) fn traced(&self, direction: Direction, context: &TraceContext) {
+        let heard = &self.telemetry.heard;
+        if direction == Direction::Inbound {
+            return heard.note(context.trace_id);
+        }
+        let origin = match (heard.knows(context.trace_id), context.parent_id == SpanId::INVALID) {
+            (None, _) => Origin::Unprompted,
+            (Some(true), false) => Origin::Carried,
+            (Some(false), false) => Origin::Own,
+            (Some(_), true) => Origin::New,
+        };
         self.cells.traces[origin as usize].add(1);
     }
 

@@ -302,21 +302,29 @@ fn detection_and_limits_are_visible() {
 }
 
 #[test]
-fn what_an_app_sends_counts_by_where_its_trace_began() {
+fn what_an_app_sends_counts_by_where_its_trace_came_from() {
     let telemetry = telemetry(Config::standard());
     let shard = telemetry.shard();
     let edge = shard.edge(&spec("x.y"));
     let (parts, ()) = Request::get("/").body(()).expect("valid").into_parts();
-    let mut headers = HeaderMap::new();
-    edge.request(&parts).propagate(&mut headers);
-    // What began there is carried on by whoever sends the same headers.
-    edge.request(&parts).propagate(&mut headers);
-    edge.request(&parts).propagate(&mut headers);
+    let mut own = HeaderMap::new();
+    // Nobody has called the app yet: a timer.
+    edge.request(&parts).propagate(&mut own);
     let inbound = shard.edge(&EdgeSpec { direction: Direction::Inbound, ..spec("x.y") });
-    inbound.request(&parts).propagate(&mut HeaderMap::new());
+    let mut headers = HeaderMap::new();
+    inbound.request(&parts).propagate(&mut headers);
+    // Any worker may get what the app then sends.
+    let elsewhere = telemetry.shard().edge(&spec("x.y"));
+    elsewhere.request(&parts).propagate(&mut headers.clone());
+    edge.request(&parts).propagate(&mut headers);
+    edge.request(&parts).propagate(&mut own);
+    edge.request(&parts).propagate(&mut HeaderMap::new());
     let count =
         |origin: &str| sample(&telemetry, "weft_trace_requests_total", &[&format!("origin=\"{origin}\"")]);
-    assert_eq!([count("new"), count("carried")], [Some(1.0), Some(2.0)]);
+    assert_eq!(
+        ["unprompted", "carried", "own", "new"].map(count),
+        [Some(1.0), Some(2.0), Some(1.0), Some(1.0)]
+    );
 }
 
 #[test]

@@ -38,7 +38,7 @@ pub(super) struct Taken {
 
 impl Taken {
     pub(super) fn new(now: u64) -> Self {
-        Self { until: now, detected: Default::default(), traces: [0; 2], dropped: 0 }
+        Self { until: now, detected: Default::default(), traces: [0; Origin::ALL.len()], dropped: 0 }
     }
 
     /// Takes what has happened since. `now` may lie before the last one: clocks are set.

@@ -6,7 +6,6 @@
 //! Invariant: every list in here has a bound, and whoever waits is let go when waiting has become pointless.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -17,7 +16,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 use tokio::sync::oneshot;
 use weft_wire::node::{NodeMetadata, USER_AGENT};
 use weft_wire::tls::TRUST_BUNDLE;
-use weft_wire::xds::{ListenerName, runtime_layer};
+use weft_wire::xds::ListenerName;
 
 use super::directory::{Interest, Map, Status, TypeStatus};
 use super::parse;
@@ -169,9 +168,9 @@ impl Client {
         self.subscriptions[Kind::Secrets as usize].want(&TRUST_BUNDLE.into());
     }
 
-    /// Asks what is said of the pod at this address, from the next stream on.
-    pub(super) fn want_runtime(&mut self, pod: IpAddr) {
-        self.subscriptions[Kind::Runtime as usize].want(&runtime_layer(pod).into());
+    /// Asks for the layer of this name, from the next stream on.
+    pub(super) fn want_runtime(&mut self, layer: &str) {
+        self.subscriptions[Kind::Runtime as usize].want(&layer.into());
     }
 
     /// What the node says of itself from the next stream on.

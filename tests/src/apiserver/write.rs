@@ -8,8 +8,8 @@ use super::serve::{Form, Query, selector};
 use super::store::{Name, Part, Refusal, no_such_resource, not_found, refusal, value};
 use super::{Shared, lock};
 
-/// What `dryRun` would need is a second store.
-const NO_DRY_RUN: &str = "this server has no dryRun";
+/// What `dryRun` of anything else would need is a second store.
+const NO_DRY_RUN: &str = "this server has no dryRun but of pods that are created";
 
 pub(super) fn perform(
     shared: &Shared,
@@ -20,7 +20,14 @@ pub(super) fn perform(
     body: &[u8],
 ) -> Result<(StatusCode, Value), Refusal> {
     if query.contains_key("dryRun") {
-        return Err(refusal(501, "NotImplemented", NO_DRY_RUN));
+        if (verb, at.group.as_str(), at.plural.as_str()) != ("create", "", "pods") {
+            return Err(refusal(501, "NotImplemented", NO_DRY_RUN));
+        }
+        let mut pod = json(body)?;
+        if let Some(change) = lock(&shared.admission).as_ref() {
+            change(&mut pod);
+        }
+        return Ok((StatusCode::CREATED, pod));
     }
     if let ("create", Some(answer)) = (verb, review(shared, at, body)) {
         return Ok((StatusCode::CREATED, answer?));
@@ -129,10 +136,19 @@ fn review(shared: &Shared, at: &Path, body: &[u8]) -> Option<Result<Value, Refus
     match (at.group.as_str(), at.plural.as_str()) {
         ("authentication.k8s.io", "tokenreviews") => Some(answer(token)),
         ("authorization.k8s.io", "selfsubjectaccessreviews" | "subjectaccessreviews") => {
-            Some(answer(|_, _| json!({ "allowed": true })))
+            Some(answer(allowed))
         }
         _ => None,
     }
+}
+
+fn allowed(shared: &Shared, review: &Value) -> Value {
+    let wanted = &review["spec"]["resourceAttributes"];
+    let denied = lock(&shared.denied);
+    let is_meant = |(verb, resource): &(String, String)| {
+        wanted["verb"] == verb.as_str() && wanted["resource"] == resource.as_str()
+    };
+    json!({ "allowed": !denied.iter().any(is_meant) })
 }
 
 fn token(shared: &Shared, review: &Value) -> Value {

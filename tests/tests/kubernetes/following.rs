@@ -50,7 +50,7 @@ async fn slices_of_a_service_without_selector_move_the_traffic() -> anyhow::Resu
     });
     slices.create(&make, &serde_json::from_value(slice)?).await?;
 
-    let (files, plane) = (tempfile::tempdir()?, Plane::follow_at(&space.kubeconfig).await?);
+    let (files, plane) = (tempfile::tempdir()?, Plane::follow_at(&space.kubeconfig, &space.name).await?);
     let forward = format!("--outbound-forward=127.0.0.1:0=orders.{}:8080", space.name);
     let caller = Sidecar::start(files.path(), plane.control, "web", &[&forward]).await?;
     let reaches = async |app: &str| {
@@ -116,7 +116,7 @@ async fn pods_are_named_after_their_owners_owner() -> anyhow::Result<()> {
     });
     slices.create(&make, &serde_json::from_value(slice)?).await?;
 
-    let (files, plane) = (tempfile::tempdir()?, Plane::follow_at(&space.kubeconfig).await?);
+    let (files, plane) = (tempfile::tempdir()?, Plane::follow_at(&space.kubeconfig, &space.name).await?);
     let forward = format!("--outbound-forward=127.0.0.1:0=orders.{}:80", space.name);
     let flags = ["--admin-listen=127.0.0.1:0", &forward];
     let caller = Sidecar::start(files.path(), plane.control, "web", &flags).await?;

@@ -11,6 +11,7 @@
     reason = "a story on a real cluster says what it saw there, or why it was skipped"
 )]
 
+mod check;
 mod following;
 mod nodes;
 mod place;
@@ -18,3 +19,4 @@ mod real;
 mod simulated;
 mod space;
 mod stories;
+mod takeover;

@@ -10,13 +10,13 @@ use weft_tests::poll;
 use super::place::{OWN, PATIENCE, Place};
 use super::stories;
 
-struct Simulated {
-    server: ApiServer,
-    place: Place,
+pub(crate) struct Simulated {
+    pub(crate) server: ApiServer,
+    pub(crate) place: Place,
     _files: tempfile::TempDir,
 }
 
-async fn simulated() -> anyhow::Result<Simulated> {
+pub(crate) async fn simulated() -> anyhow::Result<Simulated> {
     let server = ApiServer::start().await?;
     server.define_gateway_api()?;
     server.define_weft()?;

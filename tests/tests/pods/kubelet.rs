@@ -24,6 +24,16 @@ pub(super) struct Kubelet<'a> {
 impl Kubelet<'_> {
     /// Starts everything in order.
     pub(super) fn start(&self) -> anyhow::Result<()> {
+        self.initialize()?;
+        for container in self.containers("containers") {
+            self.start_container(container)?;
+            self.started(container)?;
+        }
+        Ok(())
+    }
+
+    /// Starts what stands before the containers.
+    pub(super) fn initialize(&self) -> anyhow::Result<()> {
         for container in self.containers("initContainers") {
             let name = self.start_container(container)?;
             if is_sidecar(container) {
@@ -33,15 +43,23 @@ impl Kubelet<'_> {
                 ensure!(code == 0, "{name} ended with {code}: {}", self.podman.log(&name)?);
             }
         }
-        for container in self.containers("containers") {
-            let name = self.start_container(container)?;
-            let hook = container["lifecycle"]["postStart"]["exec"]["command"].as_array();
-            if let Some(command) = hook {
-                let command = command.iter().filter_map(Value::as_str);
-                self.podman.run("podman", ["exec", &name].into_iter().chain(command))?;
-            }
+        Ok(())
+    }
+
+    /// Runs a container's start hook, before whose end no other container is started.
+    pub(super) fn started(&self, container: &Value) -> anyhow::Result<()> {
+        let hook = container["lifecycle"]["postStart"]["exec"]["command"].as_array();
+        if let Some(command) = hook {
+            let command = command.iter().filter_map(Value::as_str);
+            self.podman.run("podman", ["exec", &self.name(container)].into_iter().chain(command))?;
         }
         Ok(())
+    }
+
+    /// A container of this name.
+    pub(super) fn container(&self, name: &str) -> anyhow::Result<&Value> {
+        let mut all = self.containers("initContainers").chain(self.containers("containers"));
+        all.find(|container| container["name"] == name).with_context(|| format!("no container {name}"))
     }
 
     /// Ends everything in order, and answers with which code each container did.
@@ -96,14 +114,14 @@ impl Kubelet<'_> {
         format!("{}-{}", text(&self.pod["metadata"]["name"]), text(&container["name"]))
     }
 
-    fn start_container(&self, container: &Value) -> anyhow::Result<String> {
+    pub(super) fn start_container(&self, container: &Value) -> anyhow::Result<String> {
         let name = self.name(container);
         self.podman.run("podman", ["start", &name])?;
         Ok(name)
     }
 
     /// Asks from the node, as the kubelet does.
-    fn probed(&self, container: &Value, probe: &str) -> anyhow::Result<()> {
+    pub(super) fn probed(&self, container: &Value, probe: &str) -> anyhow::Result<()> {
         let http = &container[probe]["httpGet"];
         let (port, path) = (http["port"].as_u64().context("no port")?, http["path"].as_str().unwrap_or("/"));
         let url = format!("http://{}:{port}{path}", self.address);

@@ -1,17 +1,20 @@
 //! Pods as a kubelet would run them, on Debian's podman, from images FROM scratch that were built here: `cargo test -p
 //! weft-tests --test pods`.
 //!
-//! There is no API server: the control plane reads Services, EndpointSlices and Pods from a ConfigMap, and sidecars join by
+//! There is no API server: the control plane reads Services, EndpointSlices and Pods from a directory, and sidecars join by
 //! tokens. Podman knows classic sidecars; for native ones, and for all that the kubelet does in order, `kubelet` stands in.
 
 mod kubelet;
 mod manifest;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
+use tempfile::TempDir;
 use weft_tests::podman::Podman;
 use weft_tests::{binary, poll};
 
@@ -30,24 +33,39 @@ const CRON: Member = Member { name: "cron", program: "cron", first: None, addres
 const REPORT: Member =
     Member { name: "report", program: "report", first: Some("report"), address: "10.89.77.13" };
 
+/// The same, without asking before.
+const JOB: Member = Member { first: None, ..REPORT };
+
 /// A node with a control plane on it.
 struct Node {
     podman: Podman,
+    source: TempDir,
 }
 
 impl Node {
     /// `None` where this machine runs no pods; that is said.
     fn start() -> anyhow::Result<Option<Self>> {
-        let Some(mut podman) = Podman::start() else { return Ok(None) };
+        let Some(podman) = Podman::start() else { return Ok(None) };
         podman.images(binary::of_images(&IMAGES), &IMAGES)?;
-        let manifest = manifest::control_plane(&[&ORDERS, &CRON, &REPORT])?;
-        podman.play("weft-control-plane", &manifest, manifest::CONTROL_ADDRESS, true)?;
-        let node = Self { podman };
+        let source = TempDir::with_prefix("weft-source-")?;
+        // The control plane is not root.
+        std::fs::set_permissions(source.path(), Permissions::from_mode(0o755))?;
+        let manifest = manifest::control_plane(source.path())?;
+        let mut node = Self { podman, source };
+        node.tell(manifest::running)?;
+        node.podman.play("weft-control-plane", &manifest, manifest::CONTROL_ADDRESS, true)?;
         poll::until_blocking("the control plane is ready", DEADLINE, || {
             node.ask(CONTROL_PLANE, "http://127.0.0.1:15020/ready")
         })
         .with_context(|| node.podman.account())?;
         Ok(Some(node))
+    }
+
+    /// Says to the control plane how pods are.
+    fn tell(&self, pods: impl Fn(&Member) -> Value) -> anyhow::Result<()> {
+        let (written, read) = (self.source.path().join(".new"), self.source.path().join("shop.yaml"));
+        std::fs::write(&written, manifest::source(&[&ORDERS, &CRON, &REPORT], pods)?)?;
+        Ok(std::fs::rename(written, read)?)
     }
 
     /// Asks inside a container's pod.
@@ -57,11 +75,25 @@ impl Node {
 
     /// Plays a member with a sidecar, and a token for it; answers the pod. With a native sidecar nothing of it is started.
     fn play(&mut self, member: &Member, sidecar: &str) -> anyhow::Result<Value> {
+        let token = self.token(member)?;
+        self.play_with(member, sidecar, &token, sidecar == "classic")
+    }
+
+    fn token(&self, member: &Member) -> anyhow::Result<String> {
         let name = ["token", "create", "--namespace", manifest::NAMESPACE, "--name", member.name];
-        let token = self.podman.beside(CONTROL_PLANE, binary::weft(), name)?;
+        Ok(self.podman.beside(CONTROL_PLANE, binary::weft(), name)?.trim().to_owned())
+    }
+
+    fn play_with(
+        &mut self,
+        member: &Member,
+        sidecar: &str,
+        token: &str,
+        start: bool,
+    ) -> anyhow::Result<Value> {
         let pod = manifest::injected(&manifest::app(member), sidecar)?;
-        let text = manifest::for_podman(pod.clone(), member, token.trim())?;
-        self.podman.play(member.name, &text, member.address, sidecar == "classic")?;
+        let text = manifest::for_podman(pod.clone(), member, token)?;
+        self.podman.play(member.name, &text, member.address, start)?;
         Ok(pod)
     }
 
@@ -105,12 +137,23 @@ fn identity(account: &str) -> String {
 #[test]
 fn two_pods_speak_mutual_tls_and_the_graph_shows_who_called() -> anyhow::Result<()> {
     let Some(mut node) = Node::start()? else { return Ok(()) };
-    node.play(&ORDERS, "classic")?;
+    let orders = node.play(&ORDERS, "classic")?;
     node.play(&CRON, "classic")?;
     node.edge("cron", |edge| edge["tls"] == "mutual" && edge["requests_total"].as_u64() > Some(0))?;
     // The callee's sidecar saw the caller's certificate, with every request that reached the app.
     let callers = node.callers()?;
     ensure!(!callers.is_empty() && callers.iter().all(|caller| *caller == identity("cron")), "{callers:?}");
+
+    // Who has no identity is not let in; the kubelet's probe, which has none, is answered by the sidecar, and is no request.
+    let kubelet = node.kubelet(&ORDERS, &orders);
+    let app = kubelet.container("app")?;
+    ensure!(app["readinessProbe"]["httpGet"]["port"] == 15020, "{app:#}");
+    kubelet.probed(app, "readinessProbe").with_context(|| node.podman.account())?;
+    let callers = node.callers()?;
+    ensure!(callers.iter().all(|caller| *caller == identity("cron")), "{callers:?}");
+    let direct = format!("http://{}:8080/reports/daily", ORDERS.address);
+    let refused = node.podman.run("curl", ["-sSf", "--max-time", "5", &direct]);
+    ensure!(refused.is_err(), "{direct} in plain text: {refused:?}");
 
     // A classic sidecar is told to end together with its app, which has one more call to make. As with a kubelet, the pod's
     // network outlives both.
@@ -164,5 +207,38 @@ fn native_sidecars_begin_before_and_end_after_all_that_needs_them() -> anyhow::R
     callers.sort();
     callers.dedup();
     ensure!(callers == [identity("cron"), identity("report")], "{callers:?}");
+    Ok(())
+}
+
+#[test]
+fn a_classic_job_is_held_until_its_sidecar_is_ready_and_completes() -> anyhow::Result<()> {
+    let Some(mut node) = Node::start()? else { return Ok(()) };
+    node.play(&ORDERS, "classic")?;
+    let token = node.token(&JOB)?;
+    // While the control plane does not answer, the start hook does not end.
+    node.podman.run("podman", ["kill", "--signal", "STOP", CONTROL_PLANE])?;
+    let job = node.play_with(&JOB, "classic", &token, false)?;
+    let kubelet = node.kubelet(&JOB, &job);
+    kubelet.initialize().with_context(|| node.podman.account())?;
+    let (sidecar, app) = (kubelet.container("weft-proxy")?, kubelet.container("app")?);
+    let name = kubelet.start_container(sidecar)?;
+    let early = node.podman.run("podman", ["exec", &name, "/weft-proxy", "wait", "--timeout", "1s"]);
+    let said = early.err().context("the sidecar was ready without its control plane")?.to_string();
+    ensure!(said.contains("is not ready after 1s"), "{said}");
+    node.podman.run("podman", ["kill", "--signal", "CONT", CONTROL_PLANE])?;
+    kubelet.started(sidecar).with_context(|| node.podman.account())?;
+    // The app's one call is made at once.
+    kubelet.start_container(app)?;
+    ensure!(kubelet.ended("report-app")? == 0, "{}", node.podman.account());
+    ensure!(node.podman.inspect(&name)?["State"]["Running"] == true, "{}", node.podman.account());
+
+    // The kubelet says that the app has ended, and nobody gives the sidecar a signal.
+    node.tell(|member| match member.name == JOB.name {
+        true => manifest::app_ended(&JOB, &job),
+        false => manifest::running(member),
+    })?;
+    let code = kubelet.ended(&name).with_context(|| node.podman.account())?;
+    ensure!(code == 0, "{name} ended with {code}: {}", node.podman.log(&name)?);
+    node.edge("report", |edge| edge["tls"] == "mutual" && edge["requests_total"] == 1)?;
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! What is played: pods as people write them, with sidecars from `weft inject`, and what the control plane reads of them.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
@@ -18,7 +19,7 @@ const ORDERS_ADDRESS: &str = "10.96.0.10";
 const PORT: u16 = 8080;
 /// The user of apps.
 const APPS: u32 = 65532;
-/// How long a pod has to end. A classic sidecar, which nobody tells here that its app has ended, waits almost as long.
+/// How long a pod has to end. A classic sidecar, which nobody tells that its app has ended unless a test does, waits almost as long.
 pub(super) const GRACE_SECONDS: u64 = 10;
 
 const IMAGE: &str = concat!("localhost/weft:", env!("CARGO_PKG_VERSION"));
@@ -35,15 +36,33 @@ pub(super) struct Member {
     pub(super) address: &'static str,
 }
 
-/// The control plane, as `k8s/control-plane.yaml` has it, but with a source of files, and history that ends with the pod.
-pub(super) fn control_plane(members: &[&Member]) -> anyhow::Result<String> {
-    let mut objects = vec![service()];
+impl Member {
+    /// What an API server would have called its pod.
+    fn uid(&self) -> String {
+        format!("uid-of-{}", self.name)
+    }
+}
+
+/// What the control plane reads: everybody takes mutual TLS only.
+pub(super) fn source(members: &[&Member], pods: impl Fn(&Member) -> Value) -> anyhow::Result<String> {
+    let strict = json!({
+        "apiVersion": "weft.dev/v1alpha1",
+        "kind": "AccessPolicy",
+        "metadata": { "name": "strict", "namespace": NAMESPACE },
+        "spec": { "mtls": { "mode": "strict" } },
+    });
+    let mut objects = vec![strict, service()];
     for member in members {
-        objects.push(pod_object(member));
+        objects.push(pods(member));
         if member.program == "orders" {
             objects.push(endpoint_slice(member));
         }
     }
+    documents(&objects)
+}
+
+/// The control plane, as `k8s/control-plane.yaml` has it, but with files in `source`, and history that ends with the pod.
+pub(super) fn control_plane(source: &Path) -> anyhow::Result<String> {
     let pod = json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -60,13 +79,12 @@ pub(super) fn control_plane(members: &[&Member]) -> anyhow::Result<String> {
                 ],
             }],
             "volumes": [
-                { "name": "source", "configMap": { "name": "weft-source" } },
+                { "name": "source", "hostPath": { "path": source, "type": "Directory" } },
                 { "name": "data", "emptyDir": {} },
             ],
         },
     });
-    let source = config_map("weft-source", "shop.yaml", &documents(&objects)?);
-    documents(&[source, pod])
+    documents(&[pod])
 }
 
 /// A member's pod as people write it.
@@ -87,7 +105,7 @@ pub(super) fn app(member: &Member) -> Value {
             "serviceAccountName": member.name,
             "terminationGracePeriodSeconds": GRACE_SECONDS,
             "hostAliases": [
-                { "ip": CONTROL_ADDRESS, "hostnames": ["weft-control-plane-leader.weft-system.svc"] },
+                { "ip": CONTROL_ADDRESS, "hostnames": ["weft-control-plane.weft-system.svc"] },
                 { "ip": ORDERS_ADDRESS, "hostnames": ["orders"] },
             ],
             "containers": [run("app", member.program)],
@@ -95,6 +113,14 @@ pub(super) fn app(member: &Member) -> Value {
     });
     if let Some(first) = member.first {
         pod["spec"]["initContainers"] = json!([run("first", first)]);
+    }
+    match member.program {
+        "orders" => {
+            pod["spec"]["containers"][0]["readinessProbe"] =
+                json!({ "httpGet": { "path": "/reports/daily", "port": PORT } });
+        }
+        "report" => pod["spec"]["restartPolicy"] = "Never".into(),
+        _ => {}
     }
     pod
 }
@@ -117,6 +143,7 @@ pub(super) fn for_podman(mut pod: Value, member: &Member, token: &str) -> anyhow
     // Would be a Secret, but podman puts a Secret's values into files as they stand in the manifest, in base64.
     let name = format!("{}-token", member.name);
     let token = config_map(&name, "token", token);
+    let uid = member.uid();
     // Podman takes no value longer than 63 characters, which is the limit of labels. And unless told so by one, it removes init
     // containers, and with them what they said.
     pod["metadata"]["annotations"] = json!({ "io.podman.annotations.init.container.type": "always" });
@@ -145,6 +172,7 @@ pub(super) fn for_podman(mut pod: Value, member: &Member, token: &str) -> anyhow
                     let value = match path {
                         "metadata.namespace" => NAMESPACE,
                         "metadata.name" => member.name,
+                        "metadata.uid" => &uid,
                         "status.podIPs" => member.address,
                         // Of a label that the pod does not bear.
                         _ => "",
@@ -212,9 +240,24 @@ fn endpoint_slice(member: &Member) -> Value {
     })
 }
 
-fn pod_object(member: &Member) -> Value {
+/// A pod as an API server shows it while it runs.
+pub(super) fn running(member: &Member) -> Value {
     let mut pod = app(member);
+    pod["metadata"]["uid"] = member.uid().into();
     pod["status"] = json!({ "podIP": member.address, "podIPs": [{ "ip": member.address }] });
+    pod
+}
+
+/// The same when the kubelet has seen its app end well; its sidecar still runs.
+pub(super) fn app_ended(member: &Member, injected: &Value) -> Value {
+    let status = |name: &str, state: Value| json!({ "name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state });
+    let mut pod = running(member);
+    pod["spec"] = injected["spec"].clone();
+    pod["status"]["phase"] = "Running".into();
+    pod["status"]["containerStatuses"] = json!([
+        status("weft-proxy", json!({ "running": {} })),
+        status("app", json!({ "terminated": { "exitCode": 0 } })),
+    ]);
     pod
 }
 

@@ -188,11 +188,11 @@ mod tests {
             "metadata": { "name": "weft-injector" },
             "webhooks": [{
                 "name": "inject.weft.dev", "admissionReviewVersions": ["v1"], "sideEffects": "None",
-                "clientConfig": { "caBundle": "YWJj", "service": { "name": "weft-control-plane", "namespace": "weft-system" } },
+                "clientConfig": { "caBundle": "YWJj", "service": { "name": "weft-injector", "namespace": "weft-system" } },
             }],
         }));
         let known = webhook(configuration.expect("a configuration"));
-        assert_eq!(known.served_by, ["weft-system/weft-control-plane:443"]);
+        assert_eq!(known.served_by, ["weft-system/weft-injector:443"]);
         assert_eq!(known.bundles, [b"abc"]);
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::super::facts::{Authority, Fact, Mesh, Sidecars};
+use super::super::facts::{Authority, Fact, Injection, Mesh, Sidecars};
 use super::super::judge::mesh::OWN;
 use crate::api::{Api, Error, query};
 use crate::kubernetes::{Trouble, chain};
@@ -20,6 +20,7 @@ pub(super) fn unknown(trouble: &Trouble) -> Mesh {
         problems: Err(trouble.clone()),
         objects: Err(trouble.clone()),
         sidecars: Some(Err(trouble.clone())),
+        injection: Some(Err(trouble.clone())),
     }
 }
 
@@ -29,11 +30,11 @@ pub(super) async fn ask_all(api: &Api, proxy: bool) -> Mesh {
     if let Err(trouble) = &version {
         return Mesh { at: api.base().to_owned(), ..unknown(trouble) };
     }
-    let (authority, problems, objects, sidecars) =
-        tokio::join!(authority(api), problems(api), objects(api), async {
-            if proxy { Some(sidecars(api).await) } else { None }
-        },);
-    Mesh { at: api.base().to_owned(), version, authority, problems, objects, sidecars }
+    let of_proxies = async { if proxy { Some(tokio::join!(sidecars(api), injection(api))) } else { None } };
+    let (authority, problems, objects, of_proxies) =
+        tokio::join!(authority(api), problems(api), objects(api), of_proxies);
+    let (sidecars, injection) = of_proxies.unzip();
+    Mesh { at: api.base().to_owned(), version, authority, problems, objects, sidecars, injection }
 }
 
 fn trouble(error: Error) -> Trouble {
@@ -185,6 +186,36 @@ fn complaint(object: &Object) -> Option<String> {
 async fn sidecars(api: &Api) -> Fact<Sidecars> {
     let (known, silent) = proxies::ask_everywhere(api).await.map_err(trouble)?;
     Ok(Sidecars { at: known.at, all: known.proxies, silent })
+}
+
+/// `GET /api/injection`.
+#[derive(Deserialize)]
+struct Census {
+    /// An older control plane does not say, and looks.
+    #[serde(default = "looks")]
+    taken: bool,
+    injected: usize,
+    uninjected: usize,
+    pods: Vec<Counted>,
+}
+
+#[derive(Deserialize)]
+struct Counted {
+    namespace: String,
+    pod: String,
+    sidecar: Option<String>,
+}
+
+const fn looks() -> bool {
+    true
+}
+
+async fn injection(api: &Api) -> Fact<Injection> {
+    let Census { taken, injected, uninjected, pods } = api.json("/api/injection").await.map_err(trouble)?;
+    let missed = pods.into_iter().filter(|pod| pod.sidecar.is_none());
+    let missed: Vec<String> = missed.map(|pod| format!("{}/{}", pod.namespace, pod.pod)).collect();
+    let unlisted = uninjected.saturating_sub(missed.len());
+    Ok(Injection { taken, injected, missed, unlisted })
 }
 
 #[cfg(test)]

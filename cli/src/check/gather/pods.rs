@@ -78,6 +78,8 @@ fn is_wanted(pod: &Pod, namespace: Option<&Namespace>, settings: &Settings) -> b
         name: pod.metadata.namespace.clone().unwrap_or_default(),
         labels: metadata.labels.unwrap_or_default(),
         annotations: metadata.annotations.unwrap_or_default(),
+        // How a sidecar begins does not matter here.
+        closed: false,
     };
     // Most pods of most clusters: nobody says anything.
     let said = [&pod.metadata.labels, &pod.metadata.annotations].into_iter().flatten();

@@ -5,9 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::super::catalog::Check;
-use super::super::facts::{Cluster, Facts, Installed, Lease, Replica};
+use super::super::facts::{Cluster, Installed, Lease, Replica};
 use super::{Outcome, injector, known, unanswered};
-use crate::kubernetes::{CONTROL_PLANE, LEADER_SERVICE, NAMESPACE, Trouble};
+use crate::kubernetes::{CONTROL_PLANE, NAMESPACE, Trouble};
 
 /// The oldest Kubernetes whose API server takes the rules in our kinds.
 const OLDEST: (u32, u32) = (1, 25);
@@ -28,7 +28,7 @@ const RESTARTS: i32 = 3;
 /// Lately.
 const RECENT: Duration = Duration::from_secs(3600);
 
-pub(super) fn judge(check: Check, cluster: &Cluster, facts: &Facts) -> Outcome {
+pub(super) fn judge(check: Check, cluster: &Cluster) -> Outcome {
     let judged = match check {
         Check::ApiServer => Ok(api_server(cluster)),
         Check::Version => version(cluster),
@@ -39,7 +39,6 @@ pub(super) fn judge(check: Check, cluster: &Cluster, facts: &Facts) -> Outcome {
         Check::Namespace => namespace(cluster),
         Check::Webhook => injector::webhook(cluster),
         Check::CaBundle => injector::bundle(cluster),
-        Check::Uninjected => super::proxy::uninjected(cluster, facts),
         check => match &cluster.installed {
             Some(installed) => of_installation(check, installed, cluster),
             None => Ok(Outcome::skip("the installation is not looked at")),
@@ -272,7 +271,7 @@ fn leader(installed: &Installed) -> Result<Outcome, Outcome> {
     let marked: Vec<&str> = pods.iter().filter(|pod| pod.leads).map(|pod| pod.name.as_str()).collect();
     Ok(match marked[..] {
         [] => Outcome::fail(format!(
-            "no pod is labelled weft.dev/leader=true: Service {LEADER_SERVICE} leads nowhere"
+            "no pod is labelled weft.dev/leader=true: Service {CONTROL_PLANE} leads nowhere"
         )),
         // A run of the program is named after its pod and something that no other run has.
         [one] if holder.starts_with(one) => Outcome::passed(one),

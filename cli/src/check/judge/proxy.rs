@@ -1,12 +1,12 @@
 //! What is known of sidecars, and what it means.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use weft_wire::node::USER_AGENT;
 
 use super::super::catalog::Check;
-use super::super::facts::{Cluster, Facts, Mesh, Pod, Sidecars};
+use super::super::facts::{Facts, Mesh, Sidecars};
 use super::{Outcome, known};
 use crate::proxies::{Sidecar, Sync, elapsed};
 use crate::table;
@@ -19,6 +19,10 @@ const SILENT: u64 = 60;
 const TELLING: u64 = 100;
 /// An app that carries on less than this share of traces breaks them.
 const CARRIED: u64 = 80;
+/// Why the sidecars are not judged where there are none.
+const NOTHING: &str = "no sidecar is connected: nothing to check";
+/// The same of checks that only Weft's own sidecars can pass or fail.
+const NONE_OF_OURS: &str = "no connected sidecar is weft-proxy: nothing to check";
 
 pub(super) fn judge(check: Check, mesh: &Mesh, facts: &Facts) -> Outcome {
     let Some(sidecars) = &mesh.sidecars else { return Outcome::skip("not asked") };
@@ -30,8 +34,12 @@ pub(super) fn judge(check: Check, mesh: &Mesh, facts: &Facts) -> Outcome {
     let chosen: Vec<&Sidecar> =
         sidecars.all.iter().filter(|sidecar| of.is_none() || sidecar.namespace.as_deref() == of).collect();
     let now = sidecars.at;
+    // No tick for nothing.
+    if chosen.is_empty() && check != Check::Connected {
+        return Outcome::skip(NOTHING);
+    }
     match check {
-        Check::Connected => connected(sidecars, &chosen),
+        Check::Connected => connected(sidecars, &chosen, of),
         Check::ProxyVersion => version(&chosen, mesh.version.as_deref().unwrap_or_default()),
         Check::Nacked => nacked(&chosen, now),
         Check::Stale => stale(&chosen, now),
@@ -51,13 +59,20 @@ fn names<'a>(sidecars: impl Iterator<Item = &'a Sidecar>) -> Vec<String> {
     names
 }
 
-fn connected(known: &Sidecars, sidecars: &[&Sidecar]) -> Outcome {
+fn connected(known: &Sidecars, sidecars: &[&Sidecar], namespace: Option<&str>) -> Outcome {
     if !known.silent.is_empty() {
         return Outcome::warn("these replicas of the control plane could not be asked about their sidecars")
             .about(known.silent.clone());
     }
     match sidecars.len() {
-        0 => Outcome::warn("none is: label a namespace with weft.dev/inject=enabled and restart its pods"),
+        0 => {
+            let of = namespace.map(|name| format!(" of namespace {name}")).unwrap_or_default();
+            let label = namespace.unwrap_or("NAME");
+            Outcome::warn(format!(
+                "no sidecar{of} is connected: nothing to check; kubectl label namespace {label} weft.dev/inject=enabled, then restart \
+                 its pods"
+            ))
+        }
         count => Outcome::passed(count.to_string()),
     }
 }
@@ -75,6 +90,7 @@ fn version(sidecars: &[&Sidecar], wanted: &str) -> Outcome {
             .about(skewed);
     }
     match ours().filter(|sidecar| sidecar.agent_version.is_none()).count() {
+        _ if ours().next().is_none() => Outcome::skip(NONE_OF_OURS),
         0 => Outcome::passed(wanted),
         count => Outcome::note(format!("{count} of {} do not say which version they are", sidecars.len())),
     }
@@ -143,6 +159,9 @@ fn clocks(sidecars: &[&Sidecar]) -> Outcome {
 
 fn reports(sidecars: &[&Sidecar], now: Timestamp) -> Outcome {
     let fresh = |then: Option<Timestamp>| then.is_some_and(|then| elapsed(then, now) <= SILENT);
+    if sidecars.iter().all(|sidecar| sidecar.agent != USER_AGENT) {
+        return Outcome::skip(NONE_OF_OURS);
+    }
     let last = |sidecar: &Sidecar| sidecar.reports.as_ref().map(|reports| reports.last_report_at);
     let silent = sidecars
         .iter()
@@ -180,88 +199,66 @@ fn stalls(sidecars: &[&Sidecar]) -> Outcome {
     })
 }
 
+/// Requests that apps sent once they had been called.
+#[derive(Clone, Copy, Default)]
+struct Sent {
+    all: u64,
+    /// In the trace of a request that the app was sent.
+    carried: u64,
+    /// In a trace of the app's own.
+    own: u64,
+}
+
+impl Sent {
+    fn of(sidecar: &Sidecar) -> Option<Self> {
+        let reports = sidecar.reports.as_ref()?;
+        let own = reports.outbound_own.unwrap_or_default();
+        Some(Self { all: reports.outbound?, carried: reports.outbound_carried?, own })
+    }
+
+    const fn and(self, other: Self) -> Self {
+        Self {
+            all: self.all.saturating_add(other.all),
+            carried: self.carried.saturating_add(other.carried),
+            own: self.own.saturating_add(other.own),
+        }
+    }
+
+    /// The share of those that carry a trace on, in percent.
+    fn score(self) -> u64 {
+        self.carried.saturating_mul(100).checked_div(self.all).unwrap_or(100)
+    }
+}
+
 fn propagation(sidecars: &[&Sidecar]) -> Outcome {
-    let mut workloads: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    let mut workloads: BTreeMap<String, Sent> = BTreeMap::new();
     for sidecar in sidecars {
-        let Some(reports) = &sidecar.reports else { continue };
-        let (Some(all), Some(traced)) = (reports.outbound, reports.outbound_traced) else { continue };
+        let Some(sent) = Sent::of(sidecar) else { continue };
         let sum = workloads.entry(sidecar.workload()).or_default();
-        *sum = (sum.0.saturating_add(all), sum.1.saturating_add(traced));
+        *sum = sum.and(sent);
     }
     if workloads.is_empty() {
         return Outcome::skip("sidecars do not report which of their app's requests carried a trace on");
     }
-    let share = |(all, traced): (u64, u64)| traced.saturating_mul(100).checked_div(all).unwrap_or(100);
     let breaking: Vec<String> = workloads
         .iter()
-        .filter(|(_, sum)| sum.0 >= TELLING && share(**sum) < CARRIED)
-        .map(|(workload, sum)| format!("{workload}: {} % of {} requests", share(*sum), sum.0))
-        .collect();
-    let total = workloads
-        .values()
-        .fold((0_u64, 0_u64), |sum, one| (sum.0.saturating_add(one.0), sum.1.saturating_add(one.1)));
-    match breaking.is_empty() {
-        true if total.0 < TELLING => Outcome::skip("too few requests to say"),
-        true => Outcome::passed(format!("{} % of outbound requests", share(total))),
-        false => {
-            Outcome::note("these call others without passing trace headers on, so that their traces break")
-                .about(breaking)
-        }
-    }
-}
-
-/// Pods that should have a sidecar.
-pub(super) fn uninjected(cluster: &Cluster, facts: &Facts) -> Result<Outcome, Outcome> {
-    let Some(pods) = &cluster.pods else { return Ok(Outcome::skip("not asked")) };
-    let pods = chosen(known(pods)?, facts);
-    let without: Vec<String> = pods
-        .iter()
-        .filter(|pod| pod.runs && pod.wanted && pod.sidecar.is_none())
-        .map(|pod| format!("{}/{}", pod.namespace, pod.name))
-        .collect();
-    if without.is_empty() {
-        let with = pods.iter().filter(|pod| pod.runs && pod.sidecar.is_some()).count();
-        let running = pods.iter().filter(|pod| pod.runs).count();
-        return Ok(Outcome::passed(format!("{with} of {running} pods have one")));
-    }
-    let why = "these were made before they should have one, or while the injector was away: restart them";
-    Ok(Outcome::warn(why).about(without))
-}
-
-/// Checks that compare what the cluster and the control plane say.
-pub(super) fn both(facts: &Facts) -> Outcome {
-    lost(facts).unwrap_or_else(|outcome| outcome)
-}
-
-fn lost(facts: &Facts) -> Result<Outcome, Outcome> {
-    let (Some(cluster), Some(mesh)) = (&facts.cluster, &facts.mesh) else {
-        return Ok(Outcome::skip("no cluster is looked at"));
-    };
-    let (Some(pods), Some(sidecars)) = (&cluster.pods, &mesh.sidecars) else {
-        return Ok(Outcome::skip("not asked"));
-    };
-    let (pods, sidecars) = (chosen(known(pods)?, facts), known(sidecars)?);
-    if !sidecars.silent.is_empty() {
-        return Ok(Outcome::skip("not every replica of the control plane could be asked"));
-    }
-    let connected: HashSet<(&str, &str)> = sidecars
-        .all
-        .iter()
-        .filter_map(|sidecar| Some((sidecar.namespace.as_deref()?, sidecar.pod.as_deref()?)))
-        .collect();
-    let lost: Vec<String> = pods
-        .iter()
-        .filter(|pod| pod.runs && pod.sidecar.is_some())
-        .filter(|pod| !connected.contains(&(pod.namespace.as_str(), pod.name.as_str())))
-        .map(|pod| {
-            let state = if pod.sidecar_ready { "runs what it had" } else { "its sidecar is not ready" };
-            format!("{}/{}: {state}", pod.namespace, pod.name)
+        .filter(|(_, sent)| sent.all >= TELLING && sent.score() < CARRIED)
+        .map(|(workload, sent)| {
+            let without = sent.all.saturating_sub(sent.carried).saturating_sub(sent.own);
+            let (score, all, own) = (sent.score(), sent.all, sent.own);
+            format!(
+                "{workload}: {score} % of {all} requests ({without} without a trace, {own} in one of its own)"
+            )
         })
         .collect();
-    Ok(Outcome::unless_empty(lost, || Outcome::fail("these get no configuration and no new certificates")))
-}
-
-fn chosen<'a>(pods: &'a [Pod], facts: &Facts) -> Vec<&'a Pod> {
-    let of = facts.namespace.as_deref();
-    pods.iter().filter(|pod| of.is_none_or(|namespace| pod.namespace == namespace)).collect()
+    let total = workloads.values().fold(Sent::default(), |sum, sent| sum.and(*sent));
+    match breaking.is_empty() {
+        true if total.all < TELLING => Outcome::skip("too few requests of apps that are called to say"),
+        true => Outcome::passed(format!("{} % of what apps that are called send", total.score())),
+        false => Outcome::note(
+            "these do not carry on the trace of the request that they answer, so that traces break there: have them copy \
+             traceparent and tracestate (or b3, x-b3-*) from it to what they send",
+        )
+        .about(breaking),
+    }
 }

@@ -2,8 +2,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::super::facts::{
-    Authority, Cluster, Crd, Deployment, DryRun, Installed, Lease, Mesh, Namespace, Pod, Replica,
-    ServerVersion, Sidecars, Webhook,
+    Authority, Cluster, Crd, Deployment, DryRun, Fact, Injection, Installed, Lease, Mesh, Namespace, Pod,
+    Replica, ServerVersion, Sidecars, Webhook,
 };
 use super::*;
 use crate::proxies::Sidecar;
@@ -61,7 +61,7 @@ fn healthy() -> Facts {
     let webhook = Webhook {
         name: "weft-injector".into(),
         bundles: vec![bundle()],
-        served_by: vec!["weft-system/weft-control-plane:443".into()],
+        served_by: vec!["weft-system/weft-injector:443".into()],
     };
     let cluster = Cluster {
         server: "https://10.0.0.1:6443".into(),
@@ -74,7 +74,7 @@ fn healthy() -> Facts {
         pods: Some(Ok(vec![pod("web-1"), pod("orders-1")])),
     };
     let counted = json!({ "reports": { "last_report_at": "2026-11-28T17:59:59Z", "detected": 40, "detect_timeouts": 0,
-        "outbound": 500, "outbound_traced": 490 } });
+        "outbound": 500, "outbound_carried": 490, "outbound_own": 10 } });
     let mesh = Mesh {
         at: "pod weft-system/weft-control-plane-a".into(),
         version: Ok(env!("CARGO_PKG_VERSION").into()),
@@ -91,6 +91,7 @@ fn healthy() -> Facts {
             all: vec![sidecar("web-1", counted.clone()), sidecar("orders-1", counted)],
             silent: Vec::new(),
         })),
+        injection: Some(Ok(Injection { taken: true, injected: 2, ..Injection::default() })),
     };
     Facts { cluster: Some(cluster), mesh: Some(mesh), namespace: None }
 }
@@ -273,7 +274,13 @@ fn versions_that_differ_are_told() {
     mesh(&mut facts).version = Ok("9.9.9".into());
     assert!(matches!(found(&facts, Check::SameVersion), Outcome::Warn { .. }));
     let foreign = with_sidecar(json!({ "agent": "envoy", "agent_version": "1.40.0" }));
-    assert!(matches!(found(&foreign, Check::ProxyVersion), Outcome::Pass { .. }));
+    assert!(matches!(found(&foreign, Check::ProxyVersion), Outcome::Pass { .. }), "of the other one");
+    let mut foreign = foreign;
+    let Some(Ok(sidecars)) = &mut mesh(&mut foreign).sidecars else { panic!("there") };
+    sidecars.all.truncate(1);
+    for check in [Check::ProxyVersion, Check::Reports] {
+        assert!(matches!(found(&foreign, check), Outcome::Skip { .. }), "{check}: none of ours is there");
+    }
 }
 
 #[test]
@@ -329,14 +336,19 @@ fn clocks_bundles_and_reports_that_are_behind_are_told() {
 fn stalls_and_broken_traces_name_those_who_cause_them() {
     let reports = |fields: Value| {
         let mut all = json!({ "last_report_at": "2026-11-28T17:59:59Z", "detected": 40, "detect_timeouts": 0,
-            "outbound": 500, "outbound_traced": 490 });
+            "outbound": 500, "outbound_carried": 490, "outbound_own": 10 });
         all.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
         with_sidecar(json!({ "reports": all }))
     };
     let stalled = reports(json!({ "detect_timeouts": 3 }));
     assert_eq!(items(&found(&stalled, Check::Stalls)), ["shop/web-1: 3 of 40 connections"]);
-    let broken = reports(json!({ "outbound_traced": 20 }));
-    assert_eq!(items(&found(&broken, Check::Propagation)), ["shop/web: 4 % of 500 requests"]);
+    let broken = reports(json!({ "outbound_carried": 20, "outbound_own": 400 }));
+    let broken = found(&broken, Check::Propagation);
+    assert_eq!(items(&broken), ["shop/web: 4 % of 500 requests (80 without a trace, 400 in one of its own)"]);
+    assert!(matches!(broken, Outcome::Note { why, .. } if why.contains("traceparent")));
+    // An older control plane only says how many there were.
+    let older = reports(json!({ "outbound_carried": null }));
+    assert!(matches!(found(&older, Check::Propagation), Outcome::Pass { .. }), "the other one's");
 }
 
 #[test]
@@ -368,8 +380,60 @@ fn pods_without_a_sidecar_and_sidecars_without_a_control_plane_are_named() {
     let lost = found(&facts, Check::InjectedConnected);
     assert_eq!(items(&lost), ["shop/lost-1: its sidecar is not ready"]);
     facts.namespace = Some("other".into());
-    assert!(matches!(found(&facts, Check::Uninjected), Outcome::Pass { .. }));
-    assert!(matches!(found(&facts, Check::Connected), Outcome::Warn { .. }));
+    assert!(matches!(found(&facts, Check::Uninjected), Outcome::Skip { .. }));
+    assert!(matches!(found(&facts, Check::InjectedConnected), Outcome::Skip { .. }));
+}
+
+#[test]
+fn where_no_sidecar_is_there_is_no_tick_for_it() {
+    let mut facts = healthy();
+    let Some(Ok(sidecars)) = &mut mesh(&mut facts).sidecars else { panic!("there") };
+    sidecars.all.clear();
+    let Some(Ok(pods)) = &mut cluster(&mut facts).pods else { panic!("there") };
+    for pod in pods {
+        (pod.sidecar, pod.wanted) = (None, false);
+    }
+    let findings = judge(AFTER, &facts);
+    let (first, rest) = findings
+        .iter()
+        .filter(|finding| finding.check.when() == When::Proxy)
+        .partition::<Vec<_>, _>(|finding| finding.check == Check::Connected);
+    let Outcome::Warn { why, .. } = &first[0].outcome else { panic!("{first:?}") };
+    assert!(
+        why.contains("no sidecar is connected: nothing to check") && why.contains("weft.dev/inject=enabled")
+    );
+    assert_eq!(rest.len(), 11);
+    for finding in rest {
+        assert!(
+            matches!(&finding.outcome, Outcome::Skip { why } if why.contains("nothing to check")),
+            "{finding:?}"
+        );
+    }
+    let other = found(&healthy_but_of("other"), Check::Connected);
+    assert!(
+        matches!(&other, Outcome::Warn { why, .. } if why.contains("of namespace other is connected")),
+        "{other:?}"
+    );
+}
+
+fn healthy_but_of(namespace: &str) -> Facts {
+    Facts { namespace: Some(namespace.into()), ..healthy() }
+}
+
+#[test]
+fn without_a_cluster_the_control_plane_says_whom_it_missed() {
+    let at = |injection: Fact<Injection>| {
+        let mut facts = Facts { cluster: None, ..healthy() };
+        mesh(&mut facts).injection = Some(injection);
+        let findings = judge(Plan { cluster: false, ..AFTER }, &facts);
+        findings.into_iter().find(|finding| finding.check == Check::Uninjected).expect("made").outcome
+    };
+    let some = Injection { taken: true, injected: 1, missed: vec!["shop/cart-1".into()], unlisted: 2 };
+    assert_eq!(items(&at(Ok(some))), ["shop/cart-1", "2 more, which the control plane does not list"]);
+    let files = at(Ok(Injection::default()));
+    assert!(matches!(&files, Outcome::Skip { why } if why.contains("reads files")), "{files:?}");
+    assert!(matches!(at(Err(Trouble::Missing)), Outcome::Skip { .. }));
+    assert!(matches!(at(Err(Trouble::Refused("500".into()))), Outcome::Fail { .. }));
 }
 
 #[test]
@@ -386,7 +450,7 @@ fn replicas_that_are_silent_make_no_sidecar_lost() {
 fn without_a_cluster_only_the_api_is_asked() {
     let facts = Facts { cluster: None, ..healthy() };
     let findings = judge(Plan { cluster: false, ..AFTER }, &facts);
-    assert!(findings.iter().all(|finding| finding.check.asks() == Asks::Api));
+    assert!(findings.iter().all(|finding| !finding.check.asks().needs_cluster()));
     assert!(findings.iter().any(|finding| finding.check == Check::Nacked));
     assert!(findings.iter().all(|finding| matches!(finding.outcome, Outcome::Pass { .. })));
 }

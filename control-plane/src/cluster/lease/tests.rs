@@ -78,6 +78,24 @@ fn whoever_finds_another_in_its_place_leads_no_more() {
 }
 
 #[test]
+fn another_is_only_who_stands_in_the_lease() {
+    let at = start();
+    let (mut one, record) = holding("one", at);
+    assert_eq!(one.another(), None);
+    // It could not renew, and nobody has taken it: nobody else leads either.
+    assert!(!one.leads(at + seconds(60)));
+    assert_eq!(one.another(), None);
+    let theirs = Record { holder: Some("other".into()), ..record };
+    one.look(Some(&theirs), at + seconds(61), wall(61));
+    assert_eq!(one.another(), Some("other"));
+    // Silent for longer than it may be, and still the last that we know of.
+    one.look(Some(&theirs), at + seconds(90), wall(90));
+    assert_eq!(one.another(), Some("other"));
+    one.look(Some(&Record { holder: None, ..theirs }), at + seconds(91), wall(91));
+    assert_eq!(one.another(), None, "it was given back");
+}
+
+#[test]
 fn a_lease_that_somebody_deleted_is_not_held() {
     let at = start();
     let (mut one, _) = holding("one", at);

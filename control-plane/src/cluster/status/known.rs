@@ -158,7 +158,7 @@ fn only_numbers(one: &Wanted, other: &Wanted) -> bool {
         let all = wanted.attached.iter().chain(&wanted.conditions);
         let words: Vec<_> =
             all.map(|condition| (condition.kind, condition.status, condition.reason)).collect();
-        (wanted.generation, words)
+        (wanted.generation, wanted.counted, words)
     };
     bare(one) == bare(other)
 }

@@ -2,7 +2,7 @@
 //!
 //! In: the object as it is, and what we have to say of it. Out: the new status, or nothing where it says that already.
 //!
-//! Invariants: what other controllers wrote is carried over as it is, unknown fields too; `lastTransitionTime` moves only when
+//! Invariants: what is not known does not replace what was known; what other controllers wrote is carried over as it is, unknown fields too; `lastTransitionTime` moves only when
 //! a condition's status does. Surprise: a route's `parents` is one list of everybody's, and is replaced as a whole; that is
 //! why it is written only over the version that was read.
 
@@ -26,7 +26,12 @@ pub struct Wanted {
     pub attached: Vec<Condition>,
     /// Of the whole object.
     pub conditions: Vec<Condition>,
+    /// Whether it is known how many sidecars run it. Until it is, what was said of that before stays.
+    pub counted: bool,
 }
+
+/// The condition that says how many sidecars run something.
+const COUNTED: &str = "Programmed";
 
 /// A route's new status; `None`: it says all that already.
 #[must_use]
@@ -50,7 +55,7 @@ pub fn route(object: &Value, wanted: &Wanted, now: Timestamp) -> Option<Value> {
         parents.push(json!({
             "parentRef": reference,
             "controllerName": CONTROLLER,
-            "conditions": conditions(before, &said, wanted.generation, now),
+            "conditions": conditions(before, &said, wanted, now),
         }));
     }
     let is_same = parents.len() == known.len() && parents.iter().all(|entry| known.contains(entry));
@@ -62,15 +67,18 @@ pub fn route(object: &Value, wanted: &Wanted, now: Timestamp) -> Option<Value> {
 pub fn policy(object: &Value, wanted: &Wanted, now: Timestamp) -> Option<Value> {
     let before = object.pointer("/status/conditions");
     let said: Vec<&Condition> = wanted.conditions.iter().collect();
-    let new = conditions(before, &said, wanted.generation, now);
+    let new = conditions(before, &said, wanted, now);
     (before != Some(&new)).then(|| json!({ "conditions": new }))
 }
 
 /// The conditions that we state, with the times of those that were stated before.
-fn conditions(before: Option<&Value>, said: &[&Condition], generation: Option<i64>, now: Timestamp) -> Value {
+fn conditions(before: Option<&Value>, said: &[&Condition], wanted: &Wanted, now: Timestamp) -> Value {
     let before = before.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let one = |condition: &&Condition| {
         let known = before.iter().find(|known| text(known, "type") == Some(condition.kind));
+        if let (Some(known), false, COUNTED) = (known, wanted.counted, condition.kind) {
+            return known.clone();
+        }
         let stays = known.filter(|known| text(known, "status") == Some(condition.status));
         let since = stays.and_then(|known| text(known, "lastTransitionTime")).map(str::to_owned);
         let mut stated = Map::new();
@@ -80,7 +88,7 @@ fn conditions(before: Option<&Value>, said: &[&Condition], generation: Option<i6
         put("reason", condition.reason.into());
         put("message", shortened(&condition.message).into());
         put("lastTransitionTime", since.unwrap_or_else(|| seconds(now)).into());
-        if let Some(generation) = generation {
+        if let Some(generation) = wanted.generation {
             put("observedGeneration", generation.into());
         }
         Value::Object(stated)

@@ -138,7 +138,7 @@ fn patch(
 ) -> Option<Option<Value>> {
     let version = object.metadata.resource_version.clone();
     let generation = object.metadata.generation;
-    let nothing = Wanted { generation: None, attached: Vec::new(), conditions: Vec::new() };
+    let nothing = Wanted { generation: None, attached: Vec::new(), conditions: Vec::new(), counted: true };
     let mut wanted = wanted.unwrap_or(&nothing).clone();
     if wanted.generation.is_some() && wanted.generation != generation {
         return None;

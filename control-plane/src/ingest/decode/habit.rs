@@ -38,10 +38,19 @@ impl Decoder {
                         self.dropped.invalid += 1;
                         continue;
                     };
-                    let carried = Pairs(&number.attributes).text(attribute::TRACE_ORIGIN) == Some("carried");
-                    let traced = if carried { count } else { 0 };
-                    *into =
-                        into.and(Habits { outbound: count, outbound_traced: traced, ..Habits::default() });
+                    let origin = Pairs(&number.attributes).text(attribute::TRACE_ORIGIN);
+                    // Who has not been called has nothing to carry on.
+                    if origin == Some("unprompted") {
+                        continue;
+                    }
+                    let of = |wanted| if origin == Some(wanted) { count } else { 0 };
+                    let (carried, own) = (of("carried"), of("own"));
+                    *into = into.and(Habits {
+                        outbound: count,
+                        outbound_carried: carried,
+                        outbound_own: own,
+                        ..Habits::default()
+                    });
                 }
             }
             _ => self.dropped.invalid += 1,
@@ -92,7 +101,7 @@ mod tests {
             aggregation_temporality: delta,
         };
         let traces = Sum {
-            data_points: vec![sent("carried", 9), sent("new", 1)],
+            data_points: vec![sent("carried", 9), sent("own", 2), sent("new", 1), sent("unprompted", 5)],
             aggregation_temporality: delta,
             is_monotonic: true,
         };
@@ -120,7 +129,8 @@ mod tests {
     fn a_sidecar_tells_its_apps_habits() {
         let decoded = decode(&request(), true);
         let habits: Vec<Habits> = decoded.groups.iter().map(|group| group.habits).collect();
-        let wanted = Habits { detected: 9, detect_timeouts: 2, outbound: 10, outbound_traced: 9 };
+        let wanted =
+            Habits { detected: 9, detect_timeouts: 2, outbound: 12, outbound_carried: 9, outbound_own: 2 };
         assert_eq!((habits, decoded.dropped), (vec![wanted], Default::default()));
     }
 

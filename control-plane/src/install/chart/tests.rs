@@ -1,6 +1,7 @@
 mod render;
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use serde_json::json;
 
@@ -24,10 +25,13 @@ fn by_name(text: &str) -> BTreeMap<String, Value> {
     objects
 }
 
+/// Made once: every combination of switches is rendered for it.
+static FILES: LazyLock<Vec<(String, String)>> = LazyLock::new(files);
+
 fn rendered(values: &Values) -> String {
     let values = serde_json::to_value(values).expect("JSON");
-    let templates = files().into_iter().filter(|(name, _)| name.starts_with("templates/"));
-    templates.map(|(_, text)| render::render(&text, &values)).collect::<Vec<_>>().join("\n---\n")
+    let templates = FILES.iter().filter(|(name, _)| name.starts_with("templates/"));
+    templates.map(|(_, text)| render::render(text, &values)).collect::<Vec<_>>().join("\n---\n")
 }
 
 #[test]
@@ -46,6 +50,26 @@ fn the_chart_renders_what_weft_install_prints() {
             "priorityClassName": "system-cluster-critical",
             "resources": { "limits": { "memory": "2Gi", "cpu": "2" } },
         } }),
+        json!({ "controlPlane": { "history": { "persistentVolumeClaim": "graph" } } }),
+        json!({ "api": { "tokensSecret": "weft-api-tokens" } }),
+        json!({ "api": { "tokensSecret": "weft-api-tokens", "expose": true, "publicUrl": "https://weft.example.com" }, "ha": true }),
+        json!({ "api": { "expose": true, "publicUrl": "https://weft.example.com", "oidc": {
+            "issuer": "https://login.example.com/realms/main", "clientId": "weft", "clientSecret": "weft-oidc",
+            "operatorGroups": "sre,platform", "viewerGroups": "*",
+        } } }),
+        json!({ "api": { "publicUrl": "http://weft", "tokensSecret": "t", "oidc": {
+            "issuer": "https://login.example.com", "clientId": "weft", "viewerGroups": "system:authenticated",
+        } }, "ha": true }),
+        json!({ "sidecar": { "kind": "classic", "logLevel": "info,weft_proxy=debug", "resources": {
+            "requests": { "cpu": "100m", "memory": "64Mi" }, "limits": { "cpu": "2", "memory": "256Mi" },
+        } } }),
+        // Everything that goes together.
+        json!({
+            "controlPlane": { "history": { "persistentVolumeClaim": "graph" } },
+            "api": { "expose": true, "publicUrl": "https://weft.example.com", "tokensSecret": "weft-api-tokens", "oidc": {
+                "issuer": "https://login.example.com", "clientId": "weft", "clientSecret": "weft-oidc", "operatorGroups": "sre",
+            } },
+        }),
     ] {
         let values = Values::layered([wishes.clone()]).expect("possible wishes");
         let (chart, printed) = (by_name(&rendered(&values)), by_name(&text(&objects(&values))));
@@ -71,6 +95,17 @@ fn every_value_changes_something() {
         "controlPlane.nodeSelector={a: b}",
         "controlPlane.tolerations=[{key: a}]",
         "controlPlane.priorityClassName=a",
+        "controlPlane.history.persistentVolumeClaim=a",
+        "api={tokensSecret: a}",
+        "api.publicUrl=https://a",
+        "api={tokensSecret: a, expose: true}",
+        "api={publicUrl: 'https://a', oidc: {issuer: 'https://b', clientId: a, clientSecret: a, operatorGroups: a, viewerGroups: a}}",
+        "sidecar.kind=classic",
+        "sidecar.logLevel=debug",
+        "sidecar.resources.requests.cpu=1m",
+        "sidecar.resources.requests.memory=1Mi",
+        "sidecar.resources.limits.cpu='1'",
+        "sidecar.resources.limits.memory=1Gi",
         "injector.failurePolicy=Fail",
         "injector.mayRestart=true",
         "networkPolicy.enabled=false",
@@ -85,7 +120,40 @@ fn every_value_changes_something() {
         let fields = schema["properties"].as_object();
         fields.map_or(1, |fields| fields.values().map(leaves).sum())
     }
-    assert_eq!(leaves(&schema()), 16);
+    assert_eq!(leaves(&schema()), 31);
+    // Each on top of what it needs.
+    let base = json!({ "publicUrl": "https://a", "oidc": { "issuer": "https://b", "clientId": "a", "operatorGroups": "a" } });
+    let with = |wishes: &Value| {
+        rendered(&Values::layered([json!({ "api": base }), json!({ "api": wishes })]).expect("possible"))
+    };
+    let whole = with(&json!({}));
+    for more in [
+        json!({ "oidc": { "issuer": "https://c" } }),
+        json!({ "oidc": { "clientId": "b" } }),
+        json!({ "oidc": { "clientSecret": "a" } }),
+        json!({ "oidc": { "operatorGroups": "b" } }),
+        json!({ "oidc": { "viewerGroups": "b" } }),
+        json!({ "publicUrl": "https://c" }),
+        json!({ "tokensSecret": "a" }),
+        json!({ "expose": true }),
+    ] {
+        assert_ne!(with(&more), whole, "{more}");
+    }
+}
+
+#[test]
+fn what_does_not_go_together_is_refused_by_both_in_the_same_words() {
+    for (wishes, why) in [
+        (json!({ "api": { "expose": true } }), UNGUARDED),
+        (json!({ "ha": true, "controlPlane": { "history": { "persistentVolumeClaim": "a" } } }), SHARED),
+    ] {
+        assert_eq!(Values::layered([wishes.clone()]).expect_err("refused").to_string(), why);
+        let mut values = serde_json::to_value(Values::default()).expect("JSON");
+        crate::install::values::merge(&mut values, wishes.clone());
+        let (_, template) = FILES.iter().find(|(name, _)| name.ends_with("refuse.yaml")).expect("there");
+        let refused = std::panic::catch_unwind(|| render::render(template, &values)).expect_err("refused");
+        assert_eq!(refused.downcast_ref::<String>().map(String::as_str), Some(why), "{wishes}");
+    }
 }
 
 #[test]
@@ -104,7 +172,7 @@ fn the_schema_knows_the_defaults_and_refuses_the_unknown() {
 #[test]
 fn the_files_are_what_the_objects_say() {
     let texts: Vec<(String, String)> =
-        files().into_iter().map(|(name, text)| (format!("chart/{name}"), text)).collect();
+        FILES.iter().map(|(name, text)| (format!("chart/{name}"), text.clone())).collect();
     let files: Vec<_> = texts.iter().map(|(name, text)| (name.as_str(), text.clone())).collect();
     checked_in::compare(&files, checked_in::OURS);
 }

@@ -37,7 +37,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(60);
 const WATCH_TIME: (u32, u32) = (240, 50);
 /// How much longer than that an end may take to arrive.
 const WATCH_MARGIN: Duration = Duration::from_secs(10);
-/// A watch that ends sooner is a failure, whatever the server says.
+/// A watch that ends sooner is a failure, whatever the server says; and one that has said nothing yet is no success before.
 const WATCH_MIN: Duration = Duration::from_secs(1);
 /// How often to look whether a kind has been installed.
 const INSTALLED_TIME: Duration = Duration::from_secs(10);
@@ -348,12 +348,19 @@ impl Talk {
             request.watch(&params, version)
         };
         let mut body = self.ask(request).await?.into_body();
-        self.well().await?;
-        let end = Instant::now() + Duration::from_secs(u64::from(seconds)) + WATCH_MARGIN;
+        self.metrics.heard(self.kind);
+        let begun = Instant::now();
+        let end = begun + Duration::from_secs(u64::from(seconds)) + WATCH_MARGIN;
         let mut pending = Vec::new();
         loop {
-            let frame = tokio::time::timeout_at(end, body.frame()).await;
+            // Its head is no sign that all is well: a server may let everybody in and cut them off.
+            let look = if self.troubled { begun + WATCH_MIN } else { end };
+            let frame = tokio::time::timeout_at(look, body.frame()).await;
             let frame = match frame {
+                Err(_) if self.troubled => {
+                    self.well().await?;
+                    continue;
+                }
                 Err(_) => return Err(Failure::Broken("a watch has not ended in time".into())),
                 Ok(None) => return Ok(()),
                 Ok(Some(Err(error))) => return Err(Failure::Broken(chain(&error))),
@@ -369,6 +376,7 @@ impl Talk {
             let rest = pending.split_off(scanned + last + 1);
             let lines = std::mem::replace(&mut pending, rest);
             self.hear(&lines, version).await?;
+            self.well().await?;
             // Not before something was said: whoever is let in and cut off, or always too late, waits longer each time.
             self.settled();
         }

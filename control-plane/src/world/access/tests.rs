@@ -75,6 +75,24 @@ fn what_no_policy_allows_is_denied_where_one_allows() {
 }
 
 #[test]
+fn a_namespace_is_closed_by_what_counts_at_every_port_of_it() {
+    let closed = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, annotations: {weft.dev/default-access: deny}}\n";
+    for (object, expected) in [
+        (closed.to_owned(), true),
+        (policy("p", "{rules: []}"), true),
+        (policy("p", "{rules: [{from: [{serviceAccount: web}], to: [{ports: [80]}]}]}"), true),
+        (policy("p", "{mode: Audit, rules: []}"), false),
+        (policy("p", "{action: Deny, rules: [{}]}"), false),
+        (policy("p", "{mtls: {mode: strict}}"), false),
+        (policy("p", "{targetRefs: [{kind: Service, name: orders}], rules: []}"), false),
+    ] {
+        let world = mesh(std::slice::from_ref(&object));
+        assert_eq!(world.is_closed("shop"), expected, "{object}");
+        assert!(!world.is_closed("other"), "{object}");
+    }
+}
+
+#[test]
 fn denying_wins() {
     let world = mesh(&[
         policy("a", "{rules: [{}]}"),

@@ -32,13 +32,13 @@ mod tests {
     fn layer(fields: &[(&str, Kind)]) -> Any {
         let value = |kind: &Kind| Value { kind: Some(kind.clone()) };
         let fields = fields.iter().map(|(key, kind)| ((*key).to_owned(), value(kind))).collect();
-        let runtime = Runtime { name: "pod/10.0.0.7".into(), layer: Some(Struct { fields }) };
+        let runtime = Runtime { name: "pod/shop/db-0/1".into(), layer: Some(Struct { fields }) };
         Any { type_url: Runtime::type_url(), value: runtime.encode_to_vec() }
     }
 
     #[test]
     fn a_layer_says_whether_the_app_has_ended() {
-        let read = |any: &Any| app_ended("pod/10.0.0.7", any).map_err(|error| error.to_string());
+        let read = |any: &Any| app_ended("pod/shop/db-0/1", any).map_err(|error| error.to_string());
         assert_eq!(read(&layer(&[])), Ok(false));
         assert_eq!(
             read(&layer(&[(APP_ENDED, Kind::BoolValue(true)), ("newer", Kind::NumberValue(1.0))])),
@@ -48,6 +48,6 @@ mod tests {
             read(&layer(&[(APP_ENDED, Kind::StringValue("true".into()))]))
                 .is_err_and(|e| e.contains(APP_ENDED))
         );
-        assert!(app_ended("pod/10.0.0.8", &layer(&[])).is_err());
+        assert!(app_ended("pod/shop/db-0/2", &layer(&[])).is_err());
     }
 }

@@ -8,7 +8,7 @@ fn key(name: &str) -> Key {
 fn said(status: &'static str, message: &str) -> Wanted {
     let condition =
         Condition { kind: "Programmed", status, reason: "Programmed", message: message.to_owned() };
-    Wanted { generation: Some(1), attached: Vec::new(), conditions: vec![condition] }
+    Wanted { generation: Some(1), attached: Vec::new(), conditions: vec![condition], counted: true }
 }
 
 fn all(name: &str, wanted: Wanted) -> BTreeMap<Key, Wanted> {
@@ -28,6 +28,9 @@ fn only_news_is_due_and_numbers_once_in_a_while() {
     assert_eq!(known.due(&all("a", said("False", "on 1 of 2 sidecars")), now), [key("a")]);
     let newer = Wanted { generation: Some(2), ..first };
     assert_eq!(known.due(&all("a", newer), now), [key("a")], "another version of the spec");
+    let uncounted = Wanted { counted: false, ..said("True", "on 1 of 1 sidecars") };
+    known.note(key("a"), Some(&uncounted), &Outcome::Same, now);
+    assert_eq!(known.due(&all("a", said("True", "on 1 of 1 sidecars")), now), [key("a")], "it is known now");
 }
 
 #[test]

@@ -8,9 +8,13 @@ fn accepted() -> Condition {
     condition("Accepted", "True", "Accepted", "")
 }
 
+fn programmed(status: &'static str, reason: &'static str, message: &str) -> Condition {
+    condition("Programmed", status, reason, message)
+}
+
 fn wanted(attached: Vec<Condition>) -> Wanted {
-    let programmed = condition("Programmed", "True", "Programmed", "on 2 of 2 sidecars");
-    Wanted { generation: Some(3), attached, conditions: vec![accepted(), programmed] }
+    let programmed = programmed("True", "Programmed", "on 2 of 2 sidecars");
+    Wanted { generation: Some(3), attached, conditions: vec![accepted(), programmed], counted: true }
 }
 
 fn at(second: i64) -> Timestamp {
@@ -108,7 +112,7 @@ fn a_time_moves_only_when_the_status_does() {
 fn a_route_that_is_not_ours_any_more_loses_our_entries_only() {
     let ours = json!({ "parentRef": { "name": "x" }, "controllerName": CONTROLLER, "conditions": [] });
     let object = with_status(http_route(), json!({ "parents": [theirs(), ours] }));
-    let nothing = Wanted { generation: None, attached: Vec::new(), conditions: Vec::new() };
+    let nothing = Wanted { generation: None, attached: Vec::new(), conditions: Vec::new(), counted: true };
     assert_eq!(route(&object, &nothing, at(0)), Some(json!({ "parents": [theirs()] })));
     let object = with_status(http_route(), json!({ "parents": [theirs()] }));
     assert_eq!(route(&object, &nothing, at(0)), None);
@@ -137,6 +141,38 @@ fn a_policys_conditions_are_all_ours() {
     let status = policy(&again, &conflicted, at(9)).unwrap();
     assert_eq!(status["conditions"][0]["lastTransitionTime"], "2027-01-15T08:00:00Z");
     assert_eq!(status["conditions"][1]["message"].as_str().unwrap().chars().count(), MESSAGE_MAX + 1);
+}
+
+/// Who led before has counted 42 sidecars; of whoever leads now none is connected yet.
+#[test]
+fn how_many_run_it_stays_as_it_was_until_they_are_counted() {
+    let before = Wanted {
+        conditions: vec![accepted(), programmed("True", "Programmed", "on 42 of 42")],
+        ..wanted(vec![])
+    };
+    let nobody = condition("Programmed", "Unknown", "NotAskedFor", "no connected sidecar asks for it");
+    let accepted_no_more = condition("Accepted", "False", "Invalid", "");
+    let now = Wanted {
+        generation: Some(4),
+        conditions: vec![accepted_no_more, nobody],
+        counted: false,
+        ..before.clone()
+    };
+    let object = json!({ "metadata": { "namespace": "shop" }, "spec": {} });
+    let first = policy(&object, &now, at(0)).unwrap();
+    assert_eq!(first["conditions"][1]["status"], "Unknown", "of whom nothing was said yet");
+    let said = with_status(object.clone(), policy(&object, &before, at(0)).unwrap());
+    let status = policy(&said, &now, at(9)).unwrap();
+    assert_eq!(status["conditions"][0]["status"], "False", "the rest is news");
+    assert_eq!(status["conditions"][1], said["status"]["conditions"][1], "also of which version it was said");
+    let counted = Wanted { counted: true, ..now.clone() };
+    assert_eq!(policy(&said, &counted, at(9)).unwrap()["conditions"][1]["status"], "Unknown");
+
+    let route_before = Wanted { attached: vec![accepted()], ..before };
+    let said = with_status(http_route(), route(&http_route(), &route_before, at(0)).unwrap());
+    let status = route(&said, &Wanted { attached: vec![accepted()], ..now }, at(9)).unwrap();
+    let programmed = |status: &Value| status["parents"][0]["conditions"][1].clone();
+    assert_eq!(programmed(&status), programmed(&said["status"]));
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Helm's templates, as far as ours go: a value, `.`, `if`, `if not`, `else`, `with`, `end`, and the functions toYaml,
-//! nindent, toJson and quote.
+//! nindent, toJson and quote; and `fail`, which is a panic with its words.
 
 use serde_json::Value;
 
@@ -68,6 +68,7 @@ fn block(
                     assert_eq!(end.as_deref(), Some("end"));
                 }
             }
+            "fail" if shown => panic!("{}", serde_json::from_str::<String>(argument).expect("a text")),
             _ if shown => out.push_str(&pipeline(&expression, values, dot)),
             _ => {}
         }

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use http_body_util::Full;
+use futures_util::stream;
 use prometheus::Registry;
 use serde_json::{Value, json};
 
@@ -17,22 +17,29 @@ use crate::sources::kubernetes::catalog::What;
 struct Answer {
     status: u16,
     retry_after: Option<&'static str>,
+    /// Whether the answer goes on, without a word.
+    goes_on: bool,
     body: String,
 }
 
 fn ok(body: &Value) -> Answer {
-    Answer { status: 200, retry_after: None, body: body.to_string() }
+    Answer { status: 200, retry_after: None, goes_on: false, body: body.to_string() }
 }
 
 fn refused(status: u16, retry_after: Option<&'static str>) -> Answer {
     let body = json!({ "kind": "Status", "code": status, "message": "not now" });
-    Answer { status, retry_after, body: body.to_string() }
+    Answer { status, retry_after, goes_on: false, body: body.to_string() }
 }
 
 /// A watch that says this, and ends.
 fn watched(lines: &[Value]) -> Answer {
     let body = lines.iter().map(|line| format!("{line}\n")).collect();
-    Answer { status: 200, retry_after: None, body }
+    Answer { status: 200, retry_after: None, goes_on: false, body }
+}
+
+/// A watch that says nothing, and stays.
+fn quiet() -> Answer {
+    Answer { status: 200, retry_after: None, goes_on: true, body: String::new() }
 }
 
 fn service(name: &str, version: u32) -> Value {
@@ -52,10 +59,14 @@ async fn held(kind: Kind, answers: Vec<Answer>) -> (Vec<String>, Vec<String>) {
         log.lock().expect("no panic").push(request.uri().to_string());
         let answer = script.lock().expect("no panic").pop_front();
         async move {
-            let Some(Answer { status, retry_after, body }) = answer else {
+            let Some(Answer { status, retry_after, goes_on, body }) = answer else {
                 return std::future::pending().await;
             };
-            let mut response = Response::new(Full::new(Bytes::from(body)));
+            let body = match goes_on {
+                true => axum::body::Body::from_stream(stream::pending::<Result<Bytes, Infallible>>()),
+                false => body.into(),
+            };
+            let mut response = Response::new(body);
             *response.status_mut() = StatusCode::from_u16(status).expect("a status");
             if let Some(seconds) = retry_after {
                 response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static(seconds));
@@ -71,7 +82,7 @@ async fn held(kind: Kind, answers: Vec<Answer>) -> (Vec<String>, Vec<String>) {
     while !answers.lock().expect("no panic").is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     talk.abort();
     let mut told = Vec::new();
     while let Ok(word) = heard.try_recv() {
@@ -141,7 +152,16 @@ async fn a_watch_goes_on_where_it_ended_until_the_server_has_forgotten() {
         assert!(asked[at].ends_with(&format!("resourceVersion={version}")), "{asked:#?}");
     }
     let told: Vec<&str> = told.iter().map(String::as_str).filter(|word| !word.contains("at once")).collect();
-    assert_eq!(told, ["+a +b listed", "+a +c", "recovered", "-b", "+d -c listed"]);
+    assert_eq!(told, ["+a +b listed", "+a +c", "-b", "recovered", "+d -c listed"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn watches_that_are_cut_off_at_once_are_trouble_until_one_stays() {
+    let cut = || watched(&[]);
+    let (asked, told) =
+        held(SERVICES, vec![page(1, "", &[service("a", 1)]), cut(), cut(), cut(), quiet()]).await;
+    let trouble = "trouble: the API server ended a watch at once";
+    assert_eq!(told, ["+a listed", trouble, trouble, trouble, "recovered"], "{asked:#?}");
 }
 
 #[tokio::test(start_paused = true)]
