@@ -245,7 +245,7 @@ pub const TABLE: &[Annotation] = &[
     ),
     row(
         RESTART,
-        Place::Both,
+        Place::BothAndLabel,
         "`enabled`, `disabled`",
         "Whether the control plane may restart the owners of pods that should have a sidecar and have none.",
         |text| switch(text).map(drop),

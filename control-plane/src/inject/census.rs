@@ -7,6 +7,7 @@
 //! Invariant: a pod is missed only if the webhook would inject it now: the same wishes and the same reasons. Surprise: what a
 //! pod's spec says is reduced to a word when it is read, because twenty thousand specs are a lot of memory.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -31,7 +32,7 @@ pub fn of(pod: &Pod) -> Injection {
     }
     let annotations = pod.metadata.annotations.as_ref();
     let annotation = |key: &str| annotations.and_then(|annotations| annotations.get(key)).map(String::as_str);
-    let restart = annotation(keys::RESTART).and_then(|text| keys::switch(text).ok());
+    let restart = restart([annotations, pod.metadata.labels.as_ref()]);
     if let Some(status) = annotation(keys::STATUS) {
         // What nobody can read is of a version that nobody knows.
         let version =
@@ -55,6 +56,13 @@ pub fn of(pod: &Pod) -> Injection {
         controller,
         restart,
     }
+}
+
+/// Whether annotations and labels allow that an owner is restarted; `disabled` wins.
+#[must_use]
+pub fn restart(said: [Option<&BTreeMap<String, String>>; 2]) -> Option<bool> {
+    let said = said.into_iter().flatten().filter_map(|said| said.get(keys::RESTART));
+    said.filter_map(|text| keys::switch(text).ok()).min()
 }
 
 /// Whether the namespace's labels and annotations ask for sidecars.
@@ -196,6 +204,27 @@ mod tests {
 
     fn names(census: &Census) -> Vec<&str> {
         census.pods.iter().map(|found| found.pod.as_str()).collect()
+    }
+
+    #[test]
+    fn a_restart_is_allowed_by_annotation_or_label_and_forbidden_by_either() {
+        let said = |annotation: Option<&str>, label: Option<&str>| {
+            let map =
+                |word: Option<&str>| word.map(|word| BTreeMap::from([(keys::RESTART.into(), word.into())]));
+            restart([map(annotation).as_ref(), map(label).as_ref()])
+        };
+        assert_eq!(said(None, None), None);
+        assert_eq!(said(None, Some("enabled")), Some(true));
+        assert_eq!(said(Some("enabled"), Some("disabled")), Some(false));
+        assert_eq!(said(Some("perhaps"), None), None);
+        let labelled = SHOP
+            .replace(
+                "annotations: {weft.dev/restart",
+                "annotations: {}, labels: {weft.dev/inject: enabled, weft.dev/restart",
+            )
+            .replace("labels: {weft.dev/inject: enabled}, ", "");
+        let census = census(&(labelled + &pod("missing", "shop", "", "")));
+        assert_eq!(census.pods[0].restart, Some(true));
     }
 
     #[test]

@@ -128,6 +128,15 @@ impl Wishes {
         settings: &Settings,
         warnings: &mut Vec<String>,
     ) -> Result<Self, Refusal> {
+        for key in namespace.labels.keys() {
+            let row = keys::find(key);
+            if row.is_some_and(|row| row.place == keys::Place::Both) {
+                warnings.push(format!(
+                    "namespace {}: label {key} does nothing; write it as an annotation",
+                    namespace.name
+                ));
+            }
+        }
         let mut reader = Reader { pod: &pod.metadata, namespace, warnings };
         let owned = |cidrs: Vec<&str>| cidrs.into_iter().map(str::to_owned).collect::<Vec<_>>();
         let cidrs = |text: &str| keys::cidrs(text).map(owned);

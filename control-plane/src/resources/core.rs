@@ -55,8 +55,7 @@ pub(super) fn namespace(namespace: Namespace) -> Result<Option<Object>, Refusal>
         closed: false,
     };
     let inject = census::of_namespace(&said);
-    let restart = annotations.and_then(|annotations| annotations.get(annotation::RESTART));
-    let restart = restart.and_then(|text| annotation::switch(text).ok());
+    let restart = census::restart([annotations, namespace.metadata.labels.as_ref()]);
     Ok(Some(Object::Namespace(NamespaceSpec { name: name.into(), posture, inject, restart })))
 }
 

@@ -132,10 +132,13 @@ impl Team<'_> {
         poll::until(&format!("{namespace}/{deployment} is rolled out"), PATIENCE, async || {
             let found = self.place.get(DEPLOYMENT.0, DEPLOYMENT.1, (namespace, deployment)).await?;
             let found = found.context("it is not there")?;
-            let (wanted, status) = (&found["spec"]["replicas"], &found["status"]);
-            let seen = status["observedGeneration"] == found["metadata"]["generation"];
-            let new = status["updatedReplicas"] == *wanted && status["replicas"] == *wanted;
-            ensure!(seen && new && status["availableReplicas"] == *wanted, "{status}");
+            let status = &found["status"];
+            ensure!(status["observedGeneration"] == found["metadata"]["generation"], "{status}");
+            let wanted = found["spec"]["replicas"].as_u64();
+            for count in ["replicas", "updatedReplicas", "availableReplicas"] {
+                // None is not written.
+                ensure!(status[count].as_u64().or(Some(0)) == wanted, "{status}");
+            }
             anyhow::Ok(())
         })
         .await
