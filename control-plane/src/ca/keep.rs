@@ -61,11 +61,15 @@ impl Ca {
             let now = SystemTime::now();
             let adoption = self.adoption(&status);
             // Also when it was lost and had again between two looks: it may have been another's meanwhile.
-            if leads.has_changed().unwrap_or(false) {
+            let (has_changed, is_leading) = {
+                let said = leads.borrow_and_update();
+                (said.has_changed(), *said)
+            };
+            if has_changed {
                 // Sidecars of whoever led before are coming over.
                 led_since = tokio::time::Instant::now();
             }
-            let (is_leading, rotates) = (*leads.borrow_and_update(), self.authority().rotation().is_some());
+            let rotates = self.authority().rotation().is_some();
             if self.0.brought.is_some() && read_at.elapsed() >= BROUGHT_PERIOD {
                 read_at = tokio::time::Instant::now();
                 self.adopt(is_leading, now).await;

@@ -99,7 +99,10 @@ impl Leader {
             leases: Api::namespaced(cluster.client.clone(), &cluster.namespace),
             pods: Api::namespaced(cluster.client.clone(), &cluster.namespace),
             pod: cluster.pod.clone(),
-            election: Election::new(identity, settings),
+            election: match &cluster.pod {
+                Some(pod) => Election::new(identity, settings).in_pod(pod),
+                None => Election::new(identity, settings),
+            },
             settings,
             version: None,
             leads,
@@ -289,11 +292,13 @@ impl Leader {
             let labelled = ListParams::default().labels(&format!("{LABEL}=true"));
             for pod in ask(self.pods.list_metadata(&labelled)).await?.items {
                 let name = pod.metadata.name.unwrap_or_default();
-                if name != own {
+                // Whoever was stopped meanwhile, with its machine, would take it from the one that leads now.
+                if name != own && self.end_of_lead().is_some() {
                     self.set_label(&name, None).await?;
                 }
             }
         }
+        let leads = leads && self.end_of_lead().is_some();
         self.set_label(own, leads.then_some("true")).await
     }
 

@@ -64,15 +64,27 @@ pub struct Election {
     settings: Settings,
     /// What the Lease said when it last changed, and when we saw that.
     observed: Option<(Record, Instant)>,
+    /// Whether it was found unchanged for longer than its holder may be silent.
+    is_over: bool,
     /// When we began to ask for the renewal that succeeded.
     held: Option<Instant>,
+    /// How the identities of earlier runs of ours begin.
+    former: Option<Box<str>>,
 }
 
 impl Election {
     /// One who has seen nothing yet. Of the same `identity` there must be no other, nor have been one.
     #[must_use]
     pub fn new(identity: &str, settings: Settings) -> Self {
-        Self { identity: identity.into(), settings, observed: None, held: None }
+        Self { identity: identity.into(), settings, observed: None, is_over: false, held: None, former: None }
+    }
+
+    /// Names the pod that we run in, by which identities begin: who held the Lease under its name before has ended, because a
+    /// pod runs its container once at a time. Nobody need wait for it.
+    #[must_use]
+    pub fn in_pod(mut self, pod: &str) -> Self {
+        self.former = Some(format!("{pod}_").into());
+        self
     }
 
     /// Who we are.
@@ -87,11 +99,16 @@ impl Election {
         self.observed.as_ref().and_then(|(record, _)| record.holder.as_deref())
     }
 
-    /// Who else holds the Lease, as far as we know. Nobody does when it was given back, or when we could not renew it and nobody
-    /// has taken it.
+    /// Who else holds the Lease, as far as we know. Nobody does when it was given back, when its holder was silent for too long
+    /// (also where we cannot take it over), or when we could not renew it and nobody has taken it.
     #[must_use]
     pub fn another(&self) -> Option<&str> {
-        self.holder().filter(|holder| *holder != &*self.identity)
+        self.holder().filter(|holder| *holder != &*self.identity && !self.is_over && !self.is_former(holder))
+    }
+
+    /// Whether that was an earlier run of ours.
+    fn is_former(&self, holder: &str) -> bool {
+        self.former.as_deref().is_some_and(|former| holder.starts_with(former)) && *holder != *self.identity
     }
 
     /// Takes note of the Lease as it is, read at `now`, and says what to do. `wall` is the time for people.
@@ -105,12 +122,14 @@ impl Election {
         if self.observed.as_ref().is_none_or(|(known, _)| known != found) {
             self.observed = Some((found.clone(), now));
         }
+        let since = self.observed.as_ref().map_or(now, |(_, since)| *since);
+        self.is_over = now >= since + self.patience(found);
         let is_ours = found.holder.as_deref() == Some(&*self.identity);
         if !is_ours {
             self.held = None;
-            let since = self.observed.as_ref().map_or(now, |(_, since)| *since);
-            let is_held = found.holder.as_ref().is_some_and(|holder| !holder.is_empty());
-            if is_held && now < since + self.patience(found) {
+            let is_held =
+                found.holder.as_ref().is_some_and(|holder| !holder.is_empty() && !self.is_former(holder));
+            if is_held && !self.is_over {
                 return Act::Wait;
             }
             return Act::Replace(self.record(found.transitions.saturating_add(1), wall, wall));
@@ -129,6 +148,7 @@ impl Election {
     /// Takes note that `record` was written; `asked` is when we began to ask for it.
     pub fn wrote(&mut self, record: Record, asked: Instant) {
         self.observed = Some((record, asked));
+        self.is_over = false;
         self.held = Some(asked);
     }
 

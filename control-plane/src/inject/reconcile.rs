@@ -100,6 +100,11 @@ impl Restarts {
         self.of.insert(owner.clone(), now);
         true
     }
+
+    /// Leaves `owner` in peace as one that was restarted: it could not be asked about, and others wait behind it.
+    fn postpone(&mut self, owner: &Owner, now: Instant) {
+        self.of.insert(owner.clone(), now);
+    }
 }
 
 /// The task.
@@ -315,8 +320,8 @@ impl Reconciler {
         if self.restarts.knows(&owner, now) {
             return Ok(None);
         }
-        let at = self.restarted_at(&owner).await?;
-        let ago = at.map(|at| ago(at, Timestamp::now()));
+        let at = self.restarted_at(&owner).await.inspect_err(|_| self.restarts.postpone(&owner, now))?;
+        let ago = at.and_then(|at| ago(at, Timestamp::now()));
         // The lead may have gone meanwhile.
         let due = *self.leads.borrow() && self.restarts.admit(&owner, ago, now);
         Ok(due.then_some(owner))
@@ -371,9 +376,12 @@ impl Reconciler {
     }
 }
 
-/// How long ago `at` was. Clocks differ: what is yet to come is now.
-fn ago(at: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(now.duration_since(at)).unwrap_or_default()
+/// How long ago `at` was. Clocks differ: what is yet to come is now; what is to come in a year, no clock said.
+fn ago(at: Timestamp, now: Timestamp) -> Option<Duration> {
+    match Duration::try_from(now.duration_since(at)) {
+        Ok(ago) => Some(ago),
+        Err(_) => (at.duration_since(now).unsigned_abs() < OWNER_EVERY).then_some(Duration::ZERO),
+    }
 }
 
 /// The API server did not do it.
@@ -419,6 +427,44 @@ mod tests {
         assert!(restarts.admit(&owner("a"), Some(minutes(60)), now + minutes(10)));
     }
 
+    /// One whose API server answers so when it is asked for `shop/db`.
+    fn reconciler(code: u16, answer: &serde_json::Value) -> Reconciler {
+        let answer = answer.to_string();
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let is_asked = request.method() == "GET"
+                && request.uri().path() == "/apis/apps/v1/namespaces/shop/statefulsets/db";
+            let (code, answer) = if is_asked { (code, answer.clone()) } else { (200, "{}".to_owned()) };
+            async move {
+                let body = http_body_util::Full::new(bytes::Bytes::from(answer));
+                http::Response::builder().status(code).body(body)
+            }
+        });
+        let needs = Needs {
+            live: Live::default(),
+            client: Client::new(service, "default"),
+            namespace: "weft-system",
+            pod: None,
+            leads: watch::channel(true).1,
+            webhook: Arc::new(|| true),
+            restart_all: true,
+            latest: Latest::default(),
+        };
+        Reconciler::new(needs, &Registry::new())
+    }
+
+    /// A pod of `shop/db` without a sidecar.
+    fn missed() -> Found {
+        let controller = crate::world::ControllerRef { kind: "StatefulSet".into(), name: "db".into() };
+        Found {
+            namespace: "shop".into(),
+            pod: "db-0".into(),
+            workload: "shop/db".into(),
+            sidecar: None,
+            controller: Some(Arc::new(controller)),
+            restart: None,
+        }
+    }
+
     #[tokio::test]
     async fn a_new_leader_reads_from_the_owner_when_another_one_has_restarted_it() {
         let hours = |hours: i64| (Timestamp::now() - jiff::SignedDuration::from_hours(hours)).to_string();
@@ -430,45 +476,29 @@ mod tests {
         ] {
             let template = json!({ "metadata": { "annotations": annotations } });
             let spec = json!({ "serviceName": "db", "selector": {}, "template": template });
-            let answer = json!({ "metadata": { "name": "db" }, "spec": spec }).to_string();
-            let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
-                let is_asked = request.method() == "GET"
-                    && request.uri().path() == "/apis/apps/v1/namespaces/shop/statefulsets/db";
-                let answer = if is_asked { answer.clone() } else { "{}".to_owned() };
-                async move {
-                    let body = http_body_util::Full::new(bytes::Bytes::from(answer));
-                    Ok::<_, std::convert::Infallible>(http::Response::new(body))
-                }
-            });
-            let needs = Needs {
-                live: Live::default(),
-                client: Client::new(service, "default"),
-                namespace: "weft-system",
-                pod: None,
-                leads: watch::channel(true).1,
-                webhook: Arc::new(|| true),
-                restart_all: true,
-                latest: Latest::default(),
-            };
-            let mut reconciler = Reconciler::new(needs, &Registry::new());
-            let controller = crate::world::ControllerRef { kind: "StatefulSet".into(), name: "db".into() };
-            let found = Found {
-                namespace: "shop".into(),
-                pod: "db-0".into(),
-                workload: "shop/db".into(),
-                sidecar: None,
-                controller: Some(Arc::new(controller)),
-                restart: None,
-            };
-            let owner = reconciler.may_restart(&found, Instant::now()).await.expect("an answer");
+            let mut reconciler = reconciler(200, &json!({ "metadata": { "name": "db" }, "spec": spec }));
+            let owner = reconciler.may_restart(&missed(), Instant::now()).await.expect("an answer");
             assert_eq!(owner.is_some(), expected, "{annotations}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_owner_that_nobody_may_ask_about_does_not_hold_up_the_others() {
+        let mut reconciler = reconciler(403, &json!({ "kind": "Status", "status": "Failure", "code": 403 }));
+        let now = Instant::now();
+        assert!(reconciler.may_restart(&missed(), now).await.is_err());
+        // It is passed over, for as long as one that was restarted.
+        assert!(matches!(reconciler.may_restart(&missed(), now + PATIENCE).await, Ok(None)));
+        assert!(!reconciler.restarts.rests(now), "nobody was restarted");
+        assert!(reconciler.may_restart(&missed(), now + OWNER_EVERY).await.is_err());
     }
 
     #[test]
     fn a_clock_that_is_behind_is_no_reason_to_restart_or_never_to() {
         let time = |text: &str| text.parse::<Timestamp>().expect("a time");
-        assert_eq!(ago(time("2026-01-01T00:00:10Z"), time("2026-01-01T00:01:00Z")), Duration::from_secs(50));
-        assert_eq!(ago(time("2026-01-01T00:01:00Z"), time("2026-01-01T00:00:10Z")), Duration::ZERO);
+        let minute = time("2026-01-01T00:01:00Z");
+        assert_eq!(ago(time("2026-01-01T00:00:10Z"), minute), Some(Duration::from_secs(50)));
+        assert_eq!(ago(minute, time("2026-01-01T00:00:10Z")), Some(Duration::ZERO));
+        assert_eq!(ago(time("2099-01-01T00:00:00Z"), minute), None);
     }
 }

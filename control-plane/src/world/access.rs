@@ -258,10 +258,17 @@ impl World {
     /// Whether at every port of a namespace's pods those are kept out whom no policy lets in.
     #[must_use]
     pub fn is_closed(&self, namespace: &str) -> bool {
-        let lets_in = |access: &Access| access.action == Action::Allow && !access.audit;
-        let mut policies = self.access.in_namespace(namespace);
-        self.access.posture(namespace) == Posture::Deny
-            || policies.any(|spec| spec.access.as_ref().is_some_and(lets_in))
+        let mut is_closed = self.access.posture(namespace) == Posture::Deny;
+        for access in self.access.in_namespace(namespace).filter_map(|spec| spec.access.as_ref()) {
+            if access.action == Action::Allow && !access.audit {
+                // A rule that names nobody and nothing is about everybody and everything.
+                if access.rules.iter().any(|rule| rule.from.is_empty() && rule.to.is_empty()) {
+                    return false;
+                }
+                is_closed = true;
+            }
+        }
+        is_closed
     }
 
     /// Every policy on access, in order of name.

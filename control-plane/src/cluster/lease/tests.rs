@@ -88,11 +88,26 @@ fn another_is_only_who_stands_in_the_lease() {
     let theirs = Record { holder: Some("other".into()), ..record };
     one.look(Some(&theirs), at + seconds(61), wall(61));
     assert_eq!(one.another(), Some("other"));
-    // Silent for longer than it may be, and still the last that we know of.
+    // Silent for longer than it may be: whoever cannot take the Lease over must not send sidecars to nobody.
     one.look(Some(&theirs), at + seconds(90), wall(90));
-    assert_eq!(one.another(), Some("other"));
-    one.look(Some(&Record { holder: None, ..theirs }), at + seconds(91), wall(91));
+    assert_eq!(one.another(), None);
+    let renewed = Record { renewed: Some(wall(91)), ..theirs };
+    one.look(Some(&renewed), at + seconds(91), wall(91));
+    assert_eq!(one.another(), Some("other"), "it was not silent for ever");
+    one.look(Some(&Record { holder: None, ..renewed }), at + seconds(92), wall(92));
     assert_eq!(one.another(), None, "it was given back");
+}
+
+#[test]
+fn an_earlier_run_in_the_same_pod_is_not_waited_for() {
+    let at = start();
+    let theirs = |holder: &str| Record { holder: Some(holder.into()), ..Record::default() };
+    let mut again = Election::new("cp-1_b", Settings::default()).in_pod("cp-1");
+    assert!(matches!(again.look(Some(&theirs("cp-1_a")), at, wall(0)), Act::Replace(_)));
+    assert_eq!(again.another(), None);
+    // Another pod's name may begin like ours.
+    assert_eq!(again.look(Some(&theirs("cp-12_a")), at, wall(0)), Act::Wait);
+    assert_eq!(again.another(), Some("cp-12_a"));
 }
 
 #[test]

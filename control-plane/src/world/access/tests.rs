@@ -81,6 +81,8 @@ fn a_namespace_is_closed_by_what_counts_at_every_port_of_it() {
         (closed.to_owned(), true),
         (policy("p", "{rules: []}"), true),
         (policy("p", "{rules: [{from: [{serviceAccount: web}], to: [{ports: [80]}]}]}"), true),
+        (policy("p", "{rules: [{}]}"), false),
+        (closed.to_owned() + &policy("p", "{rules: [{}, {from: [{serviceAccount: web}]}]}"), false),
         (policy("p", "{mode: Audit, rules: []}"), false),
         (policy("p", "{action: Deny, rules: [{}]}"), false),
         (policy("p", "{mtls: {mode: strict}}"), false),
