@@ -30,8 +30,8 @@ use crate::cluster::{Cluster, lease};
 use crate::config::{Config, Listen};
 use crate::drain::{Drain, Signals};
 use crate::ingest::{self, Guard, Ingest};
+use crate::inject;
 use crate::inject::reconcile::Latest;
-use crate::inject::{self, Settings};
 use crate::inspect::Configuration;
 use crate::lead::Lead;
 use crate::mesh::CurrentMesh;
@@ -228,7 +228,8 @@ impl App {
                 registry: &registry,
                 drain: &drain,
             };
-            inject::run::start(program, Settings::new(&injecting, &trust_domain), listener);
+            let settings = inject::run::settings(&cluster.client, &injecting, &trust_domain).await;
+            inject::run::start(program, settings, listener);
         }
         // A sidecar that is taken before this could be of another's, and what it reports missing there.
         if tokio::time::timeout(FIRST_LOOK, lead.looked()).await.is_err() {

@@ -47,6 +47,7 @@ struct Shared {
     asked: Mutex<BTreeMap<(String, String), u64>>,
     tokens: Mutex<BTreeMap<String, Account>>,
     denied: Mutex<Vec<(String, String)>>,
+    minor: AtomicU64,
     admission: Mutex<Option<Box<Admission>>>,
     watches: broadcast::Sender<End>,
     watching: AtomicU64,
@@ -100,6 +101,7 @@ impl ApiServer {
             asked: Mutex::default(),
             tokens: Mutex::default(),
             denied: Mutex::default(),
+            minor: AtomicU64::new(36),
             admission: Mutex::default(),
             watches,
             watching: AtomicU64::new(0),
@@ -290,6 +292,11 @@ impl ApiServer {
     /// Answers reviews of access that nobody may do this.
     pub fn deny(&self, verb: &str, resource: &str) {
         lock(&self.shared.denied).push((verb.to_owned(), resource.to_owned()));
+    }
+
+    /// Says that it is Kubernetes 1.`minor`. What it does stays the same.
+    pub fn claim(&self, minor: u32) {
+        self.shared.minor.store(minor.into(), Ordering::Relaxed);
     }
 
     /// Denies nothing any more.

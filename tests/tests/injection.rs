@@ -227,6 +227,25 @@ fn documents(text: &str) -> anyhow::Result<Vec<Value>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_older_cluster_gets_ordinary_containers() -> anyhow::Result<()> {
+    let server = ApiServer::start().await?;
+    server.claim(28);
+    server.apply(CLUSTER)?;
+    let directory = tempfile::tempdir()?;
+    let (_control_plane, webhook) = control_plane(&server, directory.path()).await?;
+    let pod =
+        json!({ "metadata": { "name": "a" }, "spec": { "containers": [{ "name": "app", "image": "a" }] } });
+    let response =
+        poll::until("the webhook answers", PATIENCE, async || decide(webhook, &bundle(&server)?, &pod).await);
+    let response = response.await?;
+    let patch = response["patch"].as_str().context("a patch")?;
+    let patch = String::from_utf8(base64_of_kubernetes::decode(patch)?)?;
+    // An init container that stays is none there: the pod would wait for its end.
+    ensure!(!patch.contains("restartPolicy") && patch.contains("weft-proxy"), "{patch}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_certificate_comes_back_whoever_takes_it_away() -> anyhow::Result<()> {
     let server = ApiServer::start().await?;
     server.apply(CLUSTER)?;

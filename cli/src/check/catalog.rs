@@ -133,7 +133,7 @@ checks! {
     Pods "control-plane-pods" ControlPlane After Cluster true [Deployment] "its pods are ready";
     Restarts "control-plane-restarts" ControlPlane After Cluster false [Deployment] "its pods do not start again and again";
     Lease "lease" ControlPlane After Cluster true [Deployment] "one replica leads, and says so in time";
-    Leader "leader" ControlPlane After Cluster true [Lease] "the leader's pod is marked, so that the API finds it";
+    Leader "leader" ControlPlane After Cluster true [Lease] "the leader's pod is marked, so that sidecars and the API are led to it";
     CaSecret "ca-secret" ControlPlane After Cluster true [Deployment] "the certificate authority's keys are kept in a Secret";
     Webhook "webhook" Injector After Cluster true [Namespace] "the injector is registered with the API server";
     CaBundle "webhook-ca" Injector After Cluster true [Webhook] "the API server trusts the injector's certificate";

@@ -4,6 +4,7 @@
 //! keeper of the certificate, the webhook's listener, the reconciler.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Namespace as NamespaceObject;
@@ -13,11 +14,13 @@ use kube::{Api, Client};
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tracing::{info, warn};
+use weft_wire::annotation::Sidecar;
 
-use super::Settings;
 use super::keeper::{Keeper, Served};
 use super::reconcile::{Latest, Needs, Reconciler};
 use super::webhook::{Namespaces, Webhook};
+use super::{Options, Settings};
 use crate::drain::Drain;
 use crate::serve;
 use crate::world::Live;
@@ -44,6 +47,43 @@ pub struct Program<'a> {
     pub registry: &'a Registry,
     /// What everything ends with.
     pub drain: &'a Drain,
+}
+
+/// Since when an init container that always restarts stays, without a feature gate (KEP-753).
+const NATIVE_SINCE: (u32, u32) = (1, 29);
+/// How long the API server may take to say its version.
+const VERSION_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How sidecars are in this cluster: of the kind that its version knows, where nobody has chosen one. An older API server would
+/// drop the field that makes an init container stay, and the pod would wait for its end for ever.
+pub async fn settings(client: &Client, options: &Options, trust_domain: &str) -> Settings {
+    let mut settings = Settings::new(options, trust_domain);
+    if options.sidecar.is_some() {
+        return settings;
+    }
+    match tokio::time::timeout(VERSION_PATIENCE, client.apiserver_version()).await {
+        Ok(Ok(version)) => {
+            settings.sidecar = kind(&version.major, &version.minor);
+            let kind = settings.sidecar.word();
+            info!(kubernetes = version.git_version, kind, "the kind of sidecars, where nobody says another");
+        }
+        Ok(Err(error)) => unknown(&error),
+        Err(late) => unknown(&late),
+    }
+    settings
+}
+
+fn unknown(error: &(dyn std::error::Error + 'static)) {
+    warn!(error, "the API server does not say its version; sidecars are native, as from Kubernetes 1.29 on");
+}
+
+/// The kind of sidecar for a version of Kubernetes. Some providers write `28+`.
+fn kind(major: &str, minor: &str) -> Sidecar {
+    let number = |text: &str| text.trim_end_matches('+').parse::<u32>().ok();
+    match (number(major), number(minor)) {
+        (Some(major), Some(minor)) if (major, minor) < NATIVE_SINCE => Sidecar::Classic,
+        _ => Sidecar::Native,
+    }
 }
 
 /// Serves the webhook on `listener`, and looks after pods that it missed.
@@ -80,4 +120,23 @@ pub fn start(program: Program<'_>, settings: Settings, listener: TcpListener) {
 /// What nobody asks for is not kept.
 fn slim(namespace: &mut PartialObjectMeta<NamespaceObject>) {
     namespace.metadata.managed_fields = None;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_cluster_gets_sidecars_that_it_knows() {
+        for (major, minor, expected) in [
+            ("1", "36", Sidecar::Native),
+            ("1", "29", Sidecar::Native),
+            ("1", "28+", Sidecar::Classic),
+            ("1", "27", Sidecar::Classic),
+            ("2", "0", Sidecar::Native),
+            ("one", "", Sidecar::Native),
+        ] {
+            assert_eq!(kind(major, minor), expected, "{major}.{minor}");
+        }
+    }
 }

@@ -20,7 +20,7 @@ pub struct Options {
     #[arg(long, env = "WEFT_PROXY_IMAGE_PULL_POLICY", value_name = "POLICY", value_parser = checked(keys::IMAGE_PULL_POLICY))]
     pub proxy_image_pull_policy: Option<String>,
     /// native: an init container that stays, which starts before and ends after the app (Kubernetes 1.29 and later).
-    /// classic: an ordinary container beside the app's. By default native
+    /// classic: an ordinary container beside the app's. By default what the cluster's version knows; native without one
     #[arg(long, env = "WEFT_SIDECAR", value_name = "KIND", value_parser = keys::sidecar)]
     pub sidecar: Option<Sidecar>,
     /// What sidecars log

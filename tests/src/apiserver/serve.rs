@@ -132,10 +132,14 @@ fn well_known(shared: &Shared, path: &str) -> Option<Value> {
     };
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     match segments.as_slice() {
-        ["version"] => Some(json!({
-            "major": "1", "minor": "36", "gitVersion": "v1.36.0", "gitCommit": "", "gitTreeState": "clean",
-            "buildDate": "2026-01-01T00:00:00Z", "goVersion": "", "compiler": "gc", "platform": "linux/amd64",
-        })),
+        ["version"] => {
+            let minor = shared.minor.load(Ordering::Relaxed).to_string();
+            Some(json!({
+                "major": "1", "minor": minor, "gitVersion": format!("v1.{minor}.0"), "gitCommit": "",
+                "gitTreeState": "clean", "buildDate": "2026-01-01T00:00:00Z", "goVersion": "", "compiler": "gc",
+                "platform": "linux/amd64",
+            }))
+        }
         ["readyz" | "livez" | "healthz"] => Some(json!("ok")),
         ["api"] => {
             Some(json!({ "kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [] }))

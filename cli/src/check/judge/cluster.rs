@@ -10,7 +10,7 @@ use super::{Outcome, injector, known, unanswered};
 use crate::kubernetes::{CONTROL_PLANE, NAMESPACE, Trouble};
 
 /// The oldest Kubernetes whose API server takes the rules in our kinds.
-const OLDEST: (u32, u32) = (1, 25);
+const OLDEST: (u32, u32) = (1, 27);
 /// From here on sidecars are init containers that stay.
 const NATIVE: (u32, u32) = (1, 29);
 /// Meshes that inject, by how the configurations of their webhooks begin.
