@@ -58,6 +58,7 @@ struct Input {
 /// `weft inject`.
 pub(crate) fn inject(arguments: InjectArgs) -> anyhow::Result<ExitCode> {
     let InjectArgs { input, trust_domain, options } = arguments;
+    options.check()?;
     work(&input, Work::Inject(&Settings::new(&options, &trust_domain)))
 }
 

@@ -94,6 +94,7 @@ impl App {
     /// # Errors
     /// When the configuration is not allowed, or something cannot be read or bound.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
+        config.check()?;
         // All fields by name: an option that nothing uses is a compiler warning.
         let Config {
             source,

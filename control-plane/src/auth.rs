@@ -18,7 +18,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use jiff::Timestamp;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
@@ -199,18 +199,11 @@ impl Auth {
         registry: &Registry,
     ) -> anyhow::Result<Self> {
         // All fields by name: an option that nothing uses is a compiler warning. The audit log is `app`'s.
-        let Options { api_tokens, api_public_url, audit_log: _, oidc, review } = options;
+        let public = options.public_origin()?;
+        let Options { api_tokens, api_public_url: _, audit_log: _, oidc, review } = options;
         let tokens = api_tokens.as_deref().map(|path: &Path| Tokens::open(path, registry)).transpose()?;
-        // Browsers come back from a provider to where they came from.
-        let public = api_public_url.or_else(|| oidc.oidc_redirect_url.clone());
-        let public = public.as_deref().map(origin).transpose().context("use --api-public-url")?;
         let reviews = review.settings(credentials, cluster).map(Reviews::new).transpose()?;
-        let oidc = oidc.settings()?.map(|settings| Oidc::new(settings, registry)).transpose()?;
-        ensure!(
-            insecure || !oidc.as_ref().is_some_and(|oidc| oidc.is_exposed()),
-            "--oidc-redirect-url must begin with https://, because a session that travels by plain HTTP can be taken over; \
-             accept that with --insecure"
-        );
+        let oidc = oidc.settings()?.map(|settings| Oidc::new(settings, insecure, registry)).transpose()?;
         Ok(Self::with(Providers { tokens, reviews, oidc }, public, insecure, registry))
     }
 

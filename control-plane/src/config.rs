@@ -142,6 +142,17 @@ pub struct Config {
     pub log: String,
 }
 
+impl Config {
+    /// Whether the options go together; opens nothing and asks nobody.
+    ///
+    /// # Errors
+    /// When they do not: which, and what to do.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.inject.check()?;
+        self.auth.check(self.insecure)
+    }
+}
+
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {

@@ -36,6 +36,7 @@ use weft_wire::pod as names;
 
 pub use probes::ENVIRONMENT as PROBES_VARIABLE;
 pub use reason::{Reason, Refusal};
+pub(crate) use settings::exceeds;
 pub use settings::{Options, Settings};
 pub use strip::{Status, status, strip};
 
@@ -117,13 +118,13 @@ pub fn inject(subject: Subject<'_>, settings: &Settings) -> Result<Answer, Refus
         // What is in the pod can be told only where what was injected can be.
         if unread.is_some() { None } else { reason::blocked(&typed, Some(subject.namespace)) }
     });
-    let wrong = unread.or(wrong);
+    let mut wrong = unread.into_iter().chain(wrong);
     if let Some(reason) = reason {
         warnings.extend(reason.is_worth_a_warning(wish).then(|| format!("no sidecar: {reason}")));
         warnings.extend(wrong.map(|wrong| format!("{wrong} (it does nothing here)")));
         return Ok(Answer { verdict: Verdict::LeftAlone(reason), warnings });
     }
-    if let Some(wrong) = wrong {
+    if let Some(wrong) = wrong.next() {
         return Err(wrong);
     }
     let wishes = wishes::Wishes::read(&typed, subject.namespace, settings, &mut warnings)?;

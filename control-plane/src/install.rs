@@ -122,8 +122,14 @@ fn namespace() -> Object {
     for mode in ["enforce", "audit", "warn"] {
         labels[format!("pod-security.kubernetes.io/{mode}")] = "restricted".into();
     }
-    let value = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE, "labels": labels } });
-    Object::new("namespace", "", value).when("namespace.create")
+    let value = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": {
+        "name": NAMESPACE,
+        "labels": labels,
+        "annotations": { "helm.sh/resource-policy": "keep" },
+    } });
+    let about =
+        "It holds the authority's keys, and may hold claims and Secrets of yours: helm uninstall leaves it.";
+    Object::new("namespace", about, value).when("namespace.create")
 }
 
 /// Labels of everything, as Kubernetes recommends them.

@@ -1,15 +1,19 @@
 //! What a cluster has of an installation.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, ObjectMeta, PartialObjectMeta};
 use kube::{Api, Client};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::timeout;
 use weft_control_plane::cluster::MANAGER;
+use weft_control_plane::install::NAMESPACE;
 use weft_control_plane::install::change::Named;
 use weft_wire::annotation::STATUS;
 
@@ -76,6 +80,36 @@ impl Cluster {
                 name: one.metadata.name.unwrap_or_default(),
             })
             .collect())
+    }
+
+    /// What holds data in Weft's namespace: claims, and Secrets but those of service accounts.
+    pub(super) async fn holders(&self) -> anyhow::Result<Vec<Named>> {
+        let all = ListParams::default();
+        let mut found = self.names::<PersistentVolumeClaim>("PersistentVolumeClaim", &all).await?;
+        let people = all.fields("type!=kubernetes.io/service-account-token");
+        found.extend(self.names::<Secret>("Secret", &people).await?);
+        Ok(found)
+    }
+
+    /// Names of one kind in Weft's namespace: a page of them, which is enough to know that there are some.
+    async fn names<K>(&self, kind: &str, which: &ListParams) -> anyhow::Result<Vec<Named>>
+    where
+        K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        let api: Api<PartialObjectMeta<K>> = Api::namespaced(self.0.clone(), NAMESPACE);
+        let found = timeout(PATIENCE, api.list(&which.clone().limit(PAGE))).await;
+        let found = found.context("the cluster does not answer")?;
+        let found = found.with_context(|| format!("cannot list each {kind} of namespace {NAMESPACE}"))?;
+        let named = |one: PartialObjectMeta<K>| Named {
+            api_version: "v1".to_owned(),
+            kind: kind.to_owned(),
+            namespace: one.metadata.namespace,
+            name: one.metadata.name.unwrap_or_default(),
+        };
+        Ok(found.items.into_iter().map(named).collect())
     }
 
     /// Pods that have a sidecar.

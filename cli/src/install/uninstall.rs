@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use anyhow::bail;
-use weft_control_plane::install::PART_OF;
 use weft_control_plane::install::change::{Named, holds_policies, removal};
+use weft_control_plane::install::{NAMESPACE, PART_OF};
 
 use super::cluster::{Cluster, Injected};
 use crate::output;
@@ -15,7 +15,8 @@ use crate::output;
   weft uninstall --keep-policies | kubectl delete -f -    but AccessPolicies, CircuitBreakers and TrafficPolicies
 
 Pods that have a sidecar need their control plane. Take the label weft.dev/inject from their namespaces and restart them first;
-as long as there are any, this refuses, or says what it would leave behind (--force).")]
+as long as there are any, this refuses, or says what it would leave behind (--force). Namespace weft-system stays if claims or Secrets
+are in it that Weft has not made.")]
 pub(crate) struct UninstallArgs {
     /// Leave the kinds AccessPolicy, CircuitBreaker and TrafficPolicy, and everything of them
     #[arg(long)]
@@ -50,6 +51,12 @@ pub(crate) async fn uninstall(arguments: UninstallArgs) -> anyhow::Result<()> {
             output::note(format_args!("{named} was not made by Weft, and stays"));
             continue;
         }
+        if named.kind == "Namespace"
+            && let Some(why) = stays(cluster.holders().await)
+        {
+            output::note(why);
+            continue;
+        }
         there.push(named);
     }
     // Before the kinds and the namespace, as everything that the control plane has made.
@@ -61,6 +68,35 @@ pub(crate) async fn uninstall(arguments: UninstallArgs) -> anyhow::Result<()> {
     }
     output::text(&text(&there));
     Ok(())
+}
+
+/// Why the namespace stays, if it does: because of what is in it that Weft has not made, or because nobody knows.
+fn stays(holders: anyhow::Result<Vec<Named>>) -> Option<String> {
+    /// More names than people read.
+    const NAMES_MAX: usize = 10;
+    let after = format!("To take it away with everything in it: kubectl delete namespace {NAMESPACE}");
+    let holders = match holders {
+        Ok(holders) => holders,
+        Err(error) => {
+            return Some(format!(
+                "Namespace {NAMESPACE} stays, because nobody knows whether somebody's claims or Secrets are in it: {error:#}. {after}"
+            ));
+        }
+    };
+    let ours = removal();
+    let others: Vec<String> =
+        holders.iter().filter(|one| !ours.contains(one)).map(ToString::to_string).collect();
+    if others.is_empty() {
+        return None;
+    }
+    let more = match others.len().saturating_sub(NAMES_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let names = others.iter().take(NAMES_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+    Some(format!(
+        "Namespace {NAMESPACE} stays, because it holds what Weft has not made: {names}{more}. {after}"
+    ))
 }
 
 /// What becomes of pods with a sidecar, and what to do about it.
@@ -110,6 +146,29 @@ mod tests {
         assert_eq!(documents.len(), removal().len());
         assert!(documents.iter().all(|one| one["kind"].is_string() && one["metadata"]["name"].is_string()));
         assert!(documents.iter().all(|one| one.get("spec").is_none() && one.get("data").is_none()));
+    }
+
+    #[test]
+    fn a_namespace_with_what_others_made_stays_and_says_for_what() {
+        let of = |kind: &str, name: &str| Named {
+            api_version: "v1".to_owned(),
+            kind: kind.to_owned(),
+            namespace: Some(NAMESPACE.to_owned()),
+            name: name.to_owned(),
+        };
+        let ours: Vec<Named> = removal().into_iter().filter(|one| one.kind == "Secret").collect();
+        assert!(ours.len() >= 3);
+        assert_eq!(stays(Ok(ours.clone())), None);
+        for other in [of("PersistentVolumeClaim", "weft-history"), of("Secret", "weft-api-tokens")] {
+            let why = stays(Ok(ours.iter().cloned().chain([other.clone()]).collect())).expect("it stays");
+            assert!(why.contains(&other.to_string()) && !why.contains(&ours[0].to_string()), "{why}");
+        }
+        // A claim is nobody's of Weft, whatever it is called.
+        assert!(stays(Ok(vec![of("PersistentVolumeClaim", "weft-ca")])).is_some());
+        let many = stays(Ok((0..12).map(|index| of("Secret", &format!("s{index}"))).collect()));
+        assert!(many.expect("it stays").contains("and 2 more"));
+        let unknown = stays(Err(anyhow::anyhow!("secrets is forbidden"))).expect("it stays");
+        assert!(unknown.contains("secrets is forbidden"), "{unknown}");
     }
 
     #[test]

@@ -68,6 +68,33 @@ pub struct Settings {
     pub viewers: Vec<String>,
 }
 
+impl Settings {
+    /// How the session's cookie will travel, and what people call the provider. `insecure`: also by plain HTTP over a network.
+    pub(super) fn check(&self, insecure: bool) -> anyhow::Result<(Way, String)> {
+        let redirect: Uri = self.redirect_url.parse().context("--oidc-redirect-url is not a URL")?;
+        let way = match redirect.scheme_str() {
+            Some("https") => Way::Protected,
+            Some("http") => Way::Plain,
+            _ => anyhow::bail!("--oidc-redirect-url begins with https://"),
+        };
+        let host = redirect.authority().map(|authority| authority.as_str());
+        ensure!(
+            insecure || way == Way::Protected || host.is_some_and(crate::api::is_loopback),
+            "--oidc-redirect-url must begin with https://, because a session that travels by plain HTTP can be taken over; \
+             accept that with --insecure"
+        );
+        ensure!(redirect.path().ends_with(CALLBACK), "--oidc-redirect-url ends in {CALLBACK}");
+        ensure!(
+            !self.operators.is_empty() || !self.viewers.is_empty(),
+            "nobody could sign in: say who may by --oidc-viewer-group or --oidc-operator-group ('*': everybody whom the \
+             provider knows)"
+        );
+        let issuer: Uri = self.issuer.parse().context("--oidc-issuer is not a URL")?;
+        let name = issuer.host().context("--oidc-issuer has no host")?.to_owned();
+        Ok((way, name))
+    }
+}
+
 /// Why somebody could not sign in. For the log; the browser is told little.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -151,21 +178,8 @@ impl Oidc {
     ///
     /// # Errors
     /// When they cannot work.
-    pub fn new(settings: Settings, registry: &Registry) -> anyhow::Result<Arc<Self>> {
-        let redirect: Uri = settings.redirect_url.parse().context("--oidc-redirect-url is not a URL")?;
-        let way = match redirect.scheme_str() {
-            Some("https") => Way::Protected,
-            Some("http") => Way::Plain,
-            _ => anyhow::bail!("--oidc-redirect-url begins with https://"),
-        };
-        ensure!(redirect.path().ends_with(CALLBACK), "--oidc-redirect-url ends in {CALLBACK}");
-        ensure!(
-            !settings.operators.is_empty() || !settings.viewers.is_empty(),
-            "nobody could sign in: say who may by --oidc-viewer-group or --oidc-operator-group ('*': everybody whom the \
-             provider knows)"
-        );
-        let issuer: Uri = settings.issuer.parse().context("--oidc-issuer is not a URL")?;
-        let name = issuer.host().context("--oidc-issuer has no host")?.to_owned();
+    pub fn new(settings: Settings, insecure: bool, registry: &Registry) -> anyhow::Result<Arc<Self>> {
+        let (way, name) = settings.check(insecure)?;
         let fetch = Fetch::new(settings.roots.as_deref()).context("use --oidc-ca")?;
         let help = "Logins by OpenID Connect, by how they ended.";
         let results = IntCounterVec::new(Opts::new("weft_api_oidc_logins_total", help), &["result"]);
@@ -196,13 +210,6 @@ impl Oidc {
     #[must_use]
     pub fn way(&self) -> Way {
         self.way
-    }
-
-    /// Whether plain HTTP would carry cookies over a network.
-    #[must_use]
-    pub fn is_exposed(&self) -> bool {
-        let host = self.settings.redirect_url.split("://").nth(1).and_then(|rest| rest.split('/').next());
-        self.way == Way::Plain && !host.is_some_and(crate::api::is_loopback)
     }
 
     /// Begins a login.

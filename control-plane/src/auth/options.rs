@@ -8,6 +8,11 @@ use super::{oidc, review};
 use crate::audit::Target;
 use crate::ca::Reviewer;
 
+/// The claim with somebody's groups, where nobody says otherwise.
+pub(crate) const GROUPS_CLAIM: &str = "groups";
+/// What is asked for beside `openid`, where nobody says otherwise.
+pub(crate) const SCOPES: &str = "profile,email";
+
 /// How people and programs sign in to the API.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Who may use the API and the dashboard")]
@@ -63,7 +68,7 @@ pub struct OidcOptions {
     pub oidc_viewer_group: Vec<String>,
 
     /// The claim with the groups; `a.b` for b within a
-    #[arg(long, env = "WEFT_OIDC_GROUPS_CLAIM", value_name = "CLAIM", default_value = "groups")]
+    #[arg(long, env = "WEFT_OIDC_GROUPS_CLAIM", value_name = "CLAIM", default_value = GROUPS_CLAIM)]
     pub oidc_groups_claim: String,
 
     /// The claim with the name; without it preferred_username, email or sub
@@ -76,13 +81,32 @@ pub struct OidcOptions {
         env = "WEFT_OIDC_SCOPES",
         value_name = "SCOPE",
         value_delimiter = ',',
-        default_value = "profile,email"
+        default_value = SCOPES
     )]
     pub oidc_scopes: Vec<String>,
 
     /// Roots (PEM) to trust at the provider instead of the public ones
     #[arg(long, env = "WEFT_OIDC_CA", value_name = "FILE", requires = "oidc_issuer")]
     pub oidc_ca: Option<PathBuf>,
+}
+
+impl Options {
+    /// Whether the options can be used; opens no file and asks nobody.
+    ///
+    /// # Errors
+    /// When one cannot, or what another needs is missing.
+    pub fn check(&self, insecure: bool) -> anyhow::Result<()> {
+        self.public_origin()?;
+        let oidc = self.oidc.clone().settings()?;
+        oidc.map_or(Ok(()), |settings| settings.check(insecure).map(drop))
+    }
+
+    /// The origin that browsers know the dashboard by, if that is said.
+    pub(super) fn public_origin(&self) -> anyhow::Result<Option<String>> {
+        // Browsers come back from a provider to where they came from.
+        let public = self.api_public_url.as_ref().or(self.oidc.oidc_redirect_url.as_ref());
+        public.map(|url| super::origin(url)).transpose().context("use --api-public-url")
+    }
 }
 
 impl OidcOptions {

@@ -41,9 +41,9 @@ pub fn of(pod: &Pod) -> Injection {
     }
     let wish = match wishes::inject(pod, &Namespace::default(), &mut Vec::new()) {
         // The webhook would refuse it: whoever wrote that will hear of it with the next pod.
-        (_, Some(_)) => Some(false),
-        (wishes::Wish::OfPod(wish), None) => Some(wish),
-        (_, None) => None,
+        (_, wrong) if !wrong.is_empty() => Some(false),
+        (wishes::Wish::OfPod(wish), _) => Some(wish),
+        _ => None,
     };
     let mut owners = pod.metadata.owner_references.iter().flatten();
     let controller = owners.find(|owner| owner.controller != Some(false)).map(|owner| {

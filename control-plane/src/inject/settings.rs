@@ -2,6 +2,7 @@
 //!
 //! In: options of the control plane, or of `weft inject`: the same ones, so that both inject the same. Out: [`Settings`].
 
+use anyhow::ensure;
 use weft_wire::annotation::{self as keys, Sidecar};
 use weft_wire::{port, tls};
 
@@ -41,6 +42,32 @@ pub struct Options {
     /// Where sidecars find the control plane
     #[arg(long, env = "WEFT_PROXY_CONTROL_PLANE", value_name = "URL", default_value_t = control_plane())]
     pub proxy_control_plane: String,
+}
+
+/// Whether a request is more than its limit, as far as both can be read.
+pub(crate) fn exceeds(request: &str, limit: &str) -> bool {
+    matches!((keys::quantity(request), keys::quantity(limit)), (Ok(request), Ok(limit)) if request > limit)
+}
+
+impl Options {
+    /// Whether the options go together.
+    ///
+    /// # Errors
+    /// When every sidecar would ask for more than it may use.
+    pub fn check(&self) -> anyhow::Result<()> {
+        for (request, limit, what) in [
+            (&self.proxy_cpu_request, &self.proxy_cpu_limit, "cpu"),
+            (&self.proxy_memory_request, &self.proxy_memory_limit, "memory"),
+        ] {
+            let Some(limit) = limit else { continue };
+            ensure!(
+                !exceeds(request, limit),
+                "--proxy-{what}-limit {limit} is less than --proxy-{what}-request {request}, which no sidecar can have: raise \
+                 the limit, or say a lower request too"
+            );
+        }
+        Ok(())
+    }
 }
 
 /// As the key's row judges it.

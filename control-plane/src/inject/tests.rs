@@ -221,6 +221,81 @@ fn a_pod_that_stays_without_a_sidecar_is_let_in_whatever_it_says_of_one() {
     }
     // What it wants nobody knows.
     assert!(ask(json!({ "weft.dev/inject": "false" })).is_err());
+    let all = json!({ "weft.dev/inject": "disabled", "weft.dev/cpu-limit": "a", "weft.dev/workers": "b" });
+    let warnings = ask(all).expect("let in").warnings;
+    for key in ["weft.dev/cpu-limit", "weft.dev/workers"] {
+        assert!(warnings.iter().any(|warning| warning.contains(key)), "{key}: {warnings:?}");
+    }
+}
+
+#[test]
+fn a_request_that_nobody_wrote_is_no_reason_to_refuse_a_pod() {
+    let ask = |of_pod: Value, of_namespace: &[(&str, &str)], limit: Option<&str>| {
+        let pod =
+            json!({ "metadata": { "annotations": of_pod }, "spec": { "containers": [{ "name": "app" }] } });
+        let annotations = of_namespace.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let namespace =
+            Namespace { name: "shop".into(), annotations: annotations.collect(), ..Namespace::default() };
+        let settings = Settings { memory_limit: limit.map(str::to_owned), ..settings() };
+        inject(Subject { pod: &pod, namespace: &namespace, owner: None, asked: true }, &settings)
+    };
+    let (request, limit) = ("weft.dev/memory-request", "weft.dev/memory-limit");
+    for (of_pod, of_namespace, default, said) in [
+        (json!({ (limit): "16Mi" }), &[][..], None, "annotation weft.dev/memory-limit of the pod"),
+        (json!({}), &[(limit, "16Mi")], None, "annotation weft.dev/memory-limit of namespace shop"),
+        (json!({}), &[], Some("16Mi"), "the control plane's default"),
+        // It is ignored, so nobody said it.
+        (json!({}), &[(request, "lots")], Some("16Mi"), "the control plane's default"),
+    ] {
+        let answer = ask(of_pod, of_namespace, default).expect("let in");
+        let pod = answer.pod().expect("injected").to_string();
+        assert!(pod.contains(r#""requests":{"cpu":"10m","memory":"16Mi"}"#), "{pod}");
+        let warned = |warning: &String| warning.contains(request) && warning.contains(said);
+        assert!(answer.warnings.iter().any(warned), "{said}: {:?}", answer.warnings);
+    }
+    for (of_pod, of_namespace, default, place, said) in [
+        (json!({ (request): "1Gi" }), &[][..], Some("64Mi"), request, "64Mi (the control plane's default)"),
+        (
+            json!({ (request): "1Gi", (limit): "1Mi" }),
+            &[],
+            None,
+            limit,
+            "1Gi (annotation weft.dev/memory-request of the pod)",
+        ),
+        (
+            json!({ (limit): "1Mi" }),
+            &[(request, "2Mi")],
+            None,
+            limit,
+            "2Mi (annotation weft.dev/memory-request of namespace shop)",
+        ),
+        (
+            json!({}),
+            &[(request, "2Mi"), (limit, "1Mi")],
+            None,
+            "namespace shop",
+            "1Mi (annotation weft.dev/memory-limit of namespace shop)",
+        ),
+    ] {
+        let refusal = ask(of_pod, of_namespace, default).expect_err("refused");
+        assert!(refusal.place.contains(place) && refusal.fix.contains(said), "{refusal}");
+    }
+}
+
+#[test]
+fn options_that_no_sidecar_could_have_are_named() {
+    let mut options = Options::default();
+    assert!(options.check().is_ok());
+    options.proxy_memory_limit = Some("16Mi".into());
+    let words = options.check().expect_err("less than 32Mi").to_string();
+    assert!(
+        words.contains("--proxy-memory-limit 16Mi") && words.contains("--proxy-memory-request 32Mi"),
+        "{words}"
+    );
+    options.proxy_memory_request = "16Mi".into();
+    assert!(options.check().is_ok());
+    options.proxy_cpu_limit = Some("5m".into());
+    assert!(options.check().expect_err("less than 10m").to_string().contains("--proxy-cpu-request 10m"));
 }
 
 #[test]

@@ -3,12 +3,13 @@
 //! In: metadata. Out: a [`Wish`] (a sidecar or not) and [`Wishes`] (how it should be). Invariants: the pod wins over its
 //! namespace, the namespace over the injector's settings; an impossible value on a pod is a [`Refusal`], because its author
 //! is there to read it; on a namespace it is a warning, because every pod of it would be refused otherwise, and so it is on a
-//! pod that stays without a sidecar anyway. Unknown keys below `weft.dev/` are warnings that name the nearest key there is.
+//! pod that stays without a sidecar anyway. A request that nobody wrote is never more than the limit. Unknown keys below `weft.dev/` are warnings that name the nearest key there is.
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use weft_wire::annotation::{self as keys, Sidecar};
 
+use super::settings::exceeds;
 use super::{Namespace, Refusal, Settings};
 
 /// Whether there should be a sidecar, and who says so.
@@ -50,16 +51,12 @@ pub(super) struct Wishes {
     pub(super) detect_timeout: Option<String>,
 }
 
-/// Reads `weft.dev/inject`, and warns of keys that mean nothing. Beside the wish: the first of the pod's values that is
+/// Reads `weft.dev/inject`, and warns of keys that mean nothing. Beside the wish: the pod's values that are
 /// impossible, which is no concern of a pod that gets no sidecar.
-pub(super) fn inject(
-    pod: &Pod,
-    namespace: &Namespace,
-    warnings: &mut Vec<String>,
-) -> (Wish, Option<Refusal>) {
+pub(super) fn inject(pod: &Pod, namespace: &Namespace, warnings: &mut Vec<String>) -> (Wish, Vec<Refusal>) {
     let ObjectMeta { annotations, labels, .. } = &pod.metadata;
     let mut found = Vec::new();
-    let mut wrong = None;
+    let mut wrong = Vec::new();
     for (kind, map) in [("annotations", annotations), ("labels", labels)] {
         for (key, value) in map.iter().flatten() {
             let Some(row) = known(key, kind, warnings) else { continue };
@@ -70,7 +67,7 @@ pub(super) fn inject(
                 continue;
             }
             if let Err(fix) = row.check(value) {
-                wrong.get_or_insert_with(|| Refusal::new(place(kind, key), fix));
+                wrong.push(Refusal::new(place(kind, key), fix));
             }
             if key == keys::INJECT {
                 // What cannot be read asks for something; for what, its author must say.
@@ -140,7 +137,7 @@ impl Wishes {
         let mut reader = Reader { pod: &pod.metadata, namespace, warnings };
         let owned = |cidrs: Vec<&str>| cidrs.into_iter().map(str::to_owned).collect::<Vec<_>>();
         let cidrs = |text: &str| keys::cidrs(text).map(owned);
-        let wishes = Self {
+        let mut wishes = Self {
             sidecar: reader.parsed(keys::SIDECAR, keys::sidecar)?.unwrap_or(settings.sidecar),
             image: reader.text(keys::IMAGE)?.unwrap_or_else(|| settings.image.clone()),
             pull_policy: reader.text(keys::IMAGE_PULL_POLICY)?.or_else(|| settings.image_pull_policy.clone()),
@@ -167,26 +164,13 @@ impl Wishes {
             default_access: reader.default_access()?,
             detect_timeout: reader.text(keys::DETECT_TIMEOUT)?,
         };
-        wishes.check_pairs()?;
+        reader.fit(&mut wishes)?;
+        wishes.check_lists()?;
         Ok(wishes)
     }
 
-    /// What only two values together can get wrong.
-    fn check_pairs(&self) -> Result<(), Refusal> {
-        for (request, limit, key) in [
-            (&self.cpu_request, &self.cpu_limit, keys::CPU_LIMIT),
-            (&self.memory_request, &self.memory_limit, keys::MEMORY_LIMIT),
-        ] {
-            if let (Some(request), Some(limit)) = (request, limit)
-                && let (Ok(least), Ok(most)) = (keys::quantity(request), keys::quantity(limit))
-                && least > most
-            {
-                let fix = format!(
-                    "the limit {limit} is less than the request {request}; write a lower request too"
-                );
-                return Err(Refusal::new(place("annotations", key), fix));
-            }
-        }
+    /// What only all lists together can get wrong.
+    fn check_lists(&self) -> Result<(), Refusal> {
         /// As many as `weft-proxy intercept` takes.
         const VALUES_MAX: usize = 400;
         let values = self.skip_inbound_ports.len()
@@ -204,6 +188,14 @@ impl Wishes {
         }
         Ok(())
     }
+}
+
+/// Who said a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Said {
+    Pod,
+    Namespace,
+    Nobody,
 }
 
 struct Reader<'a> {
@@ -239,6 +231,61 @@ impl<'a> Reader<'a> {
         parse: impl Fn(&'a str) -> Result<Vec<T>, String>,
     ) -> Result<Vec<T>, Refusal> {
         Ok(self.parsed(key, parse)?.unwrap_or_default())
+    }
+
+    /// Brings requests below their limits where nobody wrote the request, and refuses what somebody wrote.
+    fn fit(&mut self, wishes: &mut Wishes) -> Result<(), Refusal> {
+        for (request, limit, keys) in [
+            (&mut wishes.cpu_request, &wishes.cpu_limit, [keys::CPU_REQUEST, keys::CPU_LIMIT]),
+            (&mut wishes.memory_request, &wishes.memory_limit, [keys::MEMORY_REQUEST, keys::MEMORY_LIMIT]),
+        ] {
+            let (Some(least), Some(most)) = (request.as_deref(), limit.as_deref()) else { continue };
+            if !exceeds(least, most) {
+                continue;
+            }
+            let said = keys.map(|key| self.said(key));
+            let [of_request, of_limit] = [0, 1].map(|at| self.words(said[at], keys[at]));
+            if said[0] == Said::Nobody {
+                self.warnings.push(format!(
+                    "{} is {most}, like the limit ({of_limit}), because the request {least} ({of_request}) is more",
+                    keys[0]
+                ));
+                *request = limit.clone();
+                continue;
+            }
+            let fix = format!(
+                "the request {least} ({of_request}) is more than the limit {most} ({of_limit}); write a lower {} or a higher {}",
+                keys[0], keys[1]
+            );
+            // Where its author finds it.
+            let at = match said {
+                [_, Said::Pod] => place("annotations", keys[1]),
+                [Said::Pod, _] => place("annotations", keys[0]),
+                _ => format!("namespace {}: {}", self.namespace.name, place("annotations", keys[0])),
+            };
+            return Err(Refusal::new(at, fix));
+        }
+        Ok(())
+    }
+
+    /// Who said the value that counts.
+    fn said(&self, key: &str) -> Said {
+        let is_possible = |text: &String| keys::find(key).is_some_and(|row| row.check(text).is_ok());
+        if self.pod.annotations.as_ref().is_some_and(|all| all.contains_key(key)) {
+            Said::Pod
+        } else if self.namespace.annotations.get(key).is_some_and(is_possible) {
+            Said::Namespace
+        } else {
+            Said::Nobody
+        }
+    }
+
+    fn words(&self, said: Said, key: &str) -> String {
+        match said {
+            Said::Pod => format!("annotation {key} of the pod"),
+            Said::Namespace => format!("annotation {key} of namespace {}", self.namespace.name),
+            Said::Nobody => "the control plane's default".to_owned(),
+        }
     }
 
     /// Who may call while the control plane has said nothing: as the pod says; nobody where policies close the namespace,

@@ -5,14 +5,13 @@
 //! line.
 //!
 //! Invariant: whatever the values, the chart renders the objects of [`super::objects`] (a test renders it; so does `helm`).
-//! Surprise: few expressions are enough: `if`, `with`, a value, `toYaml … | nindent`, `toJson … | quote`, and `fail` for wishes that
-//! do not go together.
+//! Surprise: few expressions are enough: `if`, `with`, a value, `toYaml … | nindent`, `toJson … | quote`, and for wishes that do not go
+//! together `fail`, `regexMatch` and a template that reads quantities.
 
-use schemars::generate::SchemaSettings;
 use serde_json::Value;
 use similar::{DiffOp, capture_diff_slices};
 
-use super::values::{SHARED, SecretName, UNGUARDED, Values};
+use super::values::{If, SecretName, Values, rules, schema};
 use super::{INSTALLED_WITH, Object, everything};
 
 /// Values that are maps or lists, with the field that holds them.
@@ -42,6 +41,15 @@ const SWITCHES: [&str; 6] = [
     "api.expose",
     "ha",
 ];
+/// Values that may be numbers too, which Go would write as 1.28e+08.
+const QUANTITIES: [&str; 4] = [
+    "sidecar.resources.limits.cpu",
+    "sidecar.resources.limits.memory",
+    "sidecar.resources.requests.cpu",
+    "sidecar.resources.requests.memory",
+];
+/// How they are written.
+const AS_TEXT: &str = r#" | toJson | trimAll "\"""#;
 /// The value that stands before a slash, or neither.
 const REGISTRY: &str = "image.registry";
 
@@ -87,22 +95,41 @@ fn mark(path: &str) -> String {
     format!("{MARK}{path})")
 }
 
+/// Reads a quantity, as `weft_wire::annotation::quantity` does.
+const AMOUNT: &str = r#"{{- define "weft.amount" }}
+{{- $units := dict "" "1" "n" "1e-9" "u" "1e-6" "m" "1e-3" "k" "1e3" "M" "1e6" "G" "1e9" "T" "1e12" "P" "1e15" }}
+{{- $units = merge $units (dict "Ki" "1024" "Mi" "1048576" "Gi" "1073741824" "Ti" "1099511627776") }}
+{{- $text := . | toJson | trimAll "\"" }}
+{{- $unit := regexFind "[A-Za-z]*$" $text }}
+{{- mulf (float64 (trimSuffix $unit $text)) (float64 (get $units $unit)) }}
+{{- end }}
+"#;
+
 /// What must not be wished together, in the words of `weft install`.
 fn refusals() -> String {
-    format!(
-        "{{{{- if .Values.api.expose }}}}\n\
-         {{{{- if not .Values.api.tokensSecret }}}}\n\
-         {{{{- if not .Values.api.oidc.issuer }}}}\n\
-         {{{{- fail {UNGUARDED:?} }}}}\n\
-         {{{{- end }}}}\n\
-         {{{{- end }}}}\n\
-         {{{{- end }}}}\n\
-         {{{{- if .Values.ha }}}}\n\
-         {{{{- if .Values.controlPlane.history.persistentVolumeClaim }}}}\n\
-         {{{{- fail {SHARED:?} }}}}\n\
-         {{{{- end }}}}\n\
-         {{{{- end }}}}\n"
-    )
+    let mut out = AMOUNT.to_owned();
+    for rule in rules() {
+        let amount = |path: &str| format!(r#"(include "weft.amount" .Values.{path} | float64)"#);
+        for condition in &rule.when {
+            let condition = match *condition {
+                If::Set(path) => format!(".Values.{path}"),
+                If::Unset(path) => format!("not .Values.{path}"),
+                If::Like(path, pattern) => format!("regexMatch {pattern:?} .Values.{path}"),
+                If::Unlike(path, pattern) => format!("not (regexMatch {pattern:?} .Values.{path})"),
+                If::Above(more, less) => format!("gt {} {}", amount(more), amount(less)),
+            };
+            out.push_str(&format!("{{{{- if {condition} }}}}\n"));
+        }
+        let (words, paths) = rule.parts();
+        let values: String = paths.iter().map(|path| format!(" .Values.{path}")).collect();
+        let words = words.join("%v");
+        out.push_str(&match paths.is_empty() {
+            true => format!("{{{{- fail {words:?} }}}}\n"),
+            false => format!("{{{{- fail (printf {words:?}{values}) }}}}\n"),
+        });
+        out.push_str(&"{{- end }}\n".repeat(rule.when.len()));
+    }
+    out
 }
 
 /// Values that are marks of themselves, with those switches on whose bits are set.
@@ -131,6 +158,8 @@ fn marked(on: usize) -> Values {
         ("injector.failurePolicy", &mut values.injector.failure_policy),
         ("api.publicUrl", &mut values.api.public_url),
         ("api.oidc.clientId", &mut oidc.client_id),
+        ("api.oidc.groupsClaim", &mut oidc.groups_claim),
+        ("api.oidc.scopes", &mut oidc.scopes),
         ("api.oidc.operatorGroups", &mut oidc.operator_groups),
         ("api.oidc.viewerGroups", &mut oidc.viewer_groups),
         ("sidecar.kind", &mut sidecar.kind),
@@ -173,8 +202,11 @@ fn expressions(text: &str) -> Vec<String> {
             let space = " ".repeat(indent(line));
             lines.push(format!("{space}{{{{- with .Values.{path} }}}}"));
             // An option of a command line is no text of its own, and has no character that needs quotes.
-            let dot = if line.ends_with(&format!("={mark}")) { "{{ . }}" } else { "{{ . | quote }}" };
-            lines.push(line.replace(&mark, dot));
+            let dot = match line.ends_with(&format!("={mark}")) {
+                true => format!("{{{{ .{} }}}}", as_text(path)),
+                false => "{{ . | quote }}".to_owned(),
+            };
+            lines.push(line.replace(&mark, &dot));
             lines.push(format!("{space}{{{{- end }}}}"));
         } else {
             lines.push(values_in(line));
@@ -200,6 +232,10 @@ fn indent(line: &str) -> usize {
     line.len() - line.trim_start().len()
 }
 
+fn as_text(path: &str) -> &'static str {
+    if QUANTITIES.contains(&path) { AS_TEXT } else { "" }
+}
+
 /// A line with its plain values.
 fn values_in(line: &str) -> String {
     let registry = format!("{{{{ with .Values.{REGISTRY} }}}}{{{{ . }}}}/{{{{ end }}}}");
@@ -208,7 +244,7 @@ fn values_in(line: &str) -> String {
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         let (path, rest) = part.split_once(')').expect("a mark ends");
-        out.push_str(&format!("{{{{ .Values.{path} }}}}{rest}"));
+        out.push_str(&format!("{{{{ .Values.{path}{} }}}}{rest}", as_text(path)));
     }
     out
 }
@@ -232,12 +268,6 @@ fn choice(switch: &str, off: &[String], on: &[String]) -> Vec<String> {
         lines.push("{{- end }}".to_owned());
     }
     lines
-}
-
-/// The schema of the values, as Helm checks them.
-fn schema() -> Value {
-    let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
-    settings.into_generator().into_root_schema_for::<Values>().to_value()
 }
 
 /// The default values, each with what its type says of it.

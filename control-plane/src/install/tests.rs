@@ -49,6 +49,7 @@ fn the_control_plane_understands_its_command_line() {
         let arguments = container.args.expect("arguments");
         let line = ["weft-control-plane".to_owned()].into_iter().chain(arguments);
         let config = Config::try_parse_from(line).expect("a command line of ours");
+        config.check().expect("one with which it starts");
         let crate::config::Listen::Address(api) = config.api_listen else { panic!("an address") };
         assert!(api.ip().is_loopback() || config.auth.api_tokens.is_some(), "{api} asks nobody");
         let files = [config.auth.api_tokens, config.auth.oidc.oidc_client_secret_file];

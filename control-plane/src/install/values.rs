@@ -5,19 +5,23 @@
 //! that YAML or Kubernetes could take for something else, so that a template needs no quotes.
 
 mod api;
+mod patterns;
 mod sidecar;
+mod together;
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
 use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use weft_wire::tls::TRUST_DOMAIN_DEFAULT;
 
-pub use api::{Api, CLIENT_SECRET_KEY, Oidc, TOKENS_KEY, UNGUARDED};
+pub use api::{Api, CLIENT_SECRET_KEY, Oidc, TOKENS_KEY};
 pub use sidecar::{Limits, Requests, Resources, Sidecar};
+pub use together::{If, Rule, rules};
 
 /// Everything that may be wished.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -28,10 +32,10 @@ pub struct Values {
     /// Where the programs come from
     pub image: Image,
     /// The mesh's name in every identity: spiffe://NAME/ns/…/sa/…
-    #[schemars(regex(pattern = r"^[a-z0-9._-]+$"))]
+    #[schemars(regex(pattern = patterns::DOMAIN))]
     pub trust_domain: String,
     /// What the control plane logs
-    #[schemars(regex(pattern = r"^[A-Za-z0-9_:=,./-]+$"))]
+    #[schemars(regex(pattern = patterns::LOG))]
     pub log: String,
     /// The control plane's pods
     pub control_plane: ControlPlane,
@@ -54,10 +58,10 @@ pub struct Values {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Image {
     /// Registry and path before weft-control-plane and weft-proxy, for instance registry.example.org/mesh; empty for none
-    #[schemars(regex(pattern = r"^([A-Za-z0-9][A-Za-z0-9._:/-]*[A-Za-z0-9])?$"))]
+    #[schemars(regex(pattern = patterns::REGISTRY))]
     pub registry: String,
     /// Tag of both images
-    #[schemars(regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"))]
+    #[schemars(regex(pattern = patterns::TAG))]
     pub tag: String,
     /// When images are pulled: Always, IfNotPresent or Never
     #[schemars(extend("enum" = ["Always", "IfNotPresent", "Never"]))]
@@ -71,6 +75,7 @@ pub struct Image {
 #[serde(deny_unknown_fields)]
 pub struct SecretName {
     /// The name
+    #[schemars(regex(pattern = patterns::NAME), length(min = 1, max = patterns::NAME_MAX))]
     pub name: String,
 }
 
@@ -87,7 +92,7 @@ pub struct ControlPlane {
     #[schemars(with = "Vec<BTreeMap<String, serde_json::Value>>")]
     pub tolerations: Vec<Toleration>,
     /// Priority class of its pods; empty for none
-    #[schemars(regex(pattern = r"^[a-z0-9.-]*$"))]
+    #[schemars(regex(pattern = patterns::NAME), length(max = patterns::NAME_MAX))]
     pub priority_class_name: String,
     /// The graph's history
     pub history: History,
@@ -99,7 +104,7 @@ pub struct ControlPlane {
 pub struct History {
     /// A PersistentVolumeClaim in weft-system that outlives the pod; empty for a volume that ends with it. Not with ha: each
     /// replica has a history of its own, and one claim is not for several
-    #[schemars(regex(pattern = r"^[a-z0-9.-]*$"))]
+    #[schemars(regex(pattern = patterns::NAME), length(max = patterns::NAME_MAX))]
     pub persistent_volume_claim: String,
 }
 
@@ -203,6 +208,7 @@ impl Values {
         for layer in layers {
             merge(&mut values, layer);
         }
+        patterns::is_shaped(&values, &schema(), "")?;
         let values: Self = serde_path_to_error::deserialize(values)
             .map_err(|error| anyhow::anyhow!("{}: {}", error.path(), error.inner()))?;
         values.check()?;
@@ -211,27 +217,16 @@ impl Values {
 
     /// Whether every value can be used.
     fn check(&self) -> anyhow::Result<()> {
-        let Self { ha, image, trust_domain, log, control_plane, injector, api, sidecar, .. } = self;
-        text("image.registry", &image.registry, "._:/-", true)?;
-        ensure!(!image.registry.ends_with('/'), "image.registry: {:?} ends with a slash", image.registry);
-        text("image.tag", &image.tag, "_.-", false)?;
+        let values = serde_json::to_value(self)?;
+        patterns::fits(&values, &schema(), "")?;
         // As the control plane will judge it.
-        weft_wire::SpiffeId::new(trust_domain, super::NAMESPACE, super::NAME)
+        weft_wire::SpiffeId::new(&self.trust_domain, super::NAMESPACE, super::NAME)
             .map_err(|error| anyhow::anyhow!("trustDomain: {error}"))?;
-        text("log", log, "_:=,./-", false)?;
-        text("controlPlane.priorityClassName", &control_plane.priority_class_name, ".-", true)?;
-        let claim = &control_plane.history.persistent_volume_claim;
-        text("controlPlane.history.persistentVolumeClaim", claim, ".-", true)?;
-        ensure!(!ha || claim.is_empty(), "{SHARED}");
-        api.check()?;
-        sidecar.check()?;
-        for (path, word, words) in [
-            ("image.pullPolicy", &image.pull_policy, &["Always", "IfNotPresent", "Never"][..]),
-            ("injector.failurePolicy", &injector.failure_policy, &["Ignore", "Fail"][..]),
-        ] {
-            ensure!(words.contains(&word.as_str()), "{path}: {word:?} is not one of {}", words.join(", "));
+        if let Some(words) = together::refused(&values) {
+            bail!("{words}");
         }
-        Ok(())
+        self.sidecar.check()?;
+        self.api.check()
     }
 
     /// The name of an image.
@@ -242,19 +237,22 @@ impl Values {
     }
 }
 
-/// Why a claim is not for several; the chart says the same.
-pub const SHARED: &str = "controlPlane.history.persistentVolumeClaim: not with ha: each of the replicas has a history of its own, and one \
-                          claim is not for several";
+/// The schema of the values, as Helm checks them.
+#[must_use]
+pub fn schema() -> Value {
+    let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
+    let mut schema = settings.into_generator().into_root_schema_for::<Values>().to_value();
+    whole(&mut schema);
+    schema
+}
 
-/// Whether `value` can stand in a command line and in a template as it is.
-fn text(path: &str, value: &str, more: &str, empty: bool) -> anyhow::Result<()> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || more.contains(c);
-    ensure!(
-        value.chars().all(allowed) && (empty || !value.is_empty()),
-        "{path}: {value:?} has other characters than letters, digits and {more}{}",
-        if empty { "" } else { ", or none" }
-    );
-    Ok(())
+/// Makes every field one that must be there: the defaults have them all, so only who takes one away (`null`) hears of it, and not
+/// a template that needs it.
+fn whole(schema: &mut Value) {
+    let Some(fields) = schema.get_mut("properties").and_then(Value::as_object_mut) else { return };
+    fields.values_mut().for_each(whole);
+    let names: Vec<String> = fields.keys().cloned().collect();
+    schema["required"] = json!(names);
 }
 
 /// Reads `a.b=value`, the value as YAML, into what it stands for.
@@ -266,10 +264,21 @@ pub fn assignment(text: &str) -> anyhow::Result<Value> {
     if path.is_empty() || path.split('.').any(str::is_empty) {
         bail!("it should look like path=value, with a path such as image.tag");
     }
-    let value: Value = serde_yaml::from_str(value).context("what stands behind = is not YAML")?;
+    let value: Value = match serde_yaml::from_str(value) {
+        Ok(value) => value,
+        // Such as `*`, which is no YAML: where a text is wanted, it is one.
+        Err(_) if is_text(path) => value.into(),
+        Err(error) => return Err(error).context("what stands behind = is not YAML"),
+    };
     // Nothing behind `=` is an empty text: who wants to take a value away means that.
     let value = if value.is_null() { "".into() } else { value };
     Ok(path.rsplit('.').fold(value, |value, key| json!({ key: value })))
+}
+
+/// Whether the default of a value is a text.
+fn is_text(path: &str) -> bool {
+    let defaults = serde_json::to_value(Values::default()).unwrap_or_default();
+    path.split('.').fold(&defaults, |value, field| &value[field]).is_string()
 }
 
 /// Lays one value over another: objects field by field, everything else as a whole.
@@ -310,6 +319,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_yaml_is_a_text_where_one_is_wanted() {
+        let wish = assignment("api.oidc.viewerGroups=*").expect("a text");
+        assert_eq!(wish["api"]["oidc"]["viewerGroups"], "*");
+        let wish = assignment("api.oidc.viewerGroups=*,sre").expect("a text");
+        assert_eq!(wish["api"]["oidc"]["viewerGroups"], "*,sre");
+    }
+
+    #[test]
+    fn quantities_may_be_numbers() {
+        for (wish, text) in [("2", "2"), ("2.0", "2"), ("0.5", "0.5"), ("500m", "500m"), ("'1'", "1")] {
+            let values = set(&format!("sidecar.resources.limits.cpu={wish}")).expect(wish);
+            assert_eq!(values.sidecar.resources.limits.cpu, text);
+        }
+        let values = set("sidecar.resources.limits.memory=134217728").expect("bytes");
+        assert_eq!(values.sidecar.resources.limits.memory, "134217728");
+    }
+
+    #[test]
     fn a_wish_that_cannot_be_is_named() {
         for (text, path) in [
             ("ha=perhaps", "ha"),
@@ -324,6 +351,13 @@ mod tests {
             ("sidecar.logLevel=a b", "sidecar.logLevel"),
             ("sidecar.resources.requests.cpu=lots", "sidecar.resources.requests.cpu"),
             ("sidecar.resources.limits.memory=-1", "sidecar.resources.limits.memory"),
+            ("sidecar.resources.limits.cpu=true", "sidecar.resources.limits.cpu"),
+            ("sidecar=classic", "sidecar.kind, sidecar.logLevel"),
+            ("sidecar=null", "sidecar: \"\" is not possible, because it is a map"),
+            ("api.oidc.viewerGroups=a#b", "has '#'"),
+            ("image.pullSecrets=[{name: A}]", "image.pullSecrets[0].name"),
+            ("sidecar.resources.limits.cpu=0", "sidecar.resources.limits.cpu"),
+            ("api={publicUrl: 'https://a:99999999'}", "api.publicUrl"),
             ("api={expose: true}", "api.tokensSecret"),
             ("api={expose: true, publicUrl: 'https://a'}", "api.oidc.issuer"),
             ("api.publicUrl=weft.example.com", "api.publicUrl"),
@@ -341,7 +375,7 @@ mod tests {
             let error = format!("{:#}", Values::layered(layers).expect_err(text));
             assert!(error.contains(path), "{text}: {error}");
         }
-        for text in ["", "=1", "a", "a..b=1", "a=[1"] {
+        for text in ["", "=1", "a", "a..b=1", "a=[1", "sidecar=*", "controlPlane.nodeSelector=*"] {
             assert!(assignment(text).is_err(), "{text:?}");
         }
     }

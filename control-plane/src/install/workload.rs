@@ -19,8 +19,6 @@ const HISTORY: &str = "3Gi";
 const TOKENS_DIRECTORY: &str = "/etc/weft/api-tokens";
 /// Where the Secret that the OpenID provider gave is mounted.
 const OIDC_DIRECTORY: &str = "/etc/weft/oidc";
-/// Where the OpenID provider sends browsers back to, below the API's public address.
-const OIDC_CALLBACK: &str = "/api/session/oidc/callback";
 /// Readable by the pod's group only, as the control plane wants it of tokens.
 const SECRET_MODE: i32 = 0o440;
 /// Namespaces whose pods never get a sidecar: what a cluster needs to run at all must not wait for anybody.
@@ -316,7 +314,8 @@ fn optional<'a>(options: &'a [(&'a str, &'a String)]) -> impl Iterator<Item = St
 /// How people and programs sign in to the API.
 fn signing_in(api: &Api) -> Vec<String> {
     let Api { expose: _, public_url, tokens_secret, oidc } = api;
-    let Oidc { issuer, client_id, client_secret, operator_groups, viewer_groups } = oidc;
+    let Oidc { issuer, client_id, client_secret, operator_groups, viewer_groups, groups_claim, scopes } =
+        oidc;
     let mut arguments: Vec<String> = optional(&[("--api-public-url", public_url)]).collect();
     if !tokens_secret.is_empty() {
         arguments.push(format!("--api-tokens={TOKENS_DIRECTORY}/{TOKENS_KEY}"));
@@ -324,7 +323,9 @@ fn signing_in(api: &Api) -> Vec<String> {
     if !issuer.is_empty() {
         arguments.push(format!("--oidc-issuer={issuer}"));
         arguments.push(format!("--oidc-client-id={client_id}"));
-        arguments.push(format!("--oidc-redirect-url={public_url}{OIDC_CALLBACK}"));
+        arguments.push(format!("--oidc-redirect-url={}", Oidc::redirect_url(public_url)));
+        arguments.push(format!("--oidc-groups-claim={groups_claim}"));
+        arguments.push(format!("--oidc-scopes={scopes}"));
         if !client_secret.is_empty() {
             arguments.push(format!("--oidc-client-secret-file={OIDC_DIRECTORY}/{CLIENT_SECRET_KEY}"));
         }

@@ -2,21 +2,23 @@
 
 use anyhow::anyhow;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use weft_wire::annotation as keys;
 
+use super::patterns;
 use crate::inject::Options;
 
 /// Injected sidecars.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Sidecar {
-    /// native: init containers that stay (Kubernetes 1.29 and later). classic: containers beside the app's. Empty: as the control
-    /// plane decides
+    /// native: init containers that stay (Kubernetes 1.29 and later). classic: containers beside the app's. Empty: native
     #[schemars(extend("enum" = ["", "native", "classic"]))]
     pub kind: String,
-    /// What sidecars log; empty for their own default
-    #[schemars(regex(pattern = r"^[A-Za-z0-9_:=,./-]*$"))]
+    /// What sidecars log: off, error, warn, info, debug or trace, or target=level,…; empty for info
+    #[schemars(regex(pattern = patterns::FILTER))]
     pub log_level: String,
     /// What a sidecar asks for and may use
     pub resources: Resources,
@@ -28,7 +30,8 @@ pub struct Sidecar {
 pub struct Resources {
     /// What it asks for
     pub requests: Requests,
-    /// What it may use; empty for what its node has. It has as many workers as its CPU limit is whole CPUs
+    /// What it may use; empty for what its node has. It has as many workers as its CPU limit, rounded up to whole
+    /// CPUs; without a limit, at most two
     pub limits: Limits,
 }
 
@@ -36,11 +39,13 @@ pub struct Resources {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Requests {
-    /// CPU
-    #[schemars(regex(pattern = r"^[0-9.]+m?$"))]
+    /// CPU: 100m, 0.5, 2
+    #[serde(deserialize_with = "quantity")]
+    #[schemars(regex(pattern = patterns::CPU), extend("type" = ["string", "number"], "exclusiveMinimum" = 0, "exclusiveMaximum" = 10000))]
     pub cpu: String,
-    /// Memory
-    #[schemars(regex(pattern = r"^[0-9.]+[A-Za-z]*$"))]
+    /// Memory: 64Mi, 1Gi
+    #[serde(deserialize_with = "quantity")]
+    #[schemars(regex(pattern = patterns::MEMORY), extend("type" = ["string", "number"], "exclusiveMinimum" = 0, "exclusiveMaximum" = 1_000_000_000_000_000_000_u64))]
     pub memory: String,
 }
 
@@ -48,12 +53,26 @@ pub struct Requests {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
-    /// CPU
-    #[schemars(regex(pattern = r"^([0-9.]+m?)?$"))]
+    /// CPU: 100m, 0.5, 2
+    #[serde(deserialize_with = "quantity")]
+    #[schemars(regex(pattern = patterns::CPU_IF_ANY), extend("type" = ["string", "number"], "exclusiveMinimum" = 0, "exclusiveMaximum" = 10000))]
     pub cpu: String,
-    /// Memory
-    #[schemars(regex(pattern = r"^([0-9.]+[A-Za-z]*)?$"))]
+    /// Memory: 64Mi, 1Gi
+    #[serde(deserialize_with = "quantity")]
+    #[schemars(regex(pattern = patterns::MEMORY_IF_ANY), extend("type" = ["string", "number"], "exclusiveMinimum" = 0, "exclusiveMaximum" = 1_000_000_000_000_000_000_u64))]
     pub memory: String,
+}
+
+/// A quantity as Kubernetes takes it: a text, or a number, which becomes the text that Helm makes of it.
+fn quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::String(text) => Ok(text),
+        Value::Number(number) => Ok(match (number.as_i64(), number.as_f64()) {
+            (None, Some(number)) => number.to_string(),
+            _ => number.to_string(),
+        }),
+        other => Err(D::Error::custom(format!("{other} is no quantity: write one such as 100m, 2 or 64Mi"))),
+    }
 }
 
 impl Default for Requests {
@@ -77,8 +96,6 @@ impl Sidecar {
         };
         judge("sidecar.kind", keys::SIDECAR, kind, true)?;
         judge("sidecar.logLevel", keys::LOG_LEVEL, log_level, true)?;
-        // What a filter may have and a command line in a template may not.
-        super::text("sidecar.logLevel", log_level, "_:=,./-", true)?;
         judge("sidecar.resources.requests.cpu", keys::CPU_REQUEST, &requests.cpu, false)?;
         judge("sidecar.resources.requests.memory", keys::MEMORY_REQUEST, &requests.memory, false)?;
         judge("sidecar.resources.limits.cpu", keys::CPU_LIMIT, &limits.cpu, true)?;

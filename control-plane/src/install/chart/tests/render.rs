@@ -1,7 +1,9 @@
 //! Helm's templates, as far as ours go: a value, `.`, `if`, `if not`, `else`, `with`, `end`, and the functions toYaml,
-//! nindent, toJson and quote; and `fail`, which is a panic with its words.
+//! nindent, toJson, trimAll and quote; conditions with `regexMatch` and with `gt` of two amounts; and `fail`, which is a panic with its
+//! words. What is defined is not rendered: `weft.amount` is what it stands for.
 
 use serde_json::Value;
+use weft_wire::annotation::quantity;
 
 pub(super) fn render(template: &str, values: &Value) -> String {
     let mut parts = parts(template).into_iter().peekable();
@@ -60,7 +62,8 @@ fn block(
                     Some(argument) => (argument, true),
                     None => (argument, false),
                 };
-                let value = look_up(argument, values, dot);
+                // Only what is shown has to be there.
+                let value = if shown { condition(argument, values, dot) } else { Value::Null };
                 let holds = is_true(&value) != negated;
                 let inner = if word == "with" { &value } else { dot };
                 if block(parts, values, inner, shown && holds, out).as_deref() == Some("else") {
@@ -68,12 +71,62 @@ fn block(
                     assert_eq!(end.as_deref(), Some("end"));
                 }
             }
-            "fail" if shown => panic!("{}", serde_json::from_str::<String>(argument).expect("a text")),
+            "define" => {
+                assert_eq!(argument, "\"weft.amount\"", "not used here");
+                assert_eq!(block(parts, values, dot, false, out).as_deref(), Some("end"));
+            }
+            "fail" if shown => panic!("{}", words(argument, values, dot)),
             _ if shown => out.push_str(&pipeline(&expression, values, dot)),
             _ => {}
         }
     }
     None
+}
+
+/// What `if` asks for.
+fn condition(expression: &str, values: &Value, dot: &Value) -> Value {
+    let inner = expression.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')).unwrap_or(expression);
+    if let Some(rest) = inner.strip_prefix("regexMatch ") {
+        let (pattern, path) = quoted(rest);
+        let text = look_up(path.trim(), values, dot);
+        return regex::Regex::new(&pattern)
+            .expect("a pattern")
+            .is_match(text.as_str().expect("a text"))
+            .into();
+    }
+    let Some(rest) = expression.strip_prefix("gt (") else { return look_up(expression, values, dot) };
+    let (more, less) = rest.strip_suffix(')').and_then(|rest| rest.split_once(") (")).expect("two amounts");
+    let amount = |one: &str| {
+        let path =
+            one.strip_prefix("include \"weft.amount\" ").and_then(|one| one.strip_suffix(" | float64"));
+        quantity(&plain(&look_up(path.expect("an amount"), values, dot))).expect("a quantity")
+    };
+    (amount(more) > amount(less)).into()
+}
+
+/// What `fail` says.
+fn words(argument: &str, values: &Value, dot: &Value) -> String {
+    let Some(rest) = argument.strip_prefix("(printf ") else { return quoted(argument).0 };
+    let (format, paths) = quoted(rest.strip_suffix(')').expect("a bracket"));
+    paths
+        .split_whitespace()
+        .fold(format, |said, path| said.replacen("%v", &plain(&look_up(path, values, dot)), 1))
+}
+
+/// A text in quotes, and what is behind it.
+fn quoted(text: &str) -> (String, &str) {
+    let mut read = serde_json::Deserializer::from_str(text).into_iter::<String>();
+    let said = read.next().expect("a text").expect("a text");
+    (said, &text[read.byte_offset()..])
+}
+
+/// As Go writes it in JSON, without quotes.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.as_f64().expect("a number").to_string(),
+        other => other.to_string(),
+    }
 }
 
 fn look_up(path: &str, values: &Value, dot: &Value) -> Value {
@@ -112,7 +165,11 @@ fn pipeline(expression: &str, values: &Value, dot: &Value) -> String {
     };
     for step in steps {
         current = match step.split_once(' ').unwrap_or((step, "")) {
-            ("toJson", "") => look_up(first, values, dot).to_string(),
+            ("toJson", "") => match look_up(first, values, dot) {
+                number @ Value::Number(_) => plain(&number),
+                other => other.to_string(),
+            },
+            ("trimAll", "\"\\\"\"") => current.trim_matches('"').to_owned(),
             ("quote", "") => format!("{current:?}"),
             ("nindent", spaces) => {
                 let space = " ".repeat(spaces.parse().expect("a number"));
@@ -143,6 +200,13 @@ fn it_renders_as_helm_does() {
             "x\n  {{- with .Values.a.d }}\n  y:\n    {{- toYaml . | nindent 4 }}\n  {{- end }}\n",
             "x\n  y:\n    e: 1\n",
         ),
+        (
+            "{{ .Values.a.d.e | toJson | trimAll \"\\\"\" }}{{ .Values.a.b | toJson | trimAll \"\\\"\" }}",
+            "1c",
+        ),
+        ("{{- define \"weft.amount\" }}\nx\n{{- end }}\ny", "\ny"),
+        ("x\n{{- if regexMatch \"^c\" .Values.a.b }}\ny\n{{- end }}\n", "x\ny\n"),
+        ("x\n{{- if not (regexMatch \"^c\" .Values.a.b) }}\ny\n{{- end }}\n", "x\n"),
         ("{{ .Values.a | toJson | quote }}", r#""{\"b\":\"c\",\"d\":{\"e\":1}}""#),
     ] {
         assert_eq!(render(template, &values), text, "{template}");
