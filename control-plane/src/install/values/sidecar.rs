@@ -14,7 +14,7 @@ use crate::inject::Options;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Sidecar {
-    /// native: init containers that stay (Kubernetes 1.29 and later). classic: containers beside the app's. Empty: native
+    /// native: init containers that stay (Kubernetes 1.29 and later). classic: containers beside the app's. Empty: what the cluster's version knows
     #[schemars(extend("enum" = ["", "native", "classic"]))]
     pub kind: String,
     /// What sidecars log: off, error, warn, info, debug or trace, or target=level,…; empty for info
