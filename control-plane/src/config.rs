@@ -122,7 +122,7 @@ pub struct Config {
     pub inject: inject::Options,
 
     /// Restart the owners of pods that should have a sidecar and have none, one at a time, as `kubectl rollout restart` would.
-    /// Without it only where pod or namespace has the annotation `weft.dev/restart: enabled`
+    /// Without it only where pod or namespace says `weft.dev/restart: enabled`
     #[arg(long, env = "WEFT_RESTART_UNINJECTED")]
     pub restart_uninjected: bool,
 

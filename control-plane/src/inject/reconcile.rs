@@ -42,6 +42,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const RESTART_EVERY: Duration = Duration::from_secs(30);
 /// Time between two restarts of the same owner: if one did not help, the next will not.
 const OWNER_EVERY: Duration = Duration::from_secs(3600);
+/// How many owners may fail in one look before the rest waits for the next: an API server that is away is not asked of all.
+const FAILURES_MAX: usize = 3;
+/// Clocks of one cluster differ by less.
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Events at a time; the rest follows with the next look.
 const EVENTS_MAX: usize = 20;
 /// How long the API server may take.
@@ -71,6 +75,7 @@ type PodKey = (String, String);
 #[derive(Debug, Default)]
 pub struct Restarts {
     last: Option<Instant>,
+    /// Until when an owner is left in peace.
     of: HashMap<Owner, Instant>,
 }
 
@@ -80,9 +85,10 @@ impl Restarts {
         self.last.is_some_and(|last| now.saturating_duration_since(last) < RESTART_EVERY)
     }
 
-    /// Whether `owner` need not be asked about: it has been restarted within the hour, as far as is known here.
+    /// Whether `owner` need not be asked about: it has been restarted within the hour, as far as is known here, or could not be
+    /// asked about just now.
     fn knows(&mut self, owner: &Owner, now: Instant) -> bool {
-        self.of.retain(|_, at| now.saturating_duration_since(*at) < OWNER_EVERY);
+        self.of.retain(|_, until| now < *until);
         self.of.contains_key(owner)
     }
 
@@ -93,17 +99,17 @@ impl Restarts {
         }
         if let Some(ago) = ago.filter(|ago| *ago < OWNER_EVERY) {
             // Another control plane did it, or this one before it was started.
-            self.of.insert(owner.clone(), now.checked_sub(ago).unwrap_or(now));
+            self.of.insert(owner.clone(), now + (OWNER_EVERY - ago));
             return false;
         }
         self.last = Some(now);
-        self.of.insert(owner.clone(), now);
+        self.of.insert(owner.clone(), now + OWNER_EVERY);
         true
     }
 
-    /// Leaves `owner` in peace as one that was restarted: it could not be asked about, and others wait behind it.
+    /// Leaves `owner` in peace for a while: it could not be asked about, and others wait behind it.
     fn postpone(&mut self, owner: &Owner, now: Instant) {
-        self.of.insert(owner.clone(), now);
+        self.of.insert(owner.clone(), now + PATIENCE);
     }
 }
 
@@ -235,6 +241,7 @@ impl Reconciler {
         if !*self.leads.borrow() || !(self.webhook)() || self.restarts.rests(now) {
             return;
         }
+        let mut failures = 0;
         for pod in missing {
             let since = self.missed.get(&key(pod)).copied().unwrap_or(now);
             if pod.restart.unwrap_or(self.restart_all) && now.saturating_duration_since(since) >= PATIENCE {
@@ -245,7 +252,13 @@ impl Reconciler {
                         return;
                     }
                     Ok(None) => {}
-                    Err(error) => return self.count("restart", Err(error), pod),
+                    Err(error) => {
+                        self.count("restart", Err(error), pod);
+                        failures += 1;
+                        if failures == FAILURES_MAX {
+                            return;
+                        }
+                    }
                 }
             }
         }
@@ -376,11 +389,11 @@ impl Reconciler {
     }
 }
 
-/// How long ago `at` was. Clocks differ: what is yet to come is now; what is to come in a year, no clock said.
+/// How long ago `at` was. Clocks differ: what is yet to come is now; what is more than a day to come, no clock said.
 fn ago(at: Timestamp, now: Timestamp) -> Option<Duration> {
     match Duration::try_from(now.duration_since(at)) {
         Ok(ago) => Some(ago),
-        Err(_) => (at.duration_since(now).unsigned_abs() < OWNER_EVERY).then_some(Duration::ZERO),
+        Err(_) => (at.duration_since(now).unsigned_abs() < DAY).then_some(Duration::ZERO),
     }
 }
 
@@ -487,10 +500,10 @@ mod tests {
         let mut reconciler = reconciler(403, &json!({ "kind": "Status", "status": "Failure", "code": 403 }));
         let now = Instant::now();
         assert!(reconciler.may_restart(&missed(), now).await.is_err());
-        // It is passed over, for as long as one that was restarted.
-        assert!(matches!(reconciler.may_restart(&missed(), now + PATIENCE).await, Ok(None)));
+        // It is passed over for a while.
+        assert!(matches!(reconciler.may_restart(&missed(), now + PATIENCE / 2).await, Ok(None)));
         assert!(!reconciler.restarts.rests(now), "nobody was restarted");
-        assert!(reconciler.may_restart(&missed(), now + OWNER_EVERY).await.is_err());
+        assert!(reconciler.may_restart(&missed(), now + PATIENCE).await.is_err());
     }
 
     #[test]

@@ -51,30 +51,37 @@ pub struct Program<'a> {
 
 /// Since when an init container that always restarts stays, without a feature gate (KEP-753).
 const NATIVE_SINCE: (u32, u32) = (1, 29);
-/// How long the API server may take to say its version.
-const VERSION_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the API server may take to say its version, and how often it is asked.
+const VERSION_PATIENCE: Duration = Duration::from_secs(3);
+const VERSION_TRIES: usize = 3;
 
 /// How sidecars are in this cluster: of the kind that its version knows, where nobody has chosen one. An older API server would
-/// drop the field that makes an init container stay, and the pod would wait for its end for ever.
+/// drop the field that makes an init container stay, and the pod would wait for its end for ever. (A kubelet may be older than
+/// its API server: until the last node is at 1.29, the operator must say `classic`.)
 pub async fn settings(client: &Client, options: &Options, trust_domain: &str) -> Settings {
     let mut settings = Settings::new(options, trust_domain);
     if options.sidecar.is_some() {
         return settings;
     }
-    match tokio::time::timeout(VERSION_PATIENCE, client.apiserver_version()).await {
-        Ok(Ok(version)) => {
-            settings.sidecar = kind(&version.major, &version.minor);
-            let kind = settings.sidecar.word();
-            info!(kubernetes = version.git_version, kind, "the kind of sidecars, where nobody says another");
+    for _ in 0..VERSION_TRIES {
+        match tokio::time::timeout(VERSION_PATIENCE, client.apiserver_version()).await {
+            Ok(Ok(version)) => {
+                settings.sidecar = kind(&version.major, &version.minor);
+                let kind = settings.sidecar.word();
+                info!(
+                    kubernetes = version.git_version,
+                    kind, "the kind of sidecars, where nobody says another"
+                );
+                return settings;
+            }
+            Ok(Err(error)) => {
+                warn!(error = &error as &dyn std::error::Error, "the API server does not say its version")
+            }
+            Err(_) => warn!("the API server does not say its version within {VERSION_PATIENCE:?}"),
         }
-        Ok(Err(error)) => unknown(&error),
-        Err(late) => unknown(&late),
     }
+    warn!("sidecars are native, as from Kubernetes 1.29 on; an older cluster needs --sidecar=classic");
     settings
-}
-
-fn unknown(error: &(dyn std::error::Error + 'static)) {
-    warn!(error, "the API server does not say its version; sidecars are native, as from Kubernetes 1.29 on");
 }
 
 /// The kind of sidecar for a version of Kubernetes. Some providers write `28+`.

@@ -117,7 +117,7 @@ pub struct Injector {
     #[schemars(extend("enum" = ["Ignore", "Fail"]))]
     pub failure_policy: String,
     /// The right to restart Deployments, StatefulSets and DaemonSets whose pods came without their sidecars. It is used only where
-    /// a pod or its namespace has the annotation weft.dev/restart: enabled
+    /// a pod or its namespace says weft.dev/restart: enabled
     pub may_restart: bool,
 }
 

@@ -258,7 +258,11 @@ impl World {
     /// Whether at every port of a namespace's pods those are kept out whom no policy lets in.
     #[must_use]
     pub fn is_closed(&self, namespace: &str) -> bool {
-        let mut is_closed = self.access.posture(namespace) == Posture::Deny;
+        if self.access.posture(namespace) == Posture::Deny {
+            // It said so itself, whatever policies open later.
+            return true;
+        }
+        let mut is_closed = false;
         for access in self.access.in_namespace(namespace).filter_map(|spec| spec.access.as_ref()) {
             if access.action == Action::Allow && !access.audit {
                 // A rule that names nobody and nothing is about everybody and everything.

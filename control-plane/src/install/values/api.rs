@@ -23,7 +23,7 @@ pub const CLIENT_SECRET_KEY: &str = "client-secret";
 pub struct Api {
     /// Reachable in the cluster, for an Ingress, instead of by kubectl port-forward only. Needs tokens or OpenID Connect
     pub expose: bool,
-    /// How browsers reach it, where something in front of it speaks TLS: https://weft.example.com, without a path; empty for nothing
+    /// How browsers reach it, where something in front of it speaks TLS: https and a host, without a path; empty for nothing
     #[schemars(regex(pattern = patterns::ORIGIN))]
     pub public_url: String,
     /// A Secret in weft-system whose key tokens.yaml has the lines that weft auth token prints; empty for none. With it the API

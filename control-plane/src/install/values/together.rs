@@ -36,8 +36,7 @@ pub struct Rule {
 const ISSUER: &str = "api.oidc.issuer";
 const PUBLIC_URL: &str = "api.publicUrl";
 /// What never leaves the machine.
-const LOOPBACK: &str =
-    r"^(?i:http://(([a-z0-9.-]+\.)?localhost|127\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3})(:[0-9]+)?)$";
+const LOOPBACK: &str = r"^(?i:http://(([a-z0-9.-]+\.)?localhost|127\.0\.0\.1)(:[0-9]+)?)$";
 /// Pattern of the claim that everybody asks for; a test compares.
 const GROUPS_CLAIM_ONLY: &str = "^groups$";
 /// Pattern of the scopes that everybody asks for; a test compares.
