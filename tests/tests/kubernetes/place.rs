@@ -201,7 +201,11 @@ impl Place {
 
     /// Starts a control plane as the pod `pod`, with more flags.
     pub(crate) async fn start(&self, pod: &'static str, flags: &[&str]) -> anyhow::Result<Replica> {
-        self.apply(&pod_of(OWN, pod, "{}")).await?;
+        // A namespace gets its service account a moment after it is made.
+        let made = poll::until("its pod is made", PATIENCE, async || {
+            self.apply(&pod_of(OWN, pod, "{}")).await.map_err(|error| format!("{error:#}"))
+        });
+        made.await?;
         let kubeconfig = format!("--kubeconfig={}", self.kubeconfig.display());
         let name = format!("--pod-name={pod}");
         let fixed = [
