@@ -5,7 +5,6 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, ObjectMeta, PartialObjectMeta};
 use kube::{Api, Client};
@@ -66,50 +65,21 @@ impl Cluster {
 
     /// The trust bundles that the control plane has written beside injected pods.
     pub(super) async fn bundles(&self) -> anyhow::Result<Vec<Named>> {
-        let api: Api<PartialObjectMeta<ConfigMap>> = Api::all(self.0.clone());
         let ours = ListParams::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
-        let found = timeout(PATIENCE, api.list(&ours)).await.context("the cluster does not answer")?;
-        let found = found.context("cannot look for trust bundles")?;
-        Ok(found
-            .items
-            .into_iter()
-            .map(|one| Named {
-                api_version: "v1".to_owned(),
-                kind: "ConfigMap".to_owned(),
-                namespace: one.metadata.namespace,
-                name: one.metadata.name.unwrap_or_default(),
-            })
-            .collect())
+        let found = names(&Api::<ConfigMap>::all(self.0.clone()), &ours).await;
+        found.context("cannot look for trust bundles")
     }
 
-    /// What holds data in Weft's namespace: claims, and Secrets but those of service accounts.
+    /// What holds data in Weft's namespace: claims, and Secrets but those of service accounts. A page of each, which is enough to
+    /// know that there are some.
     pub(super) async fn holders(&self) -> anyhow::Result<Vec<Named>> {
-        let all = ListParams::default();
-        let mut found = self.names::<PersistentVolumeClaim>("PersistentVolumeClaim", &all).await?;
-        let people = all.fields("type!=kubernetes.io/service-account-token");
-        found.extend(self.names::<Secret>("Secret", &people).await?);
+        let page = ListParams::default().limit(PAGE);
+        let claims = Api::<PersistentVolumeClaim>::namespaced(self.0.clone(), NAMESPACE);
+        let secrets = Api::<Secret>::namespaced(self.0.clone(), NAMESPACE);
+        let mut found = names(&claims, &page).await?;
+        let people = page.fields("type!=kubernetes.io/service-account-token");
+        found.extend(names(&secrets, &people).await?);
         Ok(found)
-    }
-
-    /// Names of one kind in Weft's namespace: a page of them, which is enough to know that there are some.
-    async fn names<K>(&self, kind: &str, which: &ListParams) -> anyhow::Result<Vec<Named>>
-    where
-        K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + Debug
-            + DeserializeOwned,
-    {
-        let api: Api<PartialObjectMeta<K>> = Api::namespaced(self.0.clone(), NAMESPACE);
-        let found = timeout(PATIENCE, api.list(&which.clone().limit(PAGE))).await;
-        let found = found.context("the cluster does not answer")?;
-        let found = found.with_context(|| format!("cannot list each {kind} of namespace {NAMESPACE}"))?;
-        let named = |one: PartialObjectMeta<K>| Named {
-            api_version: "v1".to_owned(),
-            kind: kind.to_owned(),
-            namespace: one.metadata.namespace,
-            name: one.metadata.name.unwrap_or_default(),
-        };
-        Ok(found.items.into_iter().map(named).collect())
     }
 
     /// Pods that have a sidecar.
@@ -136,4 +106,21 @@ impl Cluster {
             }
         }
     }
+}
+
+/// The names of what is there, without what is in it.
+async fn names<K>(api: &Api<K>, which: &ListParams) -> anyhow::Result<Vec<Named>>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let (api_version, kind) = (K::api_version(&()), K::kind(&()));
+    let found = timeout(PATIENCE, api.list_metadata(which)).await.context("the cluster does not answer")?;
+    let found = found.with_context(|| format!("cannot list each {kind} ({})", api.resource_url()))?;
+    let named = |one: PartialObjectMeta<K>| Named {
+        api_version: api_version.to_string(),
+        kind: kind.to_string(),
+        namespace: one.metadata.namespace,
+        name: one.metadata.name.unwrap_or_default(),
+    };
+    Ok(found.items.into_iter().map(named).collect())
 }
