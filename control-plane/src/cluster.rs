@@ -29,6 +29,7 @@ pub mod leader;
 pub mod lease;
 pub mod secret;
 pub mod status;
+pub mod version;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -21,6 +21,7 @@ use super::keeper::{Keeper, Served};
 use super::reconcile::{Latest, Needs, Reconciler};
 use super::webhook::{Namespaces, Webhook};
 use super::{Options, Settings};
+use crate::cluster::version::{NATIVE_SIDECARS, number};
 use crate::drain::Drain;
 use crate::serve;
 use crate::world::Live;
@@ -49,8 +50,6 @@ pub struct Program<'a> {
     pub drain: &'a Drain,
 }
 
-/// Since when an init container that always restarts stays, without a feature gate (KEP-753).
-const NATIVE_SINCE: (u32, u32) = (1, 29);
 /// How long the API server may take to say its version, and how often it is asked.
 const VERSION_PATIENCE: Duration = Duration::from_secs(3);
 const VERSION_TRIES: usize = 3;
@@ -84,11 +83,10 @@ pub async fn settings(client: &Client, options: &Options, trust_domain: &str) ->
     settings
 }
 
-/// The kind of sidecar for a version of Kubernetes. Some providers write `28+`.
+/// The kind of sidecar for a version of Kubernetes.
 fn kind(major: &str, minor: &str) -> Sidecar {
-    let number = |text: &str| text.trim_end_matches('+').parse::<u32>().ok();
     match (number(major), number(minor)) {
-        (Some(major), Some(minor)) if (major, minor) < NATIVE_SINCE => Sidecar::Classic,
+        (Some(major), Some(minor)) if (major, minor) < NATIVE_SIDECARS => Sidecar::Classic,
         _ => Sidecar::Native,
     }
 }

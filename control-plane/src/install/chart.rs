@@ -13,6 +13,7 @@ use similar::{DiffOp, capture_diff_slices};
 
 use super::values::{If, SecretName, Values, rules, schema};
 use super::{INSTALLED_WITH, Object, everything};
+use crate::cluster::version::OLDEST;
 
 /// Values that are maps or lists, with the field that holds them.
 const BLOCKS: [(&str, &str); 4] = [
@@ -82,9 +83,10 @@ pub fn files() -> Vec<(String, String)> {
 
 fn about() -> String {
     let version = env!("CARGO_PKG_VERSION");
+    let (major, minor) = OLDEST;
     format!(
         "apiVersion: v2\nname: weft\ndescription: A service mesh that shows its work\ntype: application\nversion: {version}\n\
-         appVersion: {version}\nkubeVersion: '>=1.27.0-0'\n"
+         appVersion: {version}\nkubeVersion: '>={major}.{minor}.0-0'\n"
     )
 }
 

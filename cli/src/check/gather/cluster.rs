@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ListParams;
 use kube::{Api, Client};
 use serde::Deserialize;
+use weft_control_plane::cluster::version::number;
 use weft_wire::annotation::INJECT;
 
 use super::super::facts::{self, Fact, ServerVersion, Webhook};
@@ -81,10 +82,9 @@ async fn version(client: &Client) -> Fact<ServerVersion> {
     }
     let info: Info = serde_json::from_slice(&body)
         .map_err(|_| Trouble::Refused("what answers there is not an API server".into()))?;
-    // `29+`, as some providers write it.
-    let number = |text: &str| text.trim_end_matches('+').parse().unwrap_or_default();
+    let part = |text: &str| number(text).unwrap_or_default();
     let now = date.and_then(|date| parse(&date));
-    Ok(ServerVersion { major: number(&info.major), minor: number(&info.minor), text: info.git, now })
+    Ok(ServerVersion { major: part(&info.major), minor: part(&info.minor), text: info.git, now })
 }
 
 async fn webhooks(client: &Client) -> Fact<Vec<Webhook>> {

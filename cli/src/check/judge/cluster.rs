@@ -3,16 +3,13 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use weft_control_plane::cluster::version::{NATIVE_SIDECARS, OLDEST};
 
 use super::super::catalog::Check;
 use super::super::facts::{Cluster, Installed, Lease, Replica};
 use super::{Outcome, injector, known, unanswered};
 use crate::kubernetes::{CONTROL_PLANE, NAMESPACE, Trouble};
 
-/// The oldest Kubernetes whose API server takes the rules in our kinds.
-const OLDEST: (u32, u32) = (1, 27);
-/// From here on sidecars are init containers that stay.
-const NATIVE: (u32, u32) = (1, 29);
 /// Meshes that inject, by how the configurations of their webhooks begin.
 const OTHERS: [(&str, &str); 5] = [
     ("istio-sidecar-injector", "Istio"),
@@ -83,10 +80,10 @@ fn version(cluster: &Cluster) -> Result<Outcome, Outcome> {
     let number = (version.major, version.minor);
     Ok(if number < OLDEST {
         Outcome::fail(format!("it is {}, and 1.{} is needed", version.text, OLDEST.1))
-    } else if number < NATIVE {
+    } else if number < NATIVE_SIDECARS {
         Outcome::note(format!(
             "it is {}: sidecars are ordinary containers, which start beside the app; from 1.{} on they start before it",
-            version.text, NATIVE.1
+            version.text, NATIVE_SIDECARS.1
         ))
     } else {
         Outcome::passed(version.text.clone())
