@@ -216,7 +216,23 @@ impl App {
         };
         let secure = ca.as_ref().map(|ca| (ca, guard));
         let metrics = serve::Metrics::new(&registry);
-        if let (Some(cluster), Some(listener)) = (&cluster, listeners.inject.take()) {
+        // A sidecar that is taken before the first look could be of another's, and what it reports missing there.
+        let kind = async {
+            match (&cluster, &listeners.inject) {
+                (Some(cluster), Some(_)) => {
+                    Some(inject::run::settings(&cluster.client, &injecting, &trust_domain).await)
+                }
+                _ => None,
+            }
+        };
+        let (settings, looked) = tokio::join!(kind, tokio::time::timeout(FIRST_LOOK, lead.looked()));
+        if looked.is_err() {
+            warn!(
+                "nobody knows who leads: the Lease could not be read within {FIRST_LOOK:?}; sidecars are served until it is"
+            );
+        }
+        if let (Some(cluster), Some(settings), Some(listener)) = (&cluster, settings, listeners.inject.take())
+        {
             let program = inject::run::Program {
                 client: cluster.client.clone(),
                 namespace: &cluster.namespace,
@@ -229,14 +245,7 @@ impl App {
                 registry: &registry,
                 drain: &drain,
             };
-            let settings = inject::run::settings(&cluster.client, &injecting, &trust_domain).await;
             inject::run::start(program, settings, listener);
-        }
-        // A sidecar that is taken before this could be of another's, and what it reports missing there.
-        if tokio::time::timeout(FIRST_LOOK, lead.looked()).await.is_err() {
-            warn!(
-                "nobody knows who leads: the Lease could not be read within {FIRST_LOOK:?}; sidecars are served until it is"
-            );
         }
         listeners.serve(xds, secure, (&ingest, &lead), (api, auth, audit), (&registry, &metrics), &drain)?;
         announce(&bound, ready_file.as_deref())?;
