@@ -106,9 +106,9 @@ impl Election {
         self.holder().filter(|holder| *holder != &*self.identity && !self.is_over && !self.is_former(holder))
     }
 
-    /// Whether that was an earlier run of ours.
+    /// Whether `holder`, which is not this run, was an earlier one of ours.
     fn is_former(&self, holder: &str) -> bool {
-        self.former.as_deref().is_some_and(|former| holder.starts_with(former)) && *holder != *self.identity
+        self.former.as_deref().is_some_and(|former| holder.starts_with(former))
     }
 
     /// Takes note of the Lease as it is, read at `now`, and says what to do. `wall` is the time for people.

@@ -34,18 +34,30 @@ pub(super) const GROUPS: &str =
 pub(super) const CLAIM: &str = r"^[A-Za-z0-9_.:/-]*[A-Za-z0-9_./-]$";
 /// Scopes.
 pub(super) const SCOPES: &str = r"^[A-Za-z0-9_.:/-]*[A-Za-z0-9_./-](,[A-Za-z0-9_.:/-]*[A-Za-z0-9_./-])*$";
+macro_rules! cpu {
+    () => {
+        r"0*[1-9][0-9]{0,3}(\.[0-9]{1,9})?|0+\.[0-9]{0,8}[1-9][0-9]{0,8}|[1-9][0-9]{0,6}m"
+    };
+}
+macro_rules! memory {
+    () => {
+        r"(0*[1-9][0-9]{0,17}(\.[0-9]{1,9})?|0+\.[0-9]{0,8}[1-9][0-9]{0,8})(k|M|G|T|P|Ki|Mi|Gi|Ti)?"
+    };
+}
 /// CPUs, more than none and fewer than ten thousand.
-pub(super) const CPU: &str =
-    r"^(0*[1-9][0-9]{0,3}(\.[0-9]{1,9})?|0+\.[0-9]{0,8}[1-9][0-9]{0,8}|[1-9][0-9]{0,6}m)$";
+pub(super) const CPU: &str = concat!("^(", cpu!(), ")$");
 /// The same, or nothing.
-pub(super) const CPU_IF_ANY: &str =
-    r"^(0*[1-9][0-9]{0,3}(\.[0-9]{1,9})?|0+\.[0-9]{0,8}[1-9][0-9]{0,8}|[1-9][0-9]{0,6}m)?$";
+pub(super) const CPU_IF_ANY: &str = concat!("^(", cpu!(), ")?$");
 /// Bytes, more than none.
-pub(super) const MEMORY: &str =
-    r"^(0*[1-9][0-9]{0,17}(\.[0-9]{1,9})?|0+\.[0-9]{0,8}[1-9][0-9]{0,8})(k|M|G|T|P|Ki|Mi|Gi|Ti)?$";
+pub(super) const MEMORY: &str = concat!("^", memory!(), "$");
 /// The same, or nothing.
-pub(super) const MEMORY_IF_ANY: &str =
-    r"^((0*[1-9][0-9]{0,17}(\.[0-9]{1,9})?|0+\.[0-9]{0,8}[1-9][0-9]{0,8})(k|M|G|T|P|Ki|Mi|Gi|Ti)?)?$";
+pub(super) const MEMORY_IF_ANY: &str = concat!("^(", memory!(), ")?$");
+
+/// What CPUs are, for people.
+const CPUS: &str = "CPUs such as 100m, 0.5 or 2: more than 0, less than 10000";
+/// What memory is, for people.
+const BYTES: &str =
+    "memory such as 64Mi, 1Gi or 1000000: more than 0; k, M, G, T, P, Ki, Mi, Gi and Ti are known";
 
 /// Of each pattern: the characters that it may have beside letters and digits, and what it wants, for people.
 const WORDS: [(&str, &str, &str); 16] = [
@@ -73,18 +85,10 @@ const WORDS: [(&str, &str, &str); 16] = [
     ),
     (CLAIM, "_.:/-", "the name of a claim such as groups or realm_access.roles"),
     (SCOPES, "_.:/,-", "scopes such as profile,email,groups"),
-    (CPU, "._+", "CPUs such as 100m, 0.5 or 2: more than 0, less than 10000"),
-    (CPU_IF_ANY, "._+", "CPUs such as 100m, 0.5 or 2: more than 0, less than 10000"),
-    (
-        MEMORY,
-        "._+",
-        "memory such as 64Mi, 1Gi or 1000000: more than 0; k, M, G, T, P, Ki, Mi, Gi and Ti are known",
-    ),
-    (
-        MEMORY_IF_ANY,
-        "._+",
-        "memory such as 64Mi, 1Gi or 1000000: more than 0; k, M, G, T, P, Ki, Mi, Gi and Ti are known",
-    ),
+    (CPU, "._+", CPUS),
+    (CPU_IF_ANY, "._+", CPUS),
+    (MEMORY, "._+", BYTES),
+    (MEMORY_IF_ANY, "._+", BYTES),
 ];
 
 /// Whether every value looks as the schema says.

@@ -67,9 +67,10 @@ pub struct Limits {
 fn quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     match Value::deserialize(deserializer)? {
         Value::String(text) => Ok(text),
-        Value::Number(number) => Ok(match (number.as_i64(), number.as_f64()) {
-            (None, Some(number)) => number.to_string(),
-            _ => number.to_string(),
+        Value::Number(number) => Ok(match number.as_i64() {
+            Some(whole) => whole.to_string(),
+            // As Rust writes it: without an exponent, and 2.0 as 2.
+            None => number.as_f64().map_or_else(|| number.to_string(), |float| float.to_string()),
         }),
         other => Err(D::Error::custom(format!("{other} is no quantity: write one such as 100m, 2 or 64Mi"))),
     }
